@@ -1,0 +1,36 @@
+# Compiles src/kernels/isa/*.cpp once per instruction set, each with its own flags and its own namespace.
+# The flags never leave these object libraries.
+if(TARGET xsimd::xsimd)
+  set(skald_xsimd xsimd::xsimd)
+else()
+  set(skald_xsimd xsimd)
+endif()
+
+function(skald_kernel_library isa)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/kernels/isa/*.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  add_library(skald_kernels_${isa} OBJECT ${sources})
+  target_compile_definitions(skald_kernels_${isa} PRIVATE SKALD_ISA=${isa} SKALD_ISA_${isa}=1)
+  # Never below -O1: at -O0 inline functions become weak symbols that the linker may share between instruction sets.
+  target_compile_options(skald_kernels_${isa} PRIVATE $<$<CONFIG:Debug>:-O1> ${ARGN} -fno-fast-math -ffp-contract=off
+                         -fno-exceptions -fno-rtti)
+  target_include_directories(skald_kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
+  target_link_libraries(skald_kernels_${isa} PRIVATE skald_build_options ${skald_xsimd})
+  set_target_properties(skald_kernels_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
+                        VISIBILITY_INLINES_HIDDEN ON)
+  target_sources(skald PRIVATE $<TARGET_OBJECTS:skald_kernels_${isa}>)
+  set_property(GLOBAL APPEND PROPERTY SKALD_KERNEL_ISAS ${isa})
+endfunction()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  skald_kernel_library(baseline -mno-avx -mno-sse3)
+  skald_kernel_library(avx2 -mavx2 -mfma -mf16c -mbmi2 -mno-avx512f)
+  skald_kernel_library(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mf16c -mbmi2
+                       -mprefer-vector-width=512 -mno-avx512vnni)
+  skald_kernel_library(avx512vnni -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx512vnni -mfma -mf16c
+                       -mbmi2 -mprefer-vector-width=512)
+else()
+  skald_kernel_library(baseline)
+endif()

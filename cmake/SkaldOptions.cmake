@@ -1,0 +1,18 @@
+# Compile options of everything that is built here; none of them reaches a consumer.
+if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+add_library(skald_build_options INTERFACE)
+target_compile_features(skald_build_options INTERFACE cxx_std_20)
+target_compile_options(skald_build_options INTERFACE -Wall -Wextra -ffp-contract=off)
+# GCC 12 reports std::string concatenation as overlapping memcpy (GCC bug 105651).
+target_compile_options(skald_build_options INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
+if(SKALD_WERROR)
+  target_compile_options(skald_build_options INTERFACE -Werror)
+endif()
+if(SKALD_SANITIZE)
+  target_compile_options(skald_build_options INTERFACE -fsanitize=${SKALD_SANITIZE} -fno-omit-frame-pointer
+                                                       -fno-sanitize-recover=all)
+  target_link_options(skald_build_options INTERFACE -fsanitize=${SKALD_SANITIZE})
+endif()
