@@ -1,0 +1,203 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <variant>
+
+#include <skald/core/dtype.hpp>
+#include <skald/kernels/kv_layout.hpp>
+
+/// The operations a backend runs, as plain data: a forward pass is a list of them. Every op is trivially copyable;
+/// pointers marked [device] are addresses in memory of the backend (see Buffer), pointers marked [host] are read
+/// when the op runs and must stay valid until the stream is synchronized.
+///
+/// Numerics common to all backends (bit-exactness): each output element is one fold over its inner dimension in a
+/// fixed order that depends on neither the other rows of the batch nor the number of threads.
+namespace skald::inline v0 {
+
+class Weight;
+
+/// Row-major matrix of f32 in backend memory: `rows` x `cols`, `stride` elements from row to row.
+struct Matrix {
+  float* data = nullptr;  ///< [device]
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride = 0;
+};
+
+/// out[i, :] = scale * table[tokens[i], :]
+struct EmbedOp {
+  const Weight* table = nullptr;         ///< [vocabulary, dim], any weight format
+  const std::int32_t* tokens = nullptr;  ///< [host] out.rows token ids
+  Matrix out{};
+  float scale = 1.0F;
+};
+
+/// Copies rows from host memory: out = host. For embeddings given instead of tokens.
+struct UploadOp {
+  const float* host = nullptr;  ///< [host] out.rows x out.cols, dense
+  Matrix out{};
+};
+
+enum class NormKind : std::uint8_t { none, rms, layer };
+
+/// Normalization of rows. RMS: x / sqrt(mean(x^2) + eps) * weight (Zhang, Sennrich 2019);
+/// layer: (x - mean) / sqrt(var + eps) * weight + bias (Ba, Kiros, Hinton 2016).
+struct Norm {
+  NormKind kind = NormKind::none;
+  const float* weight = nullptr;  ///< [device] cols elements, or null for ones
+  const float* bias = nullptr;    ///< [device] cols elements, or null for zeros
+  float epsilon = 0.0F;
+};
+
+/// out = norm(x). In place if out.data == x.data.
+struct NormOp {
+  Matrix x{};
+  Norm norm{};
+  Matrix out{};
+};
+
+enum class Activation : std::uint8_t { none, silu, gelu_tanh, gelu_erf, relu, relu_squared };
+
+/// What happens to the products of a LinearOp.
+enum class LinearEpilogue : std::uint8_t {
+  store,  ///< out[p] = activation(scale * (W[p] x + bias[p]))
+  add,    ///< out[p] += scale * (W[p] x + bias[p])   (residual)
+  gated,  ///< two parts: out[0] = activation(W[0] x + bias[0]) * (W[1] x + bias[1])
+};
+
+/// One weight matrix of a LinearOp.
+struct LinearPart {
+  const Weight* weight = nullptr;  ///< [out.cols, x.cols]
+  const float* bias = nullptr;     ///< [device] out.cols elements, or null
+  Matrix out{};                    ///< rows as many as input rows; for `gated` only that of part 0 is written
+};
+
+/// out[p] = epilogue(W[p] * norm(x)) for up to three matrices that share their input.
+struct LinearOp {
+  Matrix x{};
+  Norm norm{};
+  const std::int32_t* rows = nullptr;  ///< [host] row i of the input is x[rows[i]]; null: all rows of x in order
+  std::int32_t row_count = 0;          ///< number of entries in `rows`
+  std::int32_t part_count = 1;
+  std::array<LinearPart, 3> parts{};
+  LinearEpilogue epilogue = LinearEpilogue::store;
+  Activation activation = Activation::none;
+  float scale = 1.0F;
+};
+
+/// out[i, 2j] = magnitude * cos(positions[i] * inverse_frequencies[j]), out[i, 2j + 1] the same with sin; the angle is
+/// formed in double precision. Shared by all layers of one rotary kind.
+struct RopeTableOp {
+  const std::int32_t* positions = nullptr;      ///< [host] out.rows positions
+  const double* inverse_frequencies = nullptr;  ///< [host] out.cols / 2 elements
+  float magnitude = 1.0F;
+  Matrix out{};  ///< [tokens, rotary dims]
+};
+
+enum class RopeKind : std::uint8_t {
+  none,
+  interleaved,  ///< rotates (x[2i], x[2i + 1])        (Su et al. 2021, arXiv 2104.09864)
+  half,         ///< rotates (x[i], x[i + dims / 2])   (GPT-NeoX)
+};
+
+/// One KV-head group of one sequence in one layer.
+struct KvTable {
+  const std::uint32_t* pages = nullptr;  ///< [host] page numbers, in slot order
+  std::int32_t length = 0;  ///< slots filled before this batch; row i of the segment goes to slot length + i
+};
+
+/// Consecutive rows of a batch that belong to one sequence.
+struct Segment {
+  std::int32_t row_begin = 0;
+  std::int32_t row_count = 0;
+  /// [host] null: row i sees all earlier slots and rows 0..i of the segment (causal). Else a bit matrix of
+  /// row_count rows, each of (row_count + 63) / 64 words: bit j of row i says that row i sees row j of this segment
+  /// (a token tree); bit i of row i must be set, bits of later rows must be clear.
+  const std::uint64_t* visible = nullptr;
+};
+
+/// Where a layer's keys and values live: the table of segment s and group g is tables[s * groups + g];
+/// page p starts at pool + p * layout.page_bytes().
+struct KvLayer {
+  std::byte* pool = nullptr;  ///< [device]
+  KvPageLayout layout{};
+  std::int32_t groups = 0;          ///< KV-head groups: kv_heads / layout.heads
+  const KvTable* tables = nullptr;  ///< [host] segment_count x groups
+};
+
+/// Normalizes (optional, per head), rotates q and k, and writes k and v to their pages.
+struct StoreKvOp {
+  Matrix q{};  ///< [tokens, heads * head_dim_k]; normalized and rotated in place
+  Matrix k{};  ///< [tokens, kv_heads * head_dim_k]; normalized and rotated in place
+  Matrix v{};  ///< [tokens, kv_heads * head_dim_v]
+  std::int32_t heads = 0;
+  std::int32_t kv_heads = 0;
+  Norm q_norm{};  ///< over each head's elements
+  Norm k_norm{};
+  RopeKind rope = RopeKind::none;
+  std::int32_t rope_dims = 0;  ///< leading elements of a head that rotate
+  Matrix rope_table{};         ///< of a RopeTableOp over the same rows
+  KvLayer kv{};
+  const Segment* segments = nullptr;  ///< [host]
+  std::int32_t segment_count = 0;
+};
+
+enum class ScoreKind : std::uint8_t {
+  sum,  ///< adds the attention probabilities of all queries
+  max,  ///< keeps the largest
+};
+
+/// Receives the attention probabilities that a kernel computes: per segment and KV-head group one array over slots,
+/// `out[slot] (op)= probability` over the rows, and per row over the query heads of the group, in ascending order.
+struct ScoreSink {
+  ScoreKind kind = ScoreKind::sum;
+  std::int32_t last_rows = 0;      ///< only the last n rows of each segment count; 0: all
+  float* const* scores = nullptr;  ///< [host] segment_count x groups pointers to [device] arrays
+};
+
+/// Slots per attention chunk.
+inline constexpr std::int32_t attention_chunk = 256;
+
+/// Softmax attention over pages: out[t, h] = softmax(scale * q[t, h] K^T) V over the slots that row t sees; query head
+/// h reads KV head h / (heads / kv_heads). Keys are taken in chunks of `attention_chunk` slots at absolute borders;
+/// the chunks' partial results are merged in ascending order.
+struct AttentionOp {
+  Matrix q{};    ///< [tokens, heads * head_dim_k]
+  Matrix out{};  ///< [tokens, heads * head_dim_v]
+  std::int32_t heads = 0;
+  std::int32_t kv_heads = 0;
+  float scale = 1.0F;
+  float softcap = 0.0F;     ///< s = softcap * tanh(s / softcap) if > 0
+  std::int32_t window = 0;  ///< a row sees the last `window` slots only, itself included; 0: all
+  KvLayer kv{};
+  const Segment* segments = nullptr;  ///< [host]
+  std::int32_t segment_count = 0;
+  const ScoreSink* sink = nullptr;  ///< [host] or null
+};
+
+/// x += scale * y, elementwise.
+struct AddOp {
+  Matrix x{};
+  Matrix y{};
+  float scale = 1.0F;
+};
+
+/// x = softcap * tanh(scale * x / softcap) if softcap > 0, else scale * x.
+struct SoftcapOp {
+  Matrix x{};
+  float scale = 1.0F;
+  float softcap = 0.0F;
+};
+
+/// Copies rows to host memory.
+struct DownloadOp {
+  Matrix x{};
+  float* host = nullptr;  ///< [host] x.rows x x.cols, dense
+};
+
+using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
+                        DownloadOp>;
+
+}  // namespace skald::inline v0

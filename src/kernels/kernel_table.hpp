@@ -1,0 +1,124 @@
+#pragma once
+
+// The functions that are compiled once per instruction set. Plain pointers and sizes only: the translation units of
+// an instruction set share no inline function with the rest of the library. All functions are noexcept, allocate
+// nothing, start no threads; preconditions were checked at the boundary.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <skald/core/dtype.hpp>
+#include <skald/kernels/kv_layout.hpp>
+
+namespace skald::inline v0::kernels {
+
+inline constexpr int panel_rows = 16;
+
+/// Matrix product of weights in 16-row panels ("panel16") with activations prepared once and shared.
+///
+/// A weight [rows, cols] becomes ceil(rows / 16) panels of panel_bytes(cols) bytes each (rows padded with zeros).
+/// `prepare` quantizes (or copies) activation rows into an opaque buffer of acts_bytes(cols, count) bytes for a batch
+/// of `count` columns (= tokens); its contents depend on each token alone, its layout on `count`.
+/// `multiply` computes out[c * out_stride + p * 16 + r] = sum_k W[p * 16 + r, k] * x[c, k] for panels p of
+/// [0, panel_count) and columns [column_begin, column_end); every output is the same sequence of operations whatever
+/// the number of columns, panels or the column range.
+struct MatmulKernel {
+  DType type;
+  int column_block;  ///< column ranges of `multiply` and token ranges of `prepare` start at multiples of this
+  std::size_t (*panel_bytes)(std::int64_t cols) noexcept;
+  /// rows[i] points to row i in file format, or is null for padding.
+  void (*pack)(const std::byte* const* rows, std::int64_t cols, std::byte* panel) noexcept;
+  std::size_t (*acts_bytes)(std::int64_t cols, std::int64_t count) noexcept;
+  /// Prepares tokens [begin, end) of x (stride in floats) into `acts`, made for `count` tokens. Token begin is x row 0.
+  void (*prepare)(const float* x, std::int64_t x_stride, std::int64_t cols, std::int64_t begin, std::int64_t end,
+                  std::byte* acts, std::int64_t count) noexcept;
+  /// Bytes of scratch that one caller of `multiply` needs for `count` columns.
+  std::size_t (*scratch_bytes)(std::int64_t cols, std::int64_t count) noexcept;
+  void (*multiply)(const std::byte* panels, std::int64_t panel_count, std::int64_t cols, const std::byte* acts,
+                   std::int64_t count, std::int64_t column_begin, std::int64_t column_end, float* out,
+                   std::int64_t out_stride, std::byte* scratch) noexcept;
+  /// Identifies the activation format: kernels with equal ids share prepared activations.
+  int activation_id;
+};
+
+/// One chunk-wise attention problem: the query heads that share one KV head, over consecutive rows of one segment.
+struct AttentionTask {
+  const float* q;             ///< row 0, first query head of this KV head; heads follow each other
+  std::int64_t q_stride;      ///< floats from row to row
+  float* out;                 ///< as q, with head_dim_v elements per head
+  std::int64_t out_stride;
+  std::int32_t rows;          ///< rows of this task
+  std::int32_t heads;         ///< query heads per KV head
+  std::int32_t first_row;     ///< index of row 0 in its segment
+  std::int32_t segment_rows;  ///< rows of the whole segment
+  std::int32_t slot_base;     ///< slots filled before the segment: row i of the segment sits in slot slot_base + i
+  const std::uint64_t* visible;  ///< as Segment::visible, or null
+  std::int32_t window;
+  float scale;
+  float softcap;
+  const std::byte* pool;
+  const std::uint32_t* pages;
+  KvPageLayout layout;
+  std::int32_t head;          ///< KV head within its group
+};
+
+struct AttentionKernel {
+  DType type;  ///< of keys and values
+  /// Bytes for one partial result per (row, head): maximum, sum and head_dim_v accumulators.
+  std::size_t (*partial_bytes)(const AttentionTask& task) noexcept;
+  std::size_t (*scratch_bytes)(std::int32_t head_dim_k, std::int32_t head_dim_v, std::int32_t heads,
+                               std::int32_t rows) noexcept;
+  /// Computes chunk `chunk` (slots [256 chunk, 256 chunk + 256)) for all rows and heads into `partial`.
+  void (*chunk)(const AttentionTask& task, std::int32_t chunk, std::byte* partial, std::byte* scratch) noexcept;
+  /// Merges the partials of chunks 0..count-1 (in this order; `partials` are `stride` bytes apart) and writes `out`.
+  void (*merge)(const AttentionTask& task, const std::byte* partials, std::size_t stride, std::int32_t count) noexcept;
+  /// All chunks of a task one after the other, with the same operations as `chunk` and `merge`.
+  void (*whole)(const AttentionTask& task, std::byte* scratch) noexcept;
+  /// Adds probabilities to scores[slot] (kind 0: sum, 1: max) for the given rows of the task, after the outputs are
+  /// known: recomputes the scores.
+  void (*scores)(const AttentionTask& task, int kind, float* scores, std::byte* scratch) noexcept;
+  /// Writes keys and values of one row and KV head (head_dim_k and head_dim_v floats) to its slot.
+  void (*store)(const float* k, const float* v, std::byte* page, const KvPageLayout& layout, std::int32_t head,
+                std::int32_t slot) noexcept;
+};
+
+/// Row-wise elementary functions. `x` and `y` may be the same memory.
+struct RowKernels {
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::int64_t n, float* y) noexcept;
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, std::int64_t n,
+                     float* y) noexcept;
+  /// y = activation(x); kind is skald::Activation.
+  void (*activate)(const float* x, int kind, std::int64_t n, float* y) noexcept;
+  /// y = activation(gate) * up
+  void (*gated)(const float* gate, const float* up, int kind, std::int64_t n, float* y) noexcept;
+  /// y += scale * x
+  void (*add)(const float* x, float scale, std::int64_t n, float* y) noexcept;
+  /// y = softcap * tanh(scale * x / softcap), or scale * x if softcap == 0
+  void (*softcap)(const float* x, float scale, float softcap, std::int64_t n, float* y) noexcept;
+  /// Rotates the leading `dims` elements; table holds cos, sin pairs; kind is skald::RopeKind.
+  void (*rope)(float* x, const float* table, int kind, std::int64_t dims) noexcept;
+};
+
+struct KernelTable {
+  const char* name;
+  const MatmulKernel* matmul;  ///< matmul_count entries
+  int matmul_count;
+  const AttentionKernel* attention;
+  int attention_count;
+  const RowKernels* rows;
+};
+
+/// Each instruction set's pieces, defined in src/kernels/isa/: one function per file and instruction set.
+#define SKALD_DECLARE_ISA(isa)                                    \
+  namespace isa {                                                 \
+  const MatmulKernel* matmul_kernels(int* count) noexcept;        \
+  const AttentionKernel* attention_kernels(int* count) noexcept;  \
+  const RowKernels* row_kernels() noexcept;                       \
+  }
+SKALD_DECLARE_ISA(baseline)
+SKALD_DECLARE_ISA(avx2)
+SKALD_DECLARE_ISA(avx512)
+SKALD_DECLARE_ISA(avx512vnni)
+#undef SKALD_DECLARE_ISA
+
+}  // namespace skald::inline v0::kernels
