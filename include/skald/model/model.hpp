@@ -1,0 +1,109 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <skald/backend/backend.hpp>
+#include <skald/core/byte_source.hpp>
+#include <skald/core/log.hpp>
+#include <skald/core/progress.hpp>
+#include <skald/model/model_file.hpp>
+#include <skald/model/model_spec.hpp>
+
+namespace skald::inline v0 {
+
+class Tokenizer;
+class ChatTemplate;
+
+/// How a model is brought into memory.
+struct LoadOptions {
+  AnyBackend backend{};  ///< null: make_cpu_backend()
+  WeightLayout layout = WeightLayout::packed;
+  /// Map the file. A mapped file that another process truncates ends this process (SIGBUS): switch off for files
+  /// that may change. Applies to loading from a path.
+  bool map = true;
+  /// Most bytes that weights and vectors may take; a load that needs more is refused before any is allocated.
+  std::optional<std::size_t> memory_budget{};
+  bool tokenizer = true;        ///< also build the tokenizer and parse the chat template
+  bool check_weights = false;   ///< decode every weight and refuse NaN and infinities (vectors are always checked)
+  ProgressCallback progress{};  ///< stage "load", in bytes of tensor data; the last call has done == total
+  std::stop_token stop{};
+  LogSink log{};
+};
+
+/// What was loaded.
+struct ModelInfo {
+  std::string file{};
+  std::string name{};  ///< general.name, may be empty
+  std::string architecture{};
+  std::string description{};       ///< e.g. "llama 1.24B Q4_0"
+  std::uint64_t parameters = 0;    ///< elements of all used tensors
+  std::uint64_t file_bytes = 0;    ///< bytes of tensor data in the file
+  std::uint64_t weight_bytes = 0;  ///< bytes held in backend memory for matrices
+  std::uint64_t vector_bytes = 0;  ///< bytes held in backend memory for norms and biases
+  /// Matrix elements by format, most first: {"q4_k", 1.1e9}, {"q6_k", 1.3e8}.
+  std::vector<std::pair<std::string, std::uint64_t>> formats{};
+  std::vector<std::string> unused{};  ///< tensors of the file that this architecture does not read
+  double load_seconds = 0.0;
+};
+
+/// A loaded network: spec, weights in backend memory, tokenizer. Immutable, cheap to copy (copies share everything),
+/// safe to use from several threads at once.
+class SKALD_API Model {
+ public:
+  /// Opens a GGUF file (of a split model, any shard). Everything that metadata and tensor shapes can tell is checked
+  /// before any tensor data is read.
+  /// @throws FormatError naming key or tensor; UnsupportedError (architecture, tensor type, tokenizer family); IoError;
+  /// OutOfMemoryError with need and budget; CancelledError within 50 ms after a stop request; what `progress` throws.
+  [[nodiscard]] static Model load(const std::string& path, const LoadOptions& options = {});
+  /// The same from any bytes that hold one whole GGUF file; they need not be aligned.
+  [[nodiscard]] static Model load(AnyByteSource source, const LoadOptions& options = {});
+  /// The same from a container that was already read.
+  [[nodiscard]] static Model load(ModelFile file, const LoadOptions& options = {});
+
+  // Copying shares; there is no moved-from state that could be misused.
+  Model(const Model&) = default;
+  Model& operator=(const Model&) = default;
+  ~Model() = default;
+
+  [[nodiscard]] const ModelSpec& spec() const noexcept;
+  [[nodiscard]] const AnyBackend& backend() const noexcept;
+  [[nodiscard]] WeightLayout layout() const noexcept;
+
+  /// The matrix of a role, nullptr if the model has none (or `layer` is out of range). `layer` is -1 for roles outside
+  /// the layers. With a tied head, Role::head gives the embedding table.
+  [[nodiscard]] const Weight* weight(Role role, int layer = -1) const noexcept;
+  /// [device] f32 vector of a norm or bias, nullptr if the model has none: what Norm and LinearPart take.
+  [[nodiscard]] const float* vector(Role role, int layer = -1) const noexcept;
+  /// Frequencies of spec().ropes[index]. @throws UsageError if there is no such entry.
+  [[nodiscard]] const RopeFrequencies& rope(std::int32_t index) const;
+
+  [[nodiscard]] bool has_tokenizer() const noexcept;
+  /// @throws UsageError if the model was loaded without one or the file has none.
+  [[nodiscard]] const Tokenizer& tokenizer() const;
+  /// nullptr if the file has none. A template that skald refuses does not prevent loading:
+  /// @throws the error that its parser gave (FormatError or UnsupportedError).
+  [[nodiscard]] const ChatTemplate* chat_template() const;
+
+  /// Metadata of the file without its long arrays (vocabulary, merges, scores).
+  [[nodiscard]] const Metadata& metadata() const noexcept;
+  [[nodiscard]] const ModelInfo& info() const noexcept;
+  /// Identifies the model's content: equal for the same file wherever it lies and however it is loaded. A hash of spec,
+  /// tensor table, all vectors and samples of every matrix; for session files, not against forgery.
+  [[nodiscard]] std::array<std::uint64_t, 2> fingerprint() const noexcept;
+
+ private:
+  struct Impl;
+  friend class ModelLoader;
+  explicit Model(std::shared_ptr<const Impl> impl) noexcept : impl_(std::move(impl)) {}
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace skald::inline v0

@@ -1,0 +1,169 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <skald/backend/ops.hpp>
+
+/// What a network is, as plain data. Nothing here knows about files or memory: readers produce a ModelSpec, the
+/// decoder turns it into ops.
+namespace skald::inline v0 {
+
+/// A normalization and whether it has parameters of its own.
+struct NormSpec {
+  NormKind kind = NormKind::none;
+  float epsilon = 0.0F;
+  bool weight = true;  ///< multiplies by a learned vector
+  bool bias = false;   ///< adds a learned vector
+  friend bool operator==(const NormSpec&, const NormSpec&) = default;
+};
+
+/// How rotary angles are stretched to contexts longer than those of training.
+enum class RopeScaling : std::uint8_t {
+  none,
+  linear,  ///< all angles divided by `factor` (Chen et al. 2023, arXiv 2306.15595)
+  yarn,    ///< low frequencies divided by `factor`, high ones kept, a ramp between (Peng et al. 2023, arXiv 2309.00071)
+  llama3,  ///< each frequency divided by its entry of `factors` (Llama 3.1; GGUF tensor rope_freqs.weight)
+};
+[[nodiscard]] SKALD_API std::string_view to_string(RopeScaling scaling) noexcept;
+[[nodiscard]] SKALD_API std::string_view to_string(RopeKind kind) noexcept;
+[[nodiscard]] SKALD_API std::string_view to_string(NormKind kind) noexcept;
+[[nodiscard]] SKALD_API std::string_view to_string(Activation activation) noexcept;
+
+/// A rotary position embedding. Layers that share one share its table of angles.
+struct RopeSpec {
+  RopeKind kind = RopeKind::none;
+  std::int32_t dims = 0;       ///< leading elements of a head that rotate; even
+  double freq_base = 10000.0;  ///< angle of pair j at position p: p * freq_base^(-2j / dims)
+  RopeScaling scaling = RopeScaling::none;
+  double factor = 1.0;                ///< how many times longer the context became
+  std::int64_t original_context = 0;  ///< tokens of context in training (yarn)
+  double extrapolation = 1.0;         ///< yarn: share of the ramp that is applied, 1 as published
+  double attention_factor = 1.0;      ///< multiplies the magnitude of cos and sin
+  double beta_fast = 32.0;            ///< yarn: rotations in the original context above which a frequency is kept
+  double beta_slow = 1.0;             ///< yarn: rotations below which it is divided by `factor`
+  std::vector<float> factors{};       ///< empty, or dims / 2 divisors of the frequencies, one per pair
+  friend bool operator==(const RopeSpec&, const RopeSpec&) = default;
+};
+
+/// What a RopeTableOp needs.
+struct RopeFrequencies {
+  std::vector<double> inverse_frequencies{};  ///< dims / 2 angles per position
+  float magnitude = 1.0F;                     ///< multiplies cos and sin
+};
+
+/// The frequencies of a rotary embedding after scaling. With `factors`, frequency j is first divided by factors[j].
+/// YaRN: f = f_j * ((1 - r) / factor + r), r = extrapolation * ramp(j), where the ramp falls from 1 to 0 between
+/// the pairs that turn beta_fast and beta_slow times in `original_context` tokens (rounded outwards to whole pairs),
+/// and the magnitude is attention_factor * (1 + 0.1 ln(factor)).
+/// @throws UsageError if dims is odd or not positive, or factors has another length than dims / 2.
+[[nodiscard]] SKALD_API RopeFrequencies rope_frequencies(const RopeSpec& rope);
+
+/// Softmax attention of one layer.
+struct AttentionSpec {
+  std::int32_t heads = 0;       ///< query heads
+  std::int32_t kv_heads = 0;    ///< divides heads
+  std::int32_t head_dim_k = 0;  ///< elements of a query or key
+  std::int32_t head_dim_v = 0;  ///< elements of a value
+  float scale = 1.0F;           ///< multiplies q . k
+  float softcap = 0.0F;         ///< s = softcap * tanh(s / softcap) if > 0
+  std::int32_t window = 0;      ///< sliding window in tokens, the token itself included; 0: none
+  bool q_bias = false;
+  bool k_bias = false;
+  bool v_bias = false;
+  bool output_bias = false;
+  NormSpec q_norm{};       ///< over each query head, before rotation
+  NormSpec k_norm{};       ///< over each key head, before rotation
+  std::int32_t rope = -1;  ///< index into ModelSpec::ropes; -1: no rotation
+
+  [[nodiscard]] std::int64_t q_cols() const noexcept { return std::int64_t{heads} * head_dim_k; }
+  [[nodiscard]] std::int64_t k_cols() const noexcept { return std::int64_t{kv_heads} * head_dim_k; }
+  [[nodiscard]] std::int64_t v_cols() const noexcept { return std::int64_t{kv_heads} * head_dim_v; }
+  /// Columns of the attention's result, the input of the output matrix.
+  [[nodiscard]] std::int64_t output_cols() const noexcept { return std::int64_t{heads} * head_dim_v; }
+  friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
+};
+
+/// Feed-forward network of one layer: down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))).
+struct FfnSpec {
+  std::int64_t width = 0;
+  Activation activation = Activation::silu;
+  bool gated = true;
+  bool gate_bias = false;
+  bool up_bias = false;
+  bool down_bias = false;
+  friend bool operator==(const FfnSpec&, const FfnSpec&) = default;
+};
+
+/// One layer: x += attention(attention_norm(x)); x += ffn(ffn_norm(x)). Either part may be missing.
+struct LayerSpec {
+  NormSpec attention_norm{};
+  std::optional<AttentionSpec> attention{};
+  NormSpec ffn_norm{};
+  std::optional<FfnSpec> ffn{};
+  float residual_scale = 1.0F;  ///< multiplies what either part adds to x
+  friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
+};
+
+/// A whole network: embedding, layers, final norm, head.
+struct ModelSpec {
+  std::string architecture{};  ///< "llama", "qwen2", …
+  std::int64_t vocabulary = 0;
+  std::int64_t dim = 0;             ///< width of the residual stream
+  std::int64_t context_length = 0;  ///< tokens the model was made for
+  float embedding_scale = 1.0F;     ///< multiplies the embedding rows
+  std::vector<RopeSpec> ropes{};
+  std::vector<LayerSpec> layers{};
+  NormSpec final_norm{};
+  bool tied_head = false;  ///< the head is the embedding table
+  bool head_bias = false;
+  float logit_scale = 1.0F;    ///< multiplies the logits
+  float logit_softcap = 0.0F;  ///< after scaling: l = softcap * tanh(l / softcap) if > 0
+
+  [[nodiscard]] std::int32_t layer_count() const noexcept { return static_cast<std::int32_t>(layers.size()); }
+  friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
+};
+
+/// Checks everything in a spec against everything else: counts, divisibility, ranges, finiteness, indices.
+/// @throws FormatError (with `file` and the layer) for the first contradiction.
+SKALD_API void validate(const ModelSpec& spec, std::string_view file = {});
+
+/// The spec as one JSON object; equal neighbouring layers are written once with their range.
+[[nodiscard]] SKALD_API std::string to_json(const ModelSpec& spec);
+
+/// What a tensor is for. The order is part of nothing; names are those of to_string.
+enum class Role : std::uint8_t {
+  token_embedding,        ///< [vocabulary, dim]
+  head,                   ///< [vocabulary, dim]
+  head_bias,              ///< [vocabulary]
+  final_norm,             ///< [dim]
+  final_norm_bias,        ///< [dim]
+  rope_factors,           ///< [dims / 2], read into RopeSpec::factors
+  attention_norm,         ///< [dim]
+  attention_norm_bias,    ///< [dim]
+  query,                  ///< [q_cols, dim]
+  query_bias,             ///< [q_cols]
+  key,                    ///< [k_cols, dim]
+  key_bias,               ///< [k_cols]
+  value,                  ///< [v_cols, dim]
+  value_bias,             ///< [v_cols]
+  query_norm,             ///< [head_dim_k]
+  key_norm,               ///< [head_dim_k]
+  attention_output,       ///< [dim, output_cols]
+  attention_output_bias,  ///< [dim]
+  ffn_norm,               ///< [dim]
+  ffn_norm_bias,          ///< [dim]
+  ffn_gate,               ///< [width, dim]
+  ffn_gate_bias,          ///< [width]
+  ffn_up,                 ///< [width, dim]
+  ffn_up_bias,            ///< [width]
+  ffn_down,               ///< [dim, width]
+  ffn_down_bias,          ///< [dim]
+};
+inline constexpr std::int32_t role_count = 26;
+[[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
+
+}  // namespace skald::inline v0

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include <skald/backend/backend.hpp>
+#include <skald/core/byte_source.hpp>
+#include <skald/model/model_file.hpp>
+#include <skald/model/model_spec.hpp>
+
+namespace skald::inline v0 {
+
+/// What a pipeline will be asked to do.
+struct PlanOptions {
+  AnyBackend backend{};  ///< null: make_cpu_backend()
+  WeightLayout layout = WeightLayout::packed;
+  std::int64_t context = 0;         ///< tokens of one sequence; 0: the model's context length
+  std::int32_t sequences = 1;       ///< sequences that are full at the same time
+  DType kv_type = DType::f16;       ///< f32, f16 or bf16
+  std::int32_t page_tokens = 64;    ///< see KvPageLayout
+  std::int64_t batch_tokens = 512;  ///< most tokens of one batch
+  std::int64_t logits_rows = 0;     ///< most rows of logits of one batch; 0: one per sequence
+};
+
+/// Bytes that a pipeline takes, before any is allocated.
+struct MemoryPlan {
+  std::uint64_t weights = 0;       ///< matrices in backend memory
+  std::uint64_t vectors = 0;       ///< norms and biases in backend memory
+  std::uint64_t kv = 0;            ///< KV pages of all sequences
+  std::uint64_t activations = 0;   ///< activation buffers of the decoder
+  std::uint64_t stream = 0;        ///< work memory of one backend stream
+  std::uint64_t tokenizer = 0;     ///< estimate for vocabulary and merges
+  std::uint64_t kv_per_token = 0;  ///< KV bytes of one token of one sequence, without rounding to pages
+
+  [[nodiscard]] std::uint64_t total() const noexcept {
+    return weights + vectors + kv + activations + stream + tokenizer;
+  }
+  /// One JSON object: the fields above and "total".
+  [[nodiscard]] SKALD_API std::string to_json() const;
+};
+
+/// Widths of the activations of one batch, in f32 elements per row: the largest over the layers. Buffers of a
+/// decoder have these sizes times the rows of a batch.
+struct ActivationSizes {
+  std::int64_t residual = 0;   ///< x
+  std::int64_t q = 0;          ///< queries
+  std::int64_t k = 0;          ///< keys
+  std::int64_t v = 0;          ///< values
+  std::int64_t attention = 0;  ///< result of attention
+  std::int64_t ffn = 0;        ///< inner width of the FFN
+  std::int64_t rope = 0;       ///< rotary tables, all kinds together
+  std::int64_t logits = 0;     ///< per row of logits
+};
+[[nodiscard]] SKALD_API ActivationSizes activation_sizes(const ModelSpec& spec);
+
+/// Bytes of the decoder's activation buffers: each buffer of ActivationSizes is rows x width f32, rounded up to 64
+/// bytes; `logits` has logits_rows rows, the others batch_tokens.
+[[nodiscard]] SKALD_API std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens,
+                                                     std::int64_t logits_rows);
+
+/// Largest sizes that a stream must handle for a pipeline.
+[[nodiscard]] SKALD_API StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens,
+                                                   std::int64_t context, std::int64_t sequences);
+
+/// The plan of a model, from metadata and the tensor table alone.
+/// @throws as read_spec; UsageError for options out of range; UnsupportedError if the backend refuses a tensor's
+/// format.
+[[nodiscard]] SKALD_API MemoryPlan plan(const ModelFile& file, const PlanOptions& options = {});
+/// @throws as open_gguf and above.
+[[nodiscard]] SKALD_API MemoryPlan plan(const std::string& path, const PlanOptions& options = {});
+/// For a network that exists only as a spec: all matrices in the format `weights`, vectors in f32.
+[[nodiscard]] SKALD_API MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& options = {});
+
+}  // namespace skald::inline v0
