@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include <skald/state/archive.hpp>
+#include <skald/state/eviction.hpp>
+
+namespace skald::inline v0 {
+
+/// What a sequence remembers in one layer. Every kind (paged KV, latent KV, recurrent state, ...) can do all of
+/// these, so that speculation, prefix reuse, pre-emption and beam search work on any model. Lengths count tokens of
+/// the sequence. Not thread-safe; states of different sequences are independent.
+class SKALD_API LayerState {
+ public:
+  virtual ~LayerState();
+  LayerState& operator=(const LayerState&) = delete;
+
+  /// Kind name, e.g. "paged_kv".
+  [[nodiscard]] virtual std::string_view kind() const noexcept = 0;
+  /// Makes room for `count` further tokens, which the next forward pass writes. All or nothing.
+  /// @throws OutOfMemoryError.
+  virtual void append(std::int64_t count) = 0;
+  /// Forgets the last `count` tokens, appended or committed.
+  /// @throws UsageError if that would need tokens that an eviction has dropped.
+  virtual void remove_last(std::int64_t count) = 0;
+  /// Of the last `count` tokens keeps those at the ascending indices `rows`, which become the last ones (the accepted
+  /// path of a token tree).
+  virtual void select_last(std::int64_t count, std::span<const std::int32_t> rows) = 0;
+  /// A second state with the same contents; memory is shared until one of them writes.
+  [[nodiscard]] virtual std::unique_ptr<LayerState> fork() const = 0;
+  /// Applies a policy at a page border. `layer` is for the policy's information.
+  virtual void evict(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) = 0;
+  /// Bytes of backend memory that this state holds; shared memory counts in full.
+  [[nodiscard]] virtual std::size_t bytes() const noexcept = 0;
+  /// Writes everything that is needed to go on.
+  virtual void save(ArchiveWriter& out) const = 0;
+  /// Replaces the contents. @throws FormatError, OutOfMemoryError; the state is then empty.
+  virtual void load(ArchiveReader& in) = 0;
+  virtual void clear() noexcept = 0;
+
+ protected:
+  LayerState() = default;
+  LayerState(const LayerState&) = default;
+};
+
+}  // namespace skald::inline v0

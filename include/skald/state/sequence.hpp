@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <skald/state/layer_state.hpp>
+
+namespace skald::inline v0 {
+
+/// Everything one sequence remembers: one LayerState per layer that has one, all of the same length. The length moves
+/// in steps: `append` makes room for tokens, a forward pass writes them, `commit` makes them part of the sequence.
+class SKALD_API SequenceState {
+ public:
+  SequenceState() = default;
+  /// Null entries are layers without state.
+  explicit SequenceState(std::vector<std::unique_ptr<LayerState>> layers) : layers_(std::move(layers)) {}
+  SequenceState(SequenceState&&) noexcept = default;
+  SequenceState& operator=(SequenceState&&) noexcept = default;
+
+  /// Committed tokens.
+  [[nodiscard]] std::int64_t length() const noexcept { return length_; }
+  /// Makes room for `count` tokens in every layer, or in none. @throws OutOfMemoryError.
+  void append(std::int64_t count);
+  /// Takes the appended tokens into the sequence.
+  void commit() noexcept { length_ += std::exchange(pending_, 0); }
+  /// Of the appended tokens takes those at the ascending indices `rows` into the sequence and drops the others.
+  /// @throws UsageError if the indices are not ascending or not inside.
+  void commit_selected(std::span<const std::int32_t> rows);
+  /// Appended tokens that are not committed.
+  [[nodiscard]] std::int64_t pending() const noexcept { return pending_; }
+  /// Drops appended tokens that were not committed.
+  void rollback();
+  /// Keeps the first `length` tokens. @throws UsageError if `length` is larger than length() or an eviction dropped
+  /// tokens that would be needed again.
+  void truncate(std::int64_t length);
+  /// A second sequence with the same contents; memory is shared until one of them writes. @throws UsageError while
+  /// tokens are appended but not committed.
+  [[nodiscard]] SequenceState fork() const;
+  /// Lets a policy drop pages; called at page borders.
+  void evict(const AnyEviction& policy);
+  /// Bytes of backend memory held; memory shared with forks counts in full.
+  [[nodiscard]] std::size_t bytes() const noexcept;
+  void save(ArchiveWriter& out) const;
+  /// Replaces the contents. @throws FormatError, OutOfMemoryError; the sequence is then empty.
+  void load(ArchiveReader& in);
+  void clear() noexcept;
+
+  [[nodiscard]] int layer_count() const noexcept { return static_cast<int>(layers_.size()); }
+  /// State of a layer, or null if the layer has none.
+  [[nodiscard]] LayerState* layer(int index) const noexcept { return layers_[static_cast<std::size_t>(index)].get(); }
+
+ private:
+  std::vector<std::unique_ptr<LayerState>> layers_;
+  std::int64_t length_ = 0;
+  std::int64_t pending_ = 0;
+};
+
+}  // namespace skald::inline v0
