@@ -14,14 +14,23 @@ namespace skald::inline v0::kernels {
 
 inline constexpr int panel_rows = 16;
 
+/// Columns of prepared activations that a product is asked for.
+struct MatmulColumns {
+  const std::byte* acts;  ///< what `prepare` wrote
+  std::int64_t count;     ///< columns the buffer was made for
+  std::int64_t begin;     ///< first column, a multiple of column_block
+  std::int64_t end;       ///< one past the last column; any number
+};
+
 /// Matrix product of weights in 16-row panels ("panel16") with activations prepared once and shared.
 ///
 /// A weight [rows, cols] becomes ceil(rows / 16) panels of panel_bytes(cols) bytes each (rows padded with zeros).
 /// `prepare` quantizes (or copies) activation rows into an opaque buffer of acts_bytes(cols, count) bytes for a batch
 /// of `count` columns (= tokens); its contents depend on each token alone, its layout on `count`.
-/// `multiply` computes out[c * out_stride + p * 16 + r] = sum_k W[p * 16 + r, k] * x[c, k] for panels p of
-/// [0, panel_count) and columns [column_begin, column_end); every output is the same sequence of operations whatever
-/// the number of columns, panels or the column range.
+/// `multiply` computes out[c * out_stride + r] = sum_k W[r, k] * x[c, k] for the rows r of [0, row_count), which lie in
+/// ceil(row_count / 16) panels from `panels` on, and the columns c of the range; it writes nothing else. Every output is
+/// the same sequence of operations whatever the number of columns and rows or the column range. A caller that splits
+/// rows starts each part at a panel: panels + p * panel_bytes(cols), out + 16 * p.
 struct MatmulKernel {
   DType type;
   int column_block;  ///< column ranges of `multiply` and token ranges of `prepare` start at multiples of this
@@ -36,9 +45,9 @@ struct MatmulKernel {
                   std::byte* acts, std::int64_t count) noexcept;
   /// Bytes of scratch that one caller of `multiply` needs for `count` columns.
   std::size_t (*scratch_bytes)(std::int64_t cols, std::int64_t count) noexcept;
-  void (*multiply)(const std::byte* panels, std::int64_t panel_count, std::int64_t cols, const std::byte* acts,
-                   std::int64_t count, std::int64_t column_begin, std::int64_t column_end, float* out,
-                   std::int64_t out_stride, std::byte* scratch) noexcept;
+  /// `scratch` is aligned to 64 bytes; it need not be cleared.
+  void (*multiply)(const std::byte* panels, std::int64_t row_count, std::int64_t cols, MatmulColumns columns,
+                   float* out, std::int64_t out_stride, std::byte* scratch) noexcept;
   /// Identifies the activation format: kernels with equal ids share prepared activations.
   int activation_id;
 };

@@ -1,0 +1,291 @@
+#pragma once
+
+// Part of simd/vec.hpp: 16-byte vectors of the compiler, which GCC and Clang map to SSE2, NEON or plain code.
+
+#include <skald/core/half.hpp>
+
+namespace skald::inline v0 {
+namespace kernels {
+namespace SKALD_ISA {
+namespace {
+
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef std::int32_t i32x4 __attribute__((vector_size(16)));
+typedef std::uint32_t u32x4 __attribute__((vector_size(16)));
+
+struct f32x16 {
+  f32x4 r[4];
+};
+struct i32x16 {
+  i32x4 r[4];
+};
+struct u8x64 {
+  i32x4 r[4];
+};
+struct mask16 {
+  i32x4 r[4];
+};
+
+#define SKALD_VEC_EACH(expression)         \
+  for (int i = 0; i < 4; ++i) {            \
+    expression;                            \
+  }                                        \
+  static_assert(true)
+
+SKALD_INLINE f32x16 load(const float* p) noexcept {
+  f32x16 a;
+  __builtin_memcpy(&a, p, 64);
+  return a;
+}
+SKALD_INLINE i32x16 load(const std::int32_t* p) noexcept {
+  i32x16 a;
+  __builtin_memcpy(&a, p, 64);
+  return a;
+}
+SKALD_INLINE u8x64 load_bytes(const void* p) noexcept {
+  u8x64 a;
+  __builtin_memcpy(&a, p, 64);
+  return a;
+}
+SKALD_INLINE void store(float* p, f32x16 a) noexcept { __builtin_memcpy(p, &a, 64); }
+SKALD_INLINE void store(std::int32_t* p, i32x16 a) noexcept { __builtin_memcpy(p, &a, 64); }
+SKALD_INLINE void store_bytes(void* p, u8x64 a) noexcept { __builtin_memcpy(p, &a, 64); }
+SKALD_INLINE f32x16 load_n(const float* p, int n) noexcept {
+  float values[16] = {};
+  for (int i = 0; i < n; ++i) values[i] = p[i];
+  return load(values);
+}
+SKALD_INLINE i32x16 load_n(const std::int32_t* p, int n) noexcept {
+  std::int32_t values[16] = {};
+  for (int i = 0; i < n; ++i) values[i] = p[i];
+  return load(values);
+}
+SKALD_INLINE void store_n(float* p, f32x16 a, int n) noexcept {
+  float values[16];
+  store(values, a);
+  for (int i = 0; i < n; ++i) p[i] = values[i];
+}
+SKALD_INLINE void store_n(std::int32_t* p, i32x16 a, int n) noexcept {
+  std::int32_t values[16];
+  store(values, a);
+  for (int i = 0; i < n; ++i) p[i] = values[i];
+}
+SKALD_INLINE f32x16 set1(float a) noexcept {
+  const f32x4 v = {a, a, a, a};
+  return {{v, v, v, v}};
+}
+SKALD_INLINE i32x16 set1(std::int32_t a) noexcept {
+  const i32x4 v = {a, a, a, a};
+  return {{v, v, v, v}};
+}
+SKALD_INLINE f32x16 zero_f32() noexcept { return set1(0.0F); }
+SKALD_INLINE i32x16 zero_i32() noexcept { return set1(0); }
+
+#define SKALD_VEC_BINARY(type, name, expression)        \
+  SKALD_INLINE type name(type a, type b) noexcept {     \
+    SKALD_VEC_EACH(a.r[i] = expression);                \
+    return a;                                           \
+  }
+SKALD_VEC_BINARY(f32x16, operator+, a.r[i] + b.r[i])
+SKALD_VEC_BINARY(f32x16, operator-, a.r[i] - b.r[i])
+SKALD_VEC_BINARY(f32x16, operator*, a.r[i] * b.r[i])
+SKALD_VEC_BINARY(f32x16, operator/, a.r[i] / b.r[i])
+SKALD_VEC_BINARY(f32x16, min, a.r[i] < b.r[i] ? a.r[i] : b.r[i])
+SKALD_VEC_BINARY(f32x16, max, a.r[i] > b.r[i] ? a.r[i] : b.r[i])
+// Unsigned arithmetic wraps as the instructions of the other sets do.
+SKALD_VEC_BINARY(i32x16, operator+, (i32x4)((u32x4)a.r[i] + (u32x4)b.r[i]))
+SKALD_VEC_BINARY(i32x16, operator-, (i32x4)((u32x4)a.r[i] - (u32x4)b.r[i]))
+SKALD_VEC_BINARY(i32x16, operator*, (i32x4)((u32x4)a.r[i] * (u32x4)b.r[i]))
+SKALD_VEC_BINARY(i32x16, operator&, a.r[i] & b.r[i])
+SKALD_VEC_BINARY(i32x16, operator|, a.r[i] | b.r[i])
+SKALD_VEC_BINARY(i32x16, operator^, a.r[i] ^ b.r[i])
+SKALD_VEC_BINARY(i32x16, min, a.r[i] < b.r[i] ? a.r[i] : b.r[i])
+SKALD_VEC_BINARY(i32x16, max, a.r[i] > b.r[i] ? a.r[i] : b.r[i])
+SKALD_VEC_BINARY(u8x64, operator&, a.r[i] & b.r[i])
+SKALD_VEC_BINARY(u8x64, operator|, a.r[i] | b.r[i])
+SKALD_VEC_BINARY(u8x64, operator^, a.r[i] ^ b.r[i])
+#undef SKALD_VEC_BINARY
+
+SKALD_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) noexcept { return a * b + c; }
+SKALD_INLINE f32x16 fnma(f32x16 a, f32x16 b, f32x16 c) noexcept { return c - a * b; }
+SKALD_INLINE f32x16 sqrt(f32x16 a) noexcept {
+  for (int i = 0; i < 16; ++i) a.r[i / 4][i % 4] = __builtin_sqrtf(a.r[i / 4][i % 4]);
+  return a;
+}
+
+template <int N>
+SKALD_INLINE i32x16 shl(i32x16 a) noexcept {
+  SKALD_VEC_EACH(a.r[i] = (i32x4)((u32x4)a.r[i] << N));
+  return a;
+}
+template <int N>
+SKALD_INLINE i32x16 shr(i32x16 a) noexcept {
+  SKALD_VEC_EACH(a.r[i] = (i32x4)((u32x4)a.r[i] >> N));
+  return a;
+}
+template <int N>
+SKALD_INLINE i32x16 sra(i32x16 a) noexcept {
+  SKALD_VEC_EACH(a.r[i] = a.r[i] >> N);
+  return a;
+}
+
+SKALD_INLINE i32x16 bits(f32x16 a) noexcept {
+  i32x16 b;
+  SKALD_VEC_EACH(b.r[i] = (i32x4)a.r[i]);
+  return b;
+}
+SKALD_INLINE f32x16 from_bits(i32x16 a) noexcept {
+  f32x16 b;
+  SKALD_VEC_EACH(b.r[i] = (f32x4)a.r[i]);
+  return b;
+}
+SKALD_INLINE f32x16 to_f32(i32x16 a) noexcept {
+  f32x16 b;
+  SKALD_VEC_EACH(b.r[i] = __builtin_convertvector(a.r[i], f32x4));
+  return b;
+}
+SKALD_INLINE mask16 greater(f32x16 a, f32x16 b) noexcept {
+  mask16 m;
+  SKALD_VEC_EACH(m.r[i] = a.r[i] > b.r[i]);
+  return m;
+}
+SKALD_INLINE mask16 less(f32x16 a, f32x16 b) noexcept { return greater(b, a); }
+SKALD_INLINE mask16 greater(i32x16 a, i32x16 b) noexcept {
+  mask16 m;
+  SKALD_VEC_EACH(m.r[i] = a.r[i] > b.r[i]);
+  return m;
+}
+SKALD_INLINE i32x16 select(mask16 m, i32x16 a, i32x16 b) noexcept {
+  SKALD_VEC_EACH(a.r[i] = (a.r[i] & m.r[i]) | (b.r[i] & ~m.r[i]));
+  return a;
+}
+SKALD_INLINE f32x16 select(mask16 m, f32x16 a, f32x16 b) noexcept {
+  return from_bits(select(m, bits(a), bits(b)));
+}
+SKALD_INLINE f32x16 abs(f32x16 a) noexcept { return from_bits(bits(a) & set1(INT32_MAX)); }
+/// Nearest even for magnitudes below 2^22 through the addition of 1.5 * 2^23; larger ones truncate.
+SKALD_INLINE i32x16 round_to_i32(f32x16 a) noexcept {
+  const f32x16 magic = set1(12582912.0F);
+  const f32x16 rounded = select(less(abs(a), set1(4194304.0F)), (a + magic) - magic, a);
+  i32x16 b;
+  SKALD_VEC_EACH(b.r[i] = __builtin_convertvector(rounded.r[i], i32x4));
+  return b;
+}
+
+SKALD_INLINE i32x16 load_u16(const std::uint16_t* p) noexcept {
+  i32x16 wide;
+  for (int i = 0; i < 16; ++i) wide.r[i / 4][i % 4] = p[i];
+  return wide;
+}
+SKALD_INLINE void store_u16(std::uint16_t* p, i32x16 a) noexcept {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::uint16_t>(a.r[i / 4][i % 4]);
+}
+SKALD_INLINE f32x16 load_f16(const std::uint16_t* p) noexcept {
+  const i32x16 h = load_u16(p);
+  const i32x16 sign = shl<16>(h & set1(0x8000));
+  const i32x16 rest = h & set1(0x7FFF);
+  const i32x16 normal = shl<13>(rest) + set1(112 << 23);
+  const i32x16 special = shl<13>(rest) | set1(0x7F800000);
+  const i32x16 small = bits(to_f32(rest) * set1(0x1p-24F));  // subnormals: mantissa * 2^-24, exact
+  i32x16 magnitude = select(greater(set1(0x400), rest), small, normal);
+  magnitude = select(greater(rest, set1(0x7BFF)), special, magnitude);
+  return from_bits(magnitude | sign);
+}
+SKALD_INLINE f32x16 load_bf16(const std::uint16_t* p) noexcept { return from_bits(shl<16>(load_u16(p))); }
+/// The rule of f32_to_f16 in core/half.hpp, lane-wise.
+SKALD_INLINE void store_f16(std::uint16_t* p, f32x16 a) noexcept {
+  const i32x16 b = bits(a);
+  const i32x16 sign = shr<16>(b & set1(INT32_MIN));
+  const i32x16 magnitude = b & set1(INT32_MAX);
+  // Normal: round the mantissa to ten bits and change the exponent's bias.
+  i32x16 result = shr<13>(magnitude + set1(0xFFF) + (shr<13>(magnitude) & set1(1)) - set1(112 << 23));
+  // Below 2^-14: adding 0.5 leaves the value in units of 2^-24, rounded, in the low mantissa bits.
+  const i32x16 small = bits(from_bits(magnitude) + set1(0.5F)) - set1(0x3F000000);
+  result = select(greater(set1(0x38800000), magnitude), small, result);
+  result = select(greater(magnitude, set1(0x477FEFFF)), set1(0x7C00), result);
+  const i32x16 nan = set1(0x7E00) | (shr<13>(magnitude) & set1(0x3FF));
+  result = select(greater(magnitude, set1(0x7F800000)), nan, result);
+  store_u16(p, result | sign);
+}
+SKALD_INLINE void store_bf16(std::uint16_t* p, f32x16 a) noexcept {
+  const i32x16 b = bits(a);
+  const i32x16 rounded = b + set1(0x7FFF) + (shr<16>(b) & set1(1));
+  const mask16 nan = greater(b & set1(INT32_MAX), set1(0x7F800000));
+  store_u16(p, shr<16>(select(nan, b | set1(0x400000), rounded)));
+}
+
+SKALD_INLINE float reduce_add(f32x16 a) noexcept {
+  const f32x4 s = (a.r[0] + a.r[2]) + (a.r[1] + a.r[3]);
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+SKALD_INLINE float reduce_max(f32x16 a) noexcept {
+  const f32x4 m = a.r[0] > a.r[2] ? a.r[0] : a.r[2];
+  const f32x4 n = a.r[1] > a.r[3] ? a.r[1] : a.r[3];
+  const f32x4 s = m > n ? m : n;
+  const float x = s[0] > s[2] ? s[0] : s[2];
+  const float y = s[1] > s[3] ? s[1] : s[3];
+  return x > y ? x : y;
+}
+SKALD_INLINE std::int32_t reduce_max(i32x16 a) noexcept {
+  std::int32_t top = a.r[0][0];
+  for (int i = 1; i < 16; ++i) top = a.r[i / 4][i % 4] > top ? a.r[i / 4][i % 4] : top;
+  return top;
+}
+SKALD_INLINE std::int32_t reduce_add(i32x16 a) noexcept {
+  std::uint32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += static_cast<std::uint32_t>(a.r[i / 4][i % 4]);
+  return static_cast<std::int32_t>(sum);
+}
+
+/// Narrows to int8 with saturation, sixteen bytes.
+SKALD_INLINE void store_i8(std::int8_t* p, i32x16 a) noexcept {
+  a = min(max(a, set1(-128)), set1(127));
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(a.r[i / 4][i % 4]);
+}
+
+SKALD_INLINE u8x64 bytes(i32x16 a) noexcept { return {{a.r[0], a.r[1], a.r[2], a.r[3]}}; }
+SKALD_INLINE i32x16 words(u8x64 a) noexcept { return {{a.r[0], a.r[1], a.r[2], a.r[3]}}; }
+
+/// Byte K of each lane, unsigned or signed.
+template <int K>
+SKALD_INLINE i32x16 byte_unsigned(i32x16 a) noexcept {
+  return shr<24>(shl<24 - 8 * K>(a));
+}
+template <int K>
+SKALD_INLINE i32x16 byte_signed(i32x16 a) noexcept {
+  return sra<24>(shl<24 - 8 * K>(a));
+}
+/// Product of numbers whose values fit in 16 bits, exact: what SSE2 can do without a 32-bit multiplication.
+SKALD_INLINE i32x16 multiply_small(i32x16 a, i32x16 b) noexcept {
+#if defined(__SSE2__)
+  typedef short i16x8 __attribute__((vector_size(16)));
+  SKALD_VEC_EACH(a.r[i] = (i32x4)__builtin_ia32_pmaddwd128((i16x8)(a.r[i] & 0xFFFF), (i16x8)b.r[i]));
+  return a;
+#else
+  return a * b;
+#endif
+}
+/// acc + the four products of unsigned bytes w and signed bytes a of each lane.
+SKALD_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 a) noexcept {
+  const i32x16 x = words(w), y = words(a);
+  acc = acc + multiply_small(byte_unsigned<0>(x), byte_signed<0>(y));
+  acc = acc + multiply_small(byte_unsigned<1>(x), byte_signed<1>(y));
+  acc = acc + multiply_small(byte_unsigned<2>(x), byte_signed<2>(y));
+  return acc + multiply_small(byte_unsigned<3>(x), byte_signed<3>(y));
+}
+/// acc + a.lo * b.lo + a.hi * b.hi over the two int16 of each lane.
+SKALD_INLINE i32x16 dot2(i32x16 acc, i32x16 a, i32x16 b) noexcept {
+  acc = acc + sra<16>(shl<16>(a)) * sra<16>(shl<16>(b));
+  return acc + sra<16>(a) * sra<16>(b);
+}
+/// int16 arithmetic on the pairs of each lane.
+SKALD_INLINE i32x16 shl8_16(i32x16 a) noexcept { return shl<8>(a) & set1(static_cast<std::int32_t>(0xFF00FF00)); }
+SKALD_INLINE i32x16 sra8_16(i32x16 a) noexcept {
+  return shl<16>(sra<24>(a)) | (sra<24>(shl<16>(a)) & set1(0xFFFF));
+}
+#undef SKALD_VEC_EACH
+
+}  // namespace
+}  // namespace SKALD_ISA
+}  // namespace kernels
+}  // namespace skald::inline v0
