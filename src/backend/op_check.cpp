@@ -1,0 +1,398 @@
+#include "backend/op_check.hpp"
+
+#include <array>
+#include <cstdint>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include <skald/core/error.hpp>
+
+namespace skald::inline v0::detail {
+
+namespace {
+
+using Fault = std::optional<std::string>;
+
+constexpr std::int64_t max_extent = std::int64_t{1} << 40;
+
+Fault matrix_fault(const Matrix& m, std::string_view name) {
+  if (m.rows < 0 || m.cols <= 0 || m.rows > max_extent || m.cols > max_extent || m.stride < m.cols ||
+      m.stride > max_extent) {
+    return fmt::format("{} is {} x {} with stride {}; rows must be >= 0, columns >= 1, the stride >= columns", name,
+                       m.rows, m.cols, m.stride);
+  }
+  return {};
+}
+
+Fault same_shape(const Matrix& a, const Matrix& b, std::string_view a_name, std::string_view b_name) {
+  if (auto fault = matrix_fault(a, a_name)) return fault;
+  if (auto fault = matrix_fault(b, b_name)) return fault;
+  if (a.rows != b.rows || a.cols != b.cols) {
+    return fmt::format("{} is {} x {} but {} is {} x {}", a_name, a.rows, a.cols, b_name, b.rows, b.cols);
+  }
+  return {};
+}
+
+Fault norm_fault(const Norm& norm, std::string_view name) {
+  if (norm.kind > NormKind::layer) return fmt::format("{} has an unknown kind", name);
+  if (norm.kind != NormKind::none && !(norm.epsilon >= 0.0F)) return fmt::format("{} has a negative epsilon", name);
+  return {};
+}
+
+Fault kv_fault(const KvLayer& kv, std::int32_t heads, std::int32_t kv_heads) {
+  const KvPageLayout& layout = kv.layout;
+  if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
+    return fmt::format("{} query heads over {} KV heads; the first must be a multiple of the second", heads, kv_heads);
+  }
+  if (layout.dtype != DType::f32 && layout.dtype != DType::f16 && layout.dtype != DType::bf16) {
+    return fmt::format("KV pages of {}; there are f32, f16, bf16", to_string(layout.dtype));
+  }
+  if (layout.page_tokens <= 0 || layout.page_tokens % KvPageLayout::lane_tokens != 0 ||
+      attention_chunk % layout.page_tokens != 0) {
+    return fmt::format("KV pages of {} slots; must be a multiple of {} that divides {}", layout.page_tokens,
+                       KvPageLayout::lane_tokens, attention_chunk);
+  }
+  if (layout.heads <= 0 || layout.head_dim_k <= 0 || layout.head_dim_v <= 0 || layout.head_dim_k > 65536 ||
+      layout.head_dim_v > 65536) {
+    return fmt::format("KV pages of {} heads with {} + {} elements", layout.heads, layout.head_dim_k,
+                       layout.head_dim_v);
+  }
+  if (std::int64_t{kv.groups} * layout.heads != kv_heads) {
+    return fmt::format("{} KV groups of {} heads are not {} KV heads", kv.groups, layout.heads, kv_heads);
+  }
+  return {};
+}
+
+Fault cols_fault(const Matrix& m, std::int64_t heads, std::int64_t head_dim, std::string_view name) {
+  if (auto fault = matrix_fault(m, name)) return fault;
+  if (m.cols != heads * head_dim) {
+    return fmt::format("{} has {} columns; {} heads of {} need {}", name, m.cols, heads, head_dim, heads * head_dim);
+  }
+  return {};
+}
+
+struct ShapeCheck {
+  Fault operator()(const EmbedOp& op) const {
+    if (auto fault = matrix_fault(op.out, "out")) return fault;
+    if (op.table != nullptr && op.table->cols() != op.out.cols) {
+      return fmt::format("the table has {} columns, out {}", op.table->cols(), op.out.cols);
+    }
+    return {};
+  }
+  Fault operator()(const UploadOp& op) const { return matrix_fault(op.out, "out"); }
+  Fault operator()(const DownloadOp& op) const { return matrix_fault(op.x, "x"); }
+  Fault operator()(const NormOp& op) const {
+    if (auto fault = norm_fault(op.norm, "norm")) return fault;
+    return same_shape(op.x, op.out, "x", "out");
+  }
+  Fault operator()(const AddOp& op) const { return same_shape(op.x, op.y, "x", "y"); }
+  Fault operator()(const SoftcapOp& op) const {
+    if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
+    return matrix_fault(op.x, "x");
+  }
+  Fault operator()(const RopeTableOp& op) const {
+    if (auto fault = matrix_fault(op.out, "out")) return fault;
+    if (op.out.cols % 2 != 0) return fmt::format("out has {} columns; must be even", op.out.cols);
+    return {};
+  }
+
+  Fault operator()(const LinearOp& op) const {
+    if (auto fault = matrix_fault(op.x, "x")) return fault;
+    if (auto fault = norm_fault(op.norm, "norm")) return fault;
+    if (op.part_count < 1 || op.part_count > 3) return fmt::format("{} parts; allowed: 1 to 3", op.part_count);
+    if (op.rows == nullptr && op.row_count != 0) return fmt::format("{} row numbers but no array", op.row_count);
+    if (op.row_count < 0) return fmt::format("{} row numbers", op.row_count);
+    if (op.activation > Activation::relu_squared) return "unknown activation";
+    if (op.epilogue > LinearEpilogue::gated) return "unknown epilogue";
+    if (op.epilogue == LinearEpilogue::add && op.activation != Activation::none) {
+      return "an activation with the epilogue 'add'";
+    }
+    if (op.epilogue == LinearEpilogue::gated) {
+      if (op.part_count != 2) return fmt::format("the epilogue 'gated' with {} parts; needs 2", op.part_count);
+      if (op.scale != 1.0F) return "a scale with the epilogue 'gated'";
+      const Weight* a = op.parts[0].weight;
+      const Weight* b = op.parts[1].weight;
+      if (a != nullptr && b != nullptr && a->rows() != b->rows()) {
+        return fmt::format("gate has {} rows, up has {}", a->rows(), b->rows());
+      }
+    }
+    const std::int64_t rows = input_rows(op);
+    for (std::int32_t i = 0; i < op.part_count; ++i) {
+      const LinearPart& part = op.parts[static_cast<std::size_t>(i)];
+      if (part.weight != nullptr && part.weight->cols() != op.x.cols) {
+        return fmt::format("weight {} has {} columns, x has {}", i, part.weight->cols(), op.x.cols);
+      }
+      if (op.epilogue == LinearEpilogue::gated && i == 1) continue;
+      if (auto fault = matrix_fault(part.out, "out")) return fault;
+      if (part.out.rows != rows) return fmt::format("out {} has {} rows, the input {}", i, part.out.rows, rows);
+      if (part.weight != nullptr && part.weight->rows() != part.out.cols) {
+        return fmt::format("weight {} has {} rows, out {} columns", i, part.weight->rows(), part.out.cols);
+      }
+    }
+    return {};
+  }
+
+  Fault operator()(const StoreKvOp& op) const {
+    if (auto fault = kv_fault(op.kv, op.heads, op.kv_heads)) return fault;
+    const KvPageLayout& layout = op.kv.layout;
+    if (auto fault = cols_fault(op.q, op.heads, layout.head_dim_k, "q")) return fault;
+    if (auto fault = cols_fault(op.k, op.kv_heads, layout.head_dim_k, "k")) return fault;
+    if (auto fault = cols_fault(op.v, op.kv_heads, layout.head_dim_v, "v")) return fault;
+    if (op.q.rows != op.k.rows || op.q.rows != op.v.rows) {
+      return fmt::format("q, k, v have {}, {}, {} rows", op.q.rows, op.k.rows, op.v.rows);
+    }
+    if (auto fault = norm_fault(op.q_norm, "q_norm")) return fault;
+    if (auto fault = norm_fault(op.k_norm, "k_norm")) return fault;
+    if (op.segment_count < 0) return fmt::format("{} segments", op.segment_count);
+    if (op.rope > RopeKind::half) return "unknown rope kind";
+    if (op.rope == RopeKind::none) return {};
+    if (op.rope_dims <= 0 || op.rope_dims % 2 != 0 || op.rope_dims > layout.head_dim_k) {
+      return fmt::format("{} rotary dimensions of heads of {}; must be even", op.rope_dims, layout.head_dim_k);
+    }
+    if (auto fault = matrix_fault(op.rope_table, "rope_table")) return fault;
+    if (op.rope_table.rows != op.q.rows || op.rope_table.cols != op.rope_dims) {
+      return fmt::format("rope_table is {} x {}, needed {} x {}", op.rope_table.rows, op.rope_table.cols, op.q.rows,
+                         op.rope_dims);
+    }
+    return {};
+  }
+
+  Fault operator()(const AttentionOp& op) const {
+    if (auto fault = kv_fault(op.kv, op.heads, op.kv_heads)) return fault;
+    if (auto fault = cols_fault(op.q, op.heads, op.kv.layout.head_dim_k, "q")) return fault;
+    if (auto fault = cols_fault(op.out, op.heads, op.kv.layout.head_dim_v, "out")) return fault;
+    if (op.q.rows != op.out.rows) return fmt::format("q has {} rows, out {}", op.q.rows, op.out.rows);
+    if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
+    if (op.window < 0) return fmt::format("window is {}", op.window);
+    if (op.segment_count < 0) return fmt::format("{} segments", op.segment_count);
+    return {};
+  }
+};
+
+[[noreturn]] void fail(std::string_view where, const Op& op, std::string_view message) {
+  throw_error(ErrorCode::usage, where, fmt::format("{}: {}", op_name(op), message));
+}
+
+bool overlap(const Matrix& a, const Matrix& b) {
+  if (a.rows == 0 || b.rows == 0) return false;
+  const auto first = [](const Matrix& m) { return reinterpret_cast<std::uintptr_t>(m.data); };
+  const auto last = [&](const Matrix& m) {
+    return first(m) + static_cast<std::uintptr_t>((m.rows - 1) * m.stride + m.cols) * sizeof(float);
+  };
+  if (first(a) >= last(b) || first(b) >= last(a)) return false;
+  if (a.stride != b.stride || (a.rows == 1 && b.rows == 1)) return true;
+  // Column blocks of one wider matrix interleave without sharing elements.
+  const auto stride = static_cast<std::uintptr_t>(a.stride) * sizeof(float);
+  const std::uintptr_t low = first(a) < first(b) ? first(a) : first(b);
+  const std::uintptr_t a_col = (first(a) - low) % stride;
+  const std::uintptr_t b_col = (first(b) - low) % stride;
+  const auto a_width = static_cast<std::uintptr_t>(a.cols) * sizeof(float);
+  const auto b_width = static_cast<std::uintptr_t>(b.cols) * sizeof(float);
+  if (a_col + a_width > stride || b_col + b_width > stride) return true;
+  return a_col < b_col + b_width && b_col < a_col + a_width;
+}
+
+/// Pointers, overlaps and limits.
+struct EnqueueCheck {
+  const Op& whole;
+  const StreamLimits& limits;
+  std::string_view where;
+
+  void need(bool present, std::string_view name) const {
+    if (!present) fail(where, whole, fmt::format("{} is null", name));
+  }
+  void limit(std::int64_t value, std::int64_t most, std::string_view name) const {
+    if (value > most) fail(where, whole, fmt::format("{} {}; the stream was made for at most {}", value, name, most));
+  }
+  void matrix(const Matrix& m, std::string_view name) const {
+    limit(m.rows, limits.tokens, "rows");
+    need(m.data != nullptr || m.rows == 0, name);
+  }
+
+  void operator()(const EmbedOp& op) const {
+    matrix(op.out, "out");
+    need(op.table != nullptr, "table");
+    need(op.tokens != nullptr || op.out.rows == 0, "tokens");
+  }
+  void operator()(const UploadOp& op) const {
+    matrix(op.out, "out");
+    need(op.host != nullptr || op.out.rows == 0, "host");
+  }
+  void operator()(const DownloadOp& op) const {
+    matrix(op.x, "x");
+    need(op.host != nullptr || op.x.rows == 0, "host");
+  }
+  void operator()(const NormOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.out, "out");
+    const bool in_place = op.x.data == op.out.data && op.x.stride == op.out.stride;
+    if (!in_place && overlap(op.x, op.out)) fail(where, whole, "out overlaps x");
+  }
+  void operator()(const AddOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.y, "y");
+  }
+  void operator()(const SoftcapOp& op) const { matrix(op.x, "x"); }
+  void operator()(const RopeTableOp& op) const {
+    matrix(op.out, "out");
+    need(op.positions != nullptr || op.out.rows == 0, "positions");
+    need(op.inverse_frequencies != nullptr, "inverse_frequencies");
+  }
+
+  void operator()(const LinearOp& op) const {
+    matrix(op.x, "x");
+    limit(input_rows(op), limits.tokens, "input rows");
+    limit(op.x.cols, limits.max_cols, "columns");
+    const std::int32_t outs = op.epilogue == LinearEpilogue::gated ? 1 : op.part_count;
+    for (std::int32_t i = 0; i < op.part_count; ++i) {
+      const LinearPart& part = op.parts[static_cast<std::size_t>(i)];
+      need(part.weight != nullptr, "a weight");
+      if (i >= outs) continue;
+      matrix(part.out, "out");
+      if (overlap(op.x, part.out)) fail(where, whole, fmt::format("out {} overlaps x", i));
+      for (std::int32_t j = 0; j < i; ++j) {
+        if (overlap(op.parts[static_cast<std::size_t>(j)].out, part.out)) {
+          fail(where, whole, fmt::format("out {} overlaps out {}", i, j));
+        }
+      }
+    }
+  }
+
+  void kv(const KvLayer& kv, std::int32_t heads, std::int32_t segments, const Segment* array) const {
+    limit(heads, limits.heads, "heads");
+    limit(kv.layout.head_dim_k, limits.head_dim, "elements per key");
+    limit(kv.layout.head_dim_v, limits.head_dim, "elements per value");
+    limit(segments, limits.segments, "segments");
+    need(segments == 0 || array != nullptr, "segments");
+    need(segments == 0 || kv.tables != nullptr, "tables");
+    need(segments == 0 || kv.pool != nullptr, "pool");
+  }
+  void operator()(const StoreKvOp& op) const {
+    matrix(op.q, "q");
+    matrix(op.k, "k");
+    matrix(op.v, "v");
+    if (op.rope != RopeKind::none) matrix(op.rope_table, "rope_table");
+    if (overlap(op.q, op.k) || overlap(op.q, op.v) || overlap(op.k, op.v)) fail(where, whole, "q, k, v overlap");
+    kv(op.kv, op.heads, op.segment_count, op.segments);
+  }
+  void operator()(const AttentionOp& op) const {
+    matrix(op.q, "q");
+    matrix(op.out, "out");
+    if (overlap(op.q, op.out)) fail(where, whole, "out overlaps q");
+    kv(op.kv, op.heads, op.segment_count, op.segments);
+    if (op.sink == nullptr) return;
+    need(op.sink->scores != nullptr || op.segment_count == 0, "scores");
+    if (op.sink->kind > ScoreKind::max || op.sink->last_rows < 0) fail(where, whole, "bad score sink");
+  }
+};
+
+/// Contents of host arrays.
+struct HostCheck {
+  const Op& whole;
+  const StreamLimits& limits;
+  std::string_view where;
+
+  template <class T>
+  void operator()(const T& /*no host array to check*/) const {}
+
+  void operator()(const EmbedOp& op) const {
+    for (std::int64_t i = 0; i < op.out.rows; ++i) {
+      if (op.tokens[i] < 0 || op.tokens[i] >= op.table->rows()) {
+        fail(where, whole, fmt::format("token {} at row {}; the table has {} rows", op.tokens[i], i, op.table->rows()));
+      }
+    }
+  }
+  void operator()(const LinearOp& op) const {
+    for (std::int32_t i = 0; op.rows != nullptr && i < op.row_count; ++i) {
+      if (op.rows[i] < 0 || op.rows[i] >= op.x.rows) {
+        fail(where, whole, fmt::format("row number {} at {}; x has {} rows", op.rows[i], i, op.x.rows));
+      }
+    }
+  }
+  void operator()(const StoreKvOp& op) const { segments(op.q.rows, op.kv, op.segments, op.segment_count); }
+  void operator()(const AttentionOp& op) const {
+    segments(op.q.rows, op.kv, op.segments, op.segment_count);
+    if (op.sink == nullptr) return;
+    for (std::int64_t i = 0; i < std::int64_t{op.segment_count} * op.kv.groups; ++i) {
+      if (op.sink->scores[i] == nullptr) fail(where, whole, fmt::format("scores {} is null", i));
+    }
+  }
+
+  void segments(std::int64_t rows, const KvLayer& kv, const Segment* segments, std::int32_t count) const {
+    std::int64_t next = 0;
+    for (std::int32_t s = 0; s < count; ++s) {
+      const Segment& segment = segments[s];
+      if (segment.row_begin < next || segment.row_count < 0 ||
+          std::int64_t{segment.row_begin} + segment.row_count > rows) {
+        fail(where, whole,
+             fmt::format("segment {} has rows [{}, +{}) of {}; segments must ascend without overlap", s,
+                         segment.row_begin, segment.row_count, rows));
+      }
+      next = std::int64_t{segment.row_begin} + segment.row_count;
+      for (std::int32_t g = 0; g < kv.groups; ++g) {
+        const KvTable& table = kv.tables[std::int64_t{s} * kv.groups + g];
+        if (table.length < 0 || std::int64_t{table.length} + segment.row_count > limits.context ||
+            (table.pages == nullptr && segment.row_count > 0)) {
+          fail(where, whole,
+               fmt::format("segment {} group {}: {} + {} slots; the stream was made for {}", s, g, table.length,
+                           segment.row_count, limits.context));
+        }
+      }
+      if (segment.visible != nullptr) visibility(segment, s);
+    }
+  }
+  void visibility(const Segment& segment, std::int32_t s) const {
+    const std::int32_t words = (segment.row_count + 63) / 64;
+    for (std::int32_t i = 0; i < segment.row_count; ++i) {
+      const std::uint64_t* row = segment.visible + static_cast<std::ptrdiff_t>(i) * words;
+      bool good = ((row[i / 64] >> (i % 64)) & 1U) != 0;
+      if (i % 64 != 63) good = good && (row[i / 64] >> (i % 64 + 1)) == 0;
+      for (std::int32_t w = i / 64 + 1; w < words; ++w) good = good && row[w] == 0;
+      if (!good) {
+        fail(where, whole, fmt::format("segment {}: row {} must see itself and no later row", s, i));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+std::string_view op_name(const Op& op) noexcept {
+  static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
+      "EmbedOp",   "UploadOp",    "NormOp", "LinearOp",  "RopeTableOp",
+      "StoreKvOp", "AttentionOp", "AddOp",  "SoftcapOp", "DownloadOp"};
+  return op.valueless_by_exception() ? "nothing" : names[op.index()];
+}
+
+std::optional<std::string> op_shape_fault(const Op& op) {
+  auto fault = std::visit(ShapeCheck{}, op);
+  if (fault) return fmt::format("{}: {}", op_name(op), *fault);
+  return fault;
+}
+
+void check_op(const Op& op, const StreamLimits& limits, std::string_view where) {
+  if (const auto fault = op_shape_fault(op)) throw_error(ErrorCode::usage, where, *fault);
+  std::visit(EnqueueCheck{op, limits, where}, op);
+}
+
+void check_host_data(const Op& op, const StreamLimits& limits, std::string_view where) {
+  std::visit(HostCheck{op, limits, where}, op);
+}
+
+std::size_t check_weight_source(const WeightSource& source, std::string_view where) {
+  if (source.rows <= 0 || source.cols <= 0 || source.rows > max_extent || source.cols > max_extent) {
+    throw_error(ErrorCode::usage, where, fmt::format("a weight of {} x {}", source.rows, source.cols));
+  }
+  const std::size_t bytes = row_bytes(source.type, static_cast<std::size_t>(source.cols));
+  if (bytes > std::numeric_limits<std::size_t>::max() / 2 / static_cast<std::size_t>(source.rows)) {
+    throw_error(ErrorCode::usage, where, fmt::format("a weight of {} rows of {} bytes", source.rows, bytes));
+  }
+  if (!source.mapped.empty() && source.mapped.size() != bytes * static_cast<std::size_t>(source.rows)) {
+    throw_error(ErrorCode::usage, where,
+                fmt::format("{} mapped bytes for {} rows of {} bytes", source.mapped.size(), source.rows, bytes));
+  }
+  return bytes;
+}
+
+}  // namespace skald::inline v0::detail

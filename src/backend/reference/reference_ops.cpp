@@ -1,0 +1,311 @@
+#include "backend/reference/reference_ops.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include "backend/op_check.hpp"
+
+#include <skald/core/half.hpp>
+#include <skald/core/progress.hpp>
+
+namespace skald::inline v0::reference {
+
+namespace {
+
+constexpr std::string_view where = "backend.reference";
+
+using ConstRow = Eigen::Map<const Eigen::VectorXf>;
+using Row = Eigen::Map<Eigen::VectorXf>;
+using Eigen::VectorXd;
+
+ConstRow view(const float* data, std::int64_t n) { return {data, n}; }
+Row view(float* data, std::int64_t n) { return {data, n}; }
+Row row(const Matrix& m, std::int64_t r) { return {m.data + r * m.stride, m.cols}; }
+
+VectorXd normalize(const VectorXd& x, const Norm& norm) {
+  if (norm.kind == NormKind::none) return x;
+  const auto n = static_cast<double>(x.size());
+  VectorXd y = x;
+  if (norm.kind == NormKind::layer) y.array() -= x.sum() / n;
+  y /= std::sqrt(y.squaredNorm() / n + static_cast<double>(norm.epsilon));
+  if (norm.weight != nullptr) y = y.cwiseProduct(view(norm.weight, x.size()).cast<double>());
+  if (norm.kind == NormKind::layer && norm.bias != nullptr) y += view(norm.bias, x.size()).cast<double>();
+  return y;
+}
+
+void run(const EmbedOp& op, const std::stop_token& stop) {
+  const auto& table = static_cast<const ReferenceWeight&>(*op.table);
+  for (std::int64_t i = 0; i < op.out.rows; ++i) {
+    throw_if_stopped(stop, where);
+    row(op.out, i) = op.scale * view(table.row(op.tokens[i]), op.out.cols);
+  }
+}
+
+void run(const UploadOp& op, const std::stop_token& /*short*/) {
+  for (std::int64_t i = 0; i < op.out.rows; ++i) row(op.out, i) = view(op.host + i * op.out.cols, op.out.cols);
+}
+
+void run(const DownloadOp& op, const std::stop_token& /*short*/) {
+  for (std::int64_t i = 0; i < op.x.rows; ++i) view(op.host + i * op.x.cols, op.x.cols) = row(op.x, i);
+}
+
+void run(const NormOp& op, const std::stop_token& stop) {
+  for (std::int64_t i = 0; i < op.x.rows; ++i) {
+    throw_if_stopped(stop, where);
+    row(op.out, i) = normalize(row(op.x, i).cast<double>(), op.norm).cast<float>();
+  }
+}
+
+void run(const AddOp& op, const std::stop_token& /*short*/) {
+  for (std::int64_t i = 0; i < op.x.rows; ++i) row(op.x, i) += op.scale * row(op.y, i);
+}
+
+void run(const SoftcapOp& op, const std::stop_token& stop) {
+  const double scale = op.scale;
+  const double cap = op.softcap;
+  for (std::int64_t i = 0; i < op.x.rows; ++i) {
+    throw_if_stopped(stop, where);
+    for (float& x : row(op.x, i)) {
+      const double y = scale * static_cast<double>(x);
+      x = static_cast<float>(cap > 0 ? cap * std::tanh(y / cap) : y);
+    }
+  }
+}
+
+void run(const RopeTableOp& op, const std::stop_token& stop) {
+  for (std::int64_t i = 0; i < op.out.rows; ++i) {
+    throw_if_stopped(stop, where);
+    for (std::int64_t j = 0; j < op.out.cols / 2; ++j) {
+      const double angle = static_cast<double>(op.positions[i]) * op.inverse_frequencies[j];
+      const double magnitude = op.magnitude;
+      row(op.out, i)[2 * j] = static_cast<float>(magnitude * std::cos(angle));
+      row(op.out, i)[2 * j + 1] = static_cast<float>(magnitude * std::sin(angle));
+    }
+  }
+}
+
+/// W x + bias for one part, in double.
+VectorXd product(const LinearPart& part, const VectorXd& x, const std::stop_token& stop) {
+  const auto& weight = static_cast<const ReferenceWeight&>(*part.weight);
+  VectorXd y(weight.rows());
+  for (std::int64_t r = 0; r < weight.rows(); ++r) {
+    if (r % 1024 == 0) throw_if_stopped(stop, where);
+    y[r] = view(weight.row(r), weight.cols()).cast<double>().dot(x);
+  }
+  if (part.bias != nullptr) y += view(part.bias, weight.rows()).cast<double>();
+  return y;
+}
+
+void run(const LinearOp& op, const std::stop_token& stop) {
+  const double scale = op.scale;
+  for (std::int64_t i = 0; i < detail::input_rows(op); ++i) {
+    const std::int64_t source = op.rows != nullptr ? op.rows[i] : i;
+    const VectorXd x = normalize(row(op.x, source).cast<double>(), op.norm);
+    if (op.epilogue == LinearEpilogue::gated) {
+      const VectorXd gate = product(op.parts[0], x, stop);
+      const VectorXd up = product(op.parts[1], x, stop);
+      const auto act = [&](double g) { return activate(g, op.activation); };
+      row(op.parts[0].out, i) = gate.unaryExpr(act).cwiseProduct(up).cast<float>();
+      continue;
+    }
+    for (std::int32_t p = 0; p < op.part_count; ++p) {
+      const LinearPart& part = op.parts[static_cast<std::size_t>(p)];
+      const VectorXd y = scale * product(part, x, stop);
+      if (op.epilogue == LinearEpilogue::add) {
+        row(part.out, i) = (row(part.out, i).cast<double>() + y).cast<float>();
+      } else {
+        row(part.out, i) = y.unaryExpr([&](double v) { return activate(v, op.activation); }).cast<float>();
+      }
+    }
+  }
+}
+
+/// Keys and values of one KV head of one sequence.
+class HeadCache {
+ public:
+  HeadCache(const KvLayer& kv, std::int32_t segment, std::int32_t kv_head)
+      : layout_(kv.layout),
+        pool_(kv.pool),
+        head_(kv_head % kv.layout.heads),
+        table_(kv.tables[segment * kv.groups + kv_head / kv.layout.heads]) {}
+
+  [[nodiscard]] std::int32_t length() const { return table_.length; }
+  [[nodiscard]] float key(std::int32_t slot, std::int32_t d) const {
+    return load(keys(slot), layout_.key_index(slot % layout_.page_tokens, d));
+  }
+  [[nodiscard]] float value(std::int32_t slot, std::int32_t d) const {
+    return load(values(slot), layout_.value_index(slot % layout_.page_tokens, d));
+  }
+  void store(std::int32_t slot, const float* k, const float* v) const {
+    const std::int32_t in_page = slot % layout_.page_tokens;
+    for (std::int32_t d = 0; d < layout_.head_dim_k; ++d) save(keys(slot), layout_.key_index(in_page, d), k[d]);
+    for (std::int32_t d = 0; d < layout_.head_dim_v; ++d) save(values(slot), layout_.value_index(in_page, d), v[d]);
+  }
+
+ private:
+  [[nodiscard]] std::byte* page(std::int32_t slot) const {
+    return pool_ + std::size_t{table_.pages[slot / layout_.page_tokens]} * layout_.page_bytes();
+  }
+  [[nodiscard]] std::byte* keys(std::int32_t slot) const { return page(slot) + layout_.keys_offset(head_); }
+  [[nodiscard]] std::byte* values(std::int32_t slot) const { return page(slot) + layout_.values_offset(head_); }
+
+  [[nodiscard]] float load(const std::byte* base, std::size_t index) const {
+    if (layout_.dtype == DType::f32) {
+      float value;
+      std::memcpy(&value, base + 4 * index, 4);
+      return value;
+    }
+    std::uint16_t bits;
+    std::memcpy(&bits, base + 2 * index, 2);
+    return layout_.dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+  }
+  void save(std::byte* base, std::size_t index, float value) const {
+    if (layout_.dtype == DType::f32) {
+      std::memcpy(base + 4 * index, &value, 4);
+      return;
+    }
+    const std::uint16_t bits = layout_.dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
+    std::memcpy(base + 2 * index, &bits, 2);
+  }
+
+  KvPageLayout layout_;
+  std::byte* pool_;
+  std::int32_t head_;
+  KvTable table_;
+};
+
+void rotate(float* x, const float* table, RopeKind kind, std::int32_t dims) {
+  for (std::int32_t j = 0; j < dims / 2; ++j) {
+    float& a = kind == RopeKind::interleaved ? x[2 * j] : x[j];
+    float& b = kind == RopeKind::interleaved ? x[2 * j + 1] : x[j + dims / 2];
+    const double c = table[2 * j];
+    const double s = table[2 * j + 1];
+    const double x0 = a;
+    const double x1 = b;
+    a = static_cast<float>(x0 * c - x1 * s);
+    b = static_cast<float>(x0 * s + x1 * c);
+  }
+}
+
+void norm_and_rotate(const StoreKvOp& op, float* head, const Norm& norm, std::int64_t token) {
+  auto x = view(head, op.kv.layout.head_dim_k);
+  if (norm.kind != NormKind::none) x = normalize(x.cast<double>(), norm).cast<float>();
+  if (op.rope != RopeKind::none) rotate(head, row(op.rope_table, token).data(), op.rope, op.rope_dims);
+}
+
+void run(const StoreKvOp& op, const std::stop_token& stop) {
+  const std::int32_t dk = op.kv.layout.head_dim_k;
+  const std::int32_t dv = op.kv.layout.head_dim_v;
+  for (std::int32_t s = 0; s < op.segment_count; ++s) {
+    const Segment& segment = op.segments[s];
+    for (std::int32_t i = 0; i < segment.row_count; ++i) {
+      throw_if_stopped(stop, where);
+      const std::int64_t token = segment.row_begin + i;
+      for (std::int32_t h = 0; h < op.heads; ++h) {
+        norm_and_rotate(op, row(op.q, token).data() + h * dk, op.q_norm, token);
+      }
+      for (std::int32_t h = 0; h < op.kv_heads; ++h) {
+        float* key = row(op.k, token).data() + h * dk;
+        norm_and_rotate(op, key, op.k_norm, token);
+        const HeadCache cache(op.kv, s, h);
+        cache.store(cache.length() + i, key, row(op.v, token).data() + h * dv);
+      }
+    }
+  }
+}
+
+/// Slots that row i of a segment sees, ascending.
+std::vector<std::int32_t> visible_slots(const AttentionOp& op, const Segment& segment, std::int32_t length,
+                                        std::int32_t i) {
+  std::vector<std::int32_t> slots;
+  const std::int32_t own = length + i;
+  const std::int32_t first = op.window > 0 ? std::max(0, own - op.window + 1) : 0;
+  const std::int64_t words = (segment.row_count + 63) / 64;
+  for (std::int32_t slot = first; slot <= own; ++slot) {
+    const std::int32_t j = slot - length;
+    if (j >= 0 && segment.visible != nullptr && ((segment.visible[i * words + j / 64] >> (j % 64)) & 1U) == 0) continue;
+    slots.push_back(slot);
+  }
+  return slots;
+}
+
+/// Attention probabilities of one query over `slots`.
+VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const float* q,
+                       const std::vector<std::int32_t>& slots) {
+  VectorXd p(static_cast<Eigen::Index>(slots.size()));
+  for (std::size_t n = 0; n < slots.size(); ++n) {
+    double dot = 0;
+    for (std::int32_t d = 0; d < op.kv.layout.head_dim_k; ++d) {
+      dot += static_cast<double>(q[d]) * static_cast<double>(cache.key(slots[n], d));
+    }
+    dot *= static_cast<double>(op.scale);
+    const double cap = op.softcap;
+    p[static_cast<Eigen::Index>(n)] = cap > 0 ? cap * std::tanh(dot / cap) : dot;
+  }
+  p = (p.array() - p.maxCoeff()).exp();
+  return p / p.sum();
+}
+
+void add_scores(const ScoreSink& sink, float* scores, const std::vector<std::int32_t>& slots, const VectorXd& p) {
+  for (std::size_t n = 0; n < slots.size(); ++n) {
+    const auto value = static_cast<float>(p[static_cast<Eigen::Index>(n)]);
+    float& score = scores[slots[n]];
+    score = sink.kind == ScoreKind::sum ? score + value : std::max(score, value);
+  }
+}
+
+void run(const AttentionOp& op, const std::stop_token& stop) {
+  const std::int32_t dk = op.kv.layout.head_dim_k;
+  const std::int32_t dv = op.kv.layout.head_dim_v;
+  const std::int32_t shared = op.heads / op.kv_heads;
+  for (std::int32_t s = 0; s < op.segment_count; ++s) {
+    const Segment& segment = op.segments[s];
+    for (std::int32_t i = 0; i < segment.row_count; ++i) {
+      const std::int64_t token = segment.row_begin + i;
+      for (std::int32_t h = 0; h < op.heads; ++h) {
+        throw_if_stopped(stop, where);
+        const std::int32_t kv_head = h / shared;
+        const HeadCache cache(op.kv, s, kv_head);
+        const auto slots = visible_slots(op, segment, cache.length(), i);
+        const VectorXd p = probabilities(op, cache, row(op.q, token).data() + h * dk, slots);
+        for (std::int32_t d = 0; d < dv; ++d) {
+          double sum = 0;
+          for (std::size_t n = 0; n < slots.size(); ++n) {
+            sum += p[static_cast<Eigen::Index>(n)] * static_cast<double>(cache.value(slots[n], d));
+          }
+          row(op.out, token)[h * dv + d] = static_cast<float>(sum);
+        }
+        if (op.sink == nullptr) continue;
+        if (op.sink->last_rows > 0 && i < segment.row_count - op.sink->last_rows) continue;
+        const std::int32_t group = kv_head / op.kv.layout.heads;
+        add_scores(*op.sink, op.sink->scores[s * op.kv.groups + group], slots, p);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+double activate(double x, Activation kind) noexcept {
+  switch (kind) {
+    case Activation::none: return x;
+    case Activation::silu: return x / (1 + std::exp(-x));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::numbers::sqrt2 * std::numbers::inv_sqrtpi * (x + 0.044715 * x * x * x)));
+    case Activation::gelu_erf: return 0.5 * x * std::erfc(-x / std::numbers::sqrt2);
+    case Activation::relu: return std::max(x, 0.0);
+    case Activation::relu_squared: return x > 0 ? x * x : 0.0;
+  }
+  return x;
+}
+
+void run_op(const Op& op, const std::stop_token& stop) {
+  std::visit([&](const auto& o) { run(o, stop); }, op);
+}
+
+}  // namespace skald::inline v0::reference

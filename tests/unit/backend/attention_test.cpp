@@ -1,0 +1,363 @@
+// StoreKvOp and AttentionOp on every backend against a cache kept in plain vectors of double.
+
+#include <map>
+
+#include "fixture.hpp"
+
+using namespace skald;
+using namespace skald_test;
+
+namespace {
+
+struct Shape {
+  std::int32_t heads = 4;
+  std::int32_t kv_heads = 2;
+  std::int32_t group_heads = 1;  // KV heads per group
+  std::int32_t dim_k = 16;
+  std::int32_t dim_v = 16;
+  std::int32_t page_tokens = 16;
+  DType dtype = DType::f32;
+};
+
+struct Options {
+  NormKind norm = NormKind::none;
+  RopeKind rope = RopeKind::none;
+  std::int32_t rope_dims = 16;
+  std::int32_t window = 0;
+  float softcap = 0;
+  bool tree = false;
+  bool sink = false;
+  ScoreKind score_kind = ScoreKind::sum;
+  std::int32_t last_rows = 0;
+};
+
+double stored(double value, DType type) {
+  if (type == DType::f16) return static_cast<double>(f16_to_f32(f32_to_f16(static_cast<float>(value))));
+  if (type == DType::bf16) return static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(value))));
+  return value;
+}
+
+/// Several sequences in one pool, in the backend and in the oracle.
+class Sequences {
+ public:
+  Sequences(const Subject& subject, const Shape& shape, std::int32_t count, std::int32_t context, unsigned seed)
+      : backend_(*subject.backend),
+        shape_(shape),
+        context_(context),
+        random_(seed),
+        layout_{.dtype = shape.dtype,
+                .page_tokens = shape.page_tokens,
+                .heads = shape.group_heads,
+                .head_dim_k = shape.dim_k,
+                .head_dim_v = shape.dim_v},
+        groups_(shape.kv_heads / shape.group_heads),
+        lengths_(static_cast<std::size_t>(count), 0),
+        keys_(static_cast<std::size_t>(count)),
+        values_(static_cast<std::size_t>(count)) {
+    const auto per_table = static_cast<std::uint32_t>((context + shape.page_tokens - 1) / shape.page_tokens);
+    const auto tables = static_cast<std::uint32_t>(count * groups_);
+    std::vector<std::uint32_t> numbers(per_table * tables);
+    for (std::uint32_t i = 0; i < numbers.size(); ++i) numbers[i] = i;
+    std::shuffle(numbers.begin(), numbers.end(), random_);
+    for (std::uint32_t t = 0; t < tables; ++t) {
+      pages_.emplace_back(numbers.begin() + t * per_table, numbers.begin() + (t + 1) * per_table);
+    }
+    pool_ = backend_.allocate(numbers.size() * layout_.page_bytes());
+    // What was in a page before must not matter, not even if it is not a number.
+    std::vector<std::byte> garbage(pool_.bytes(), std::byte{0xFF});
+    backend_.write(pool_.address(), garbage);
+  }
+
+  /// Appends `rows[s]` tokens to each sequence and checks what attention makes of them.
+  void step(const std::vector<std::int32_t>& rows, const Options& options, double tolerance) {
+    std::int32_t tokens = 0;
+    for (const std::int32_t n : rows) tokens += n;
+    DeviceMatrix q(backend_, tokens, shape_.heads * shape_.dim_k, random_);
+    DeviceMatrix k(backend_, tokens, shape_.kv_heads * shape_.dim_k, random_);
+    const DeviceMatrix v(backend_, tokens, shape_.kv_heads * shape_.dim_v, random_);
+    const DeviceMatrix out(backend_, tokens, shape_.heads * shape_.dim_v);
+    const DeviceMatrix q_weight(backend_, 1, shape_.dim_k, random_, 1.0F, 0);
+    const DeviceMatrix k_weight(backend_, 1, shape_.dim_k, random_, 1.0F, 0);
+    const DeviceMatrix table(backend_, tokens, options.rope_dims, random_);
+
+    std::vector<Segment> segments;
+    std::vector<KvTable> tables;
+    std::vector<std::vector<std::uint64_t>> masks;
+    std::int32_t begin = 0;
+    for (std::size_t s = 0; s < rows.size(); ++s) {
+      masks.push_back(options.tree ? random_tree(rows[s]) : std::vector<std::uint64_t>{});
+      segments.push_back({.row_begin = begin, .row_count = rows[s]});
+      begin += rows[s];
+      for (std::int32_t g = 0; g < groups_; ++g) {
+        tables.push_back(
+            {pages_[s * static_cast<std::size_t>(groups_) + static_cast<std::size_t>(g)].data(), lengths_[s]});
+      }
+    }
+    if (options.tree) {
+      for (std::size_t s = 0; s < rows.size(); ++s) segments[s].visible = rows[s] == 0 ? nullptr : masks[s].data();
+    }
+    const auto count = static_cast<std::int32_t>(segments.size());
+
+    expect_stored(q.dense(), k.dense(), v.dense(), q_weight.dense(), k_weight.dense(), table.dense(), segments,
+                  options);
+
+    const KvLayer kv{.pool = pool_.address(), .layout = layout_, .groups = groups_, .tables = tables.data()};
+    std::vector<DeviceMatrix> score_memory;
+    std::vector<float*> scores;
+    for (std::size_t i = 0; i < tables.size(); ++i) {
+      score_memory.emplace_back(backend_, 1, context_, 0);
+      score_memory.back().set(std::vector<float>(static_cast<std::size_t>(context_), 0.125F));
+      scores.push_back(score_memory.back().matrix().data);
+    }
+    const ScoreSink sink{.kind = options.score_kind, .last_rows = options.last_rows, .scores = scores.data()};
+    const Norm q_norm{.kind = options.norm, .weight = q_weight.data(), .epsilon = 1e-5F};
+    const Norm k_norm{.kind = options.norm, .weight = k_weight.data(), .epsilon = 1e-5F};
+    run(backend_, {StoreKvOp{.q = q.matrix(),
+                             .k = k.matrix(),
+                             .v = v.matrix(),
+                             .heads = shape_.heads,
+                             .kv_heads = shape_.kv_heads,
+                             .q_norm = q_norm,
+                             .k_norm = k_norm,
+                             .rope = options.rope,
+                             .rope_dims = options.rope_dims,
+                             .rope_table = table.matrix(),
+                             .kv = kv,
+                             .segments = segments.data(),
+                             .segment_count = count},
+                   AttentionOp{.q = q.matrix(),
+                               .out = out.matrix(),
+                               .heads = shape_.heads,
+                               .kv_heads = shape_.kv_heads,
+                               .scale = 0.3F,
+                               .softcap = options.softcap,
+                               .window = options.window,
+                               .kv = kv,
+                               .segments = segments.data(),
+                               .segment_count = count,
+                               .sink = options.sink ? &sink : nullptr}});
+    CHECK(distance(q.dense(), expected_q_) < 1e-5);
+    CHECK(distance(k.dense(), expected_k_) < 1e-5);
+    check_attention(q.dense(), out.dense(), segments, options, score_memory, tolerance);
+    for (std::size_t s = 0; s < rows.size(); ++s) lengths_[s] += rows[s];
+  }
+
+ private:
+  std::vector<std::uint64_t> random_tree(std::int32_t n) {
+    const std::int32_t words = (n + 63) / 64;
+    std::vector<std::uint64_t> bits(static_cast<std::size_t>(n * words));
+    for (std::int32_t i = 0; i < n; ++i) {
+      for (std::int32_t j = 0; j <= i; ++j) {
+        if (j == i || random_() % 3 == 0)
+          bits[static_cast<std::size_t>(i * words + j / 64)] |= std::uint64_t{1} << (j % 64);
+      }
+    }
+    return bits;
+  }
+
+  std::vector<double> head_after(const Dense& x, std::int64_t token, std::int32_t head, const Dense& weight,
+                                 const Dense& table, const Options& options) const {
+    std::vector<double> e(x.values.begin() + token * x.cols + head * shape_.dim_k,
+                          x.values.begin() + token * x.cols + (head + 1) * shape_.dim_k);
+    e = oracle_norm(std::move(e), options.norm, weight.values, {}, static_cast<double>(1e-5F));
+    if (options.rope == RopeKind::none) return e;
+    const std::vector<double> before = e;
+    const auto half = static_cast<std::size_t>(options.rope_dims / 2);
+    for (std::size_t j = 0; j < half; ++j) {
+      const std::size_t a = options.rope == RopeKind::interleaved ? 2 * j : j;
+      const std::size_t b = options.rope == RopeKind::interleaved ? 2 * j + 1 : j + half;
+      const double c = table(token, static_cast<std::int64_t>(2 * j));
+      const double s = table(token, static_cast<std::int64_t>(2 * j + 1));
+      e[a] = before[a] * c - before[b] * s;
+      e[b] = before[a] * s + before[b] * c;
+    }
+    return e;
+  }
+
+  void expect_stored(const Dense& q, const Dense& k, const Dense& v, const Dense& q_weight, const Dense& k_weight,
+                     const Dense& table, const std::vector<Segment>& segments, const Options& options) {
+    expected_q_ = q;
+    expected_k_ = k;
+    for (std::size_t s = 0; s < segments.size(); ++s) {
+      for (std::int32_t i = 0; i < segments[s].row_count; ++i) {
+        const std::int64_t token = segments[s].row_begin + i;
+        for (std::int32_t h = 0; h < shape_.heads; ++h) {
+          const auto e = head_after(q, token, h, q_weight, table, options);
+          std::copy(e.begin(), e.end(), expected_q_.values.begin() + token * q.cols + h * shape_.dim_k);
+        }
+        std::vector<double> key_row;
+        for (std::int32_t h = 0; h < shape_.kv_heads; ++h) {
+          const auto e = head_after(k, token, h, k_weight, table, options);
+          std::copy(e.begin(), e.end(), expected_k_.values.begin() + token * k.cols + h * shape_.dim_k);
+          for (const double x : e) key_row.push_back(stored(x, shape_.dtype));
+        }
+        std::vector<double> value_row;
+        for (std::int64_t c = 0; c < v.cols; ++c) value_row.push_back(stored(v(token, c), shape_.dtype));
+        keys_[s].push_back(key_row);
+        values_[s].push_back(value_row);
+      }
+    }
+  }
+
+  void check_attention(const Dense& q, const Dense& out, const std::vector<Segment>& segments, const Options& options,
+                       const std::vector<DeviceMatrix>& scores, double tolerance) const {
+    Dense expected(out.rows, out.cols);
+    for (std::size_t s = 0; s < segments.size(); ++s) {
+      Dense score(groups_, context_);
+      std::fill(score.values.begin(), score.values.end(), 0.125);
+      for (std::int32_t i = 0; i < segments[s].row_count; ++i) {
+        for (std::int32_t h = 0; h < shape_.heads; ++h) {
+          const auto p = probabilities(q, s, segments[s], i, h, options);
+          const std::int32_t kv_head = h / (shape_.heads / shape_.kv_heads);
+          const bool counts = options.last_rows == 0 || i >= segments[s].row_count - options.last_rows;
+          for (const auto& [slot, weight] : p) {
+            for (std::int32_t d = 0; d < shape_.dim_v; ++d) {
+              expected(segments[s].row_begin + i, h * shape_.dim_v + d) +=
+                  weight *
+                  values_[s][static_cast<std::size_t>(slot)][static_cast<std::size_t>(kv_head * shape_.dim_v + d)];
+            }
+            double& sum = score(kv_head / shape_.group_heads, slot);
+            if (counts) sum = options.score_kind == ScoreKind::sum ? sum + weight : std::max(sum, weight);
+          }
+        }
+      }
+      if (!options.sink) continue;
+      for (std::int32_t g = 0; g < groups_; ++g) {
+        Dense mine(1, context_);
+        std::copy_n(score.values.begin() + g * context_, context_, mine.values.begin());
+        CHECK(distance(scores[s * static_cast<std::size_t>(groups_) + static_cast<std::size_t>(g)].dense(), mine) <
+              tolerance);
+      }
+    }
+    CHECK(distance(out, expected) < tolerance);
+  }
+
+  std::map<std::int32_t, double> probabilities(const Dense& q, std::size_t s, const Segment& segment, std::int32_t i,
+                                               std::int32_t h, const Options& options) const {
+    const std::int32_t own = lengths_[s] + i;
+    const std::int32_t kv_head = h / (shape_.heads / shape_.kv_heads);
+    std::map<std::int32_t, double> p;
+    double top = -INFINITY;
+    for (std::int32_t slot = 0; slot <= own; ++slot) {
+      if (options.window > 0 && slot <= own - options.window) continue;
+      const std::int32_t j = slot - lengths_[s];
+      const std::int32_t words = (segment.row_count + 63) / 64;
+      if (segment.visible != nullptr && j >= 0 && ((segment.visible[i * words + j / 64] >> (j % 64)) & 1U) == 0)
+        continue;
+      double dot = 0;
+      for (std::int32_t d = 0; d < shape_.dim_k; ++d) {
+        dot += q(segment.row_begin + i, h * shape_.dim_k + d) *
+               keys_[s][static_cast<std::size_t>(slot)][static_cast<std::size_t>(kv_head * shape_.dim_k + d)];
+      }
+      dot *= static_cast<double>(0.3F);
+      if (options.softcap > 0)
+        dot = static_cast<double>(options.softcap) * std::tanh(dot / static_cast<double>(options.softcap));
+      p[slot] = dot;
+      top = std::max(top, dot);
+    }
+    double sum = 0;
+    for (auto& [slot, x] : p) sum += x = std::exp(x - top);
+    for (auto& [slot, x] : p) x /= sum;
+    return p;
+  }
+
+  BackendInterface& backend_;
+  Shape shape_;
+  std::int32_t context_;
+  std::mt19937 random_;
+  KvPageLayout layout_;
+  std::int32_t groups_;
+  std::vector<std::int32_t> lengths_;
+  std::vector<std::vector<std::vector<double>>> keys_;
+  std::vector<std::vector<std::vector<double>>> values_;
+  std::vector<std::vector<std::uint32_t>> pages_;
+  Buffer pool_;
+  Dense expected_q_{0, 0};
+  Dense expected_k_{0, 0};
+};
+
+double tolerance_for(const Shape& shape) {
+  // A key that lies between two stored values may round the other way in float than in the oracle's double.
+  return shape.dtype == DType::f32 ? 1e-5 : shape.dtype == DType::f16 ? 5e-4 : 4e-3;
+}
+
+}  // namespace
+
+TEST_CASE("backend.attention: equals the definition for every KV format, head grouping and page size", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    unsigned seed = 100;
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (const std::int32_t page_tokens : {16, 64, 256}) {
+        for (const Shape& base :
+             {Shape{.heads = 4, .kv_heads = 4, .group_heads = 2}, Shape{.heads = 6, .kv_heads = 2, .group_heads = 1},
+              Shape{.heads = 5, .kv_heads = 1, .group_heads = 1, .dim_k = 20, .dim_v = 12},
+              Shape{.heads = 8, .kv_heads = 4, .group_heads = 4, .dim_k = 64, .dim_v = 64}}) {
+          Shape shape = base;
+          shape.dtype = dtype;
+          shape.page_tokens = page_tokens;
+          INFO(subject.name << ", " << to_string(dtype) << ", pages of " << page_tokens << ", " << shape.heads << "/"
+                            << shape.kv_heads);
+          Sequences sequences(subject, shape, 3, 640, ++seed);
+          const Options options{.rope_dims = 4};
+          sequences.step({1, 7, 40}, options, tolerance_for(shape));
+          sequences.step({1, 1, 1}, options, tolerance_for(shape));
+          sequences.step({0, 270, 3}, options, tolerance_for(shape));
+          sequences.step({5, 1, 1}, options, tolerance_for(shape));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("backend.attention: heeds norm, rotation, window, soft cap and visibility in any combination", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    unsigned seed = 200;
+    const Shape shape{.heads = 4, .kv_heads = 2, .group_heads = 1, .dim_k = 32, .dim_v = 16};
+    for (const NormKind norm : {NormKind::none, NormKind::rms, NormKind::layer}) {
+      for (const RopeKind rope : {RopeKind::none, RopeKind::interleaved, RopeKind::half}) {
+        for (const std::int32_t window : {0, 1, 20}) {
+          for (const float softcap : {0.0F, 5.0F}) {
+            for (const bool tree : {false, true}) {
+              INFO(subject.name << ", norm " << static_cast<int>(norm) << ", rope " << static_cast<int>(rope)
+                                << ", window " << window << ", softcap " << softcap << ", tree " << tree);
+              Sequences sequences(subject, shape, 2, 400, ++seed);
+              Options options{.norm = norm, .rope = rope, .rope_dims = seed % 2 == 0 ? 32 : 12};
+              options.window = window;
+              options.softcap = softcap;
+              sequences.step({30, 250}, options, 1e-5);
+              options.tree = tree;
+              sequences.step({9, 70}, options, 1e-5);
+              sequences.step({1, 1}, options, 1e-5);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("backend.attention: hands probabilities to a score sink", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    unsigned seed = 300;
+    for (const ScoreKind kind : {ScoreKind::sum, ScoreKind::max}) {
+      for (const std::int32_t last_rows : {0, 1, 5}) {
+        for (const std::int32_t group_heads : {1, 2, 4}) {
+          for (const std::int32_t window : {0, 33}) {
+            INFO(subject.name << ", kind " << static_cast<int>(kind) << ", last " << last_rows << ", group of "
+                              << group_heads << ", window " << window);
+            const Shape shape{.heads = 8, .kv_heads = 4, .group_heads = group_heads};
+            Sequences sequences(subject, shape, 2, 600, ++seed);
+            const Options options{.window = window,
+                                  .softcap = seed % 2 == 0 ? 0.0F : 4.0F,
+                                  .sink = true,
+                                  .score_kind = kind,
+                                  .last_rows = last_rows};
+            sequences.step({3, 300}, options, 2e-5);
+            sequences.step({1, 1}, options, 2e-5);
+            sequences.step({80, 12}, options, 2e-5);
+          }
+        }
+      }
+    }
+  }
+}
