@@ -10,7 +10,7 @@ namespace skald::inline v0 {
 
 namespace {
 
-constexpr std::array<std::string_view, 13> type_names = {"u8",  "i8",   "u16",    "i16",   "u32", "i32", "f32",
+constexpr std::array<std::string_view, 13> type_names = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                                          "bool", "string", "array", "u64", "i64", "f64"};
 static_assert(type_names.size() == std::variant_size_v<MetadataValue>);
 static_assert(type_names.size() == std::variant_size_v<MetadataArray::Values>);
@@ -50,7 +50,8 @@ T float_value(const Metadata& metadata, const Metadata::Entry& entry) {
   if (const auto* single = std::get_if<float>(&entry.value)) value = static_cast<double>(*single);
   else if (const auto* wide = std::get_if<double>(&entry.value)) value = *wide;
   else fail_type(metadata, entry.key, entry.value, "f32 or f64");
-  if (!std::isfinite(value)) metadata.fail(entry.key, "found " + std::to_string(value) + ", allowed is a finite number");
+  if (!std::isfinite(value))
+    metadata.fail(entry.key, "found " + std::to_string(value) + ", allowed is a finite number");
   if (std::abs(value) > static_cast<double>(std::numeric_limits<T>::max()))
     metadata.fail(entry.key, "found " + std::to_string(value) + ", which does not fit f32");
   return static_cast<T>(value);
@@ -63,9 +64,9 @@ const T& exact_value(const Metadata& metadata, const Metadata::Entry& entry, std
 }
 
 template <class To, class From>
-constexpr bool converts_element = (is_integer<To> && is_integer<From>) ||
-                                  (std::is_floating_point_v<To> && std::is_floating_point_v<From>) ||
-                                  std::is_same_v<To, From>;
+constexpr bool converts_element =
+    (is_integer<To> && is_integer<From>) ||
+    (std::is_floating_point_v<To> && std::is_floating_point_v<From>) || std::is_same_v<To, From>;
 
 template <class T>
 constexpr std::string_view allowed_array() {
@@ -79,8 +80,7 @@ template <class T, class From>
 T element_value(const Metadata& metadata, const Metadata::Entry& entry, std::size_t index, From element) {
   if constexpr (is_integer<T>) {
     if (!std::in_range<T>(element))
-      metadata.fail(entry.key, "element " + std::to_string(index) + " is " + std::to_string(element) +
-                                   ", allowed is " +
+      metadata.fail(entry.key, "element " + std::to_string(index) + " is " + std::to_string(element) + ", allowed is " +
                                    range_text(std::numeric_limits<T>::min(), std::numeric_limits<T>::max()));
   }
   return static_cast<T>(element);
@@ -215,8 +215,8 @@ std::optional<std::vector<T>> Metadata::find_array(std::string_view key) const {
   return contains(key) ? std::optional(get_array<T>(key)) : std::nullopt;
 }
 
-#define SKALD_INSTANTIATE(T)                                                             \
-  template SKALD_API std::vector<T> Metadata::get_array<T>(std::string_view) const;      \
+#define SKALD_INSTANTIATE(T)                                                        \
+  template SKALD_API std::vector<T> Metadata::get_array<T>(std::string_view) const; \
   template SKALD_API std::optional<std::vector<T>> Metadata::find_array<T>(std::string_view) const
 SKALD_INSTANTIATE(std::uint8_t);
 SKALD_INSTANTIATE(std::int8_t);

@@ -38,7 +38,9 @@ std::string TensorInfo::shape() const {
 
 ModelFile::ModelFile(std::string name, Metadata metadata, std::vector<TensorInfo> tensors,
                      std::vector<AnyByteSource> sources)
-    : name_(std::move(name)), metadata_(std::move(metadata)), tensors_(std::move(tensors)),
+    : name_(std::move(name)),
+      metadata_(std::move(metadata)),
+      tensors_(std::move(tensors)),
       sources_(std::move(sources)) {
   if (tensors_.size() > std::numeric_limits<std::uint32_t>::max())
     throw FormatError(place, std::to_string(tensors_.size()) + " tensors are too many", {.file = name_});
@@ -82,16 +84,17 @@ const TensorInfo& ModelFile::at(std::string_view name) const {
 
 void ModelFile::read(const TensorInfo& tensor, std::span<std::byte> out) const {
   if (out.size() != tensor.bytes)
-    throw UsageError(place, "the buffer has " + std::to_string(out.size()) + " bytes, the tensor " +
-                                std::to_string(tensor.bytes),
-                     {.file = source_of(tensor).name(), .tensor = tensor.name});
+    throw UsageError(
+        place, "the buffer has " + std::to_string(out.size()) + " bytes, the tensor " + std::to_string(tensor.bytes),
+        {.file = source_of(tensor).name(), .tensor = tensor.name});
   source_of(tensor).read(tensor.offset, out);
 }
 
 void ModelFile::read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const {
   if (offset > tensor.bytes || out.size() > tensor.bytes - offset)
-    throw UsageError(place, "bytes " + std::to_string(offset) + " + " + std::to_string(out.size()) +
-                                " do not lie in the tensor of " + std::to_string(tensor.bytes),
+    throw UsageError(place,
+                     "bytes " + std::to_string(offset) + " + " + std::to_string(out.size()) +
+                         " do not lie in the tensor of " + std::to_string(tensor.bytes),
                      {.file = source_of(tensor).name(), .tensor = tensor.name});
   source_of(tensor).read(tensor.offset + offset, out);
 }

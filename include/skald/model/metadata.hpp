@@ -24,9 +24,9 @@ class StringArray {
   StringArray() = default;
   /// Copies the strings of any range.
   template <class Range>
-    requires(!std::same_as<std::remove_cvref_t<Range>, StringArray> &&
-             requires(const Range& range) { std::string_view(*std::begin(range)); })
-  explicit StringArray(const Range& strings) {
+  requires(!std::same_as<std::remove_cvref_t<Range>, StringArray> && requires(const Range& range) {
+    std::string_view(*std::begin(range));
+  }) explicit StringArray(const Range& strings) {
     for (const auto& text : strings) push_back(text);
   }
 
@@ -35,8 +35,8 @@ class StringArray {
   /// Element `index`, unchecked.
   [[nodiscard]] std::string_view operator[](std::size_t index) const noexcept {
     const std::uint64_t begin = index == 0 ? 0 : ends_[index - 1];
-    return std::string_view(characters_).substr(static_cast<std::size_t>(begin),
-                                                static_cast<std::size_t>(ends_[index] - begin));
+    return std::string_view(characters_)
+        .substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(ends_[index] - begin));
   }
   void push_back(std::string_view text) {
     characters_.append(text);
@@ -118,10 +118,9 @@ using MetadataValue = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std
 
 /// Types that arrays are converted to by Metadata::get_array.
 template <class T>
-concept MetadataElement =
-    std::same_as<T, std::uint8_t> || std::same_as<T, std::int8_t> || std::same_as<T, std::uint16_t> ||
-    std::same_as<T, std::int16_t> || std::same_as<T, std::uint32_t> || std::same_as<T, std::int32_t> ||
-    std::same_as<T, float> || std::same_as<T, bool> || std::same_as<T, std::string> ||
+concept MetadataElement = std::same_as<T, std::uint8_t> || std::same_as<T, std::int8_t> ||
+    std::same_as<T, std::uint16_t> || std::same_as<T, std::int16_t> || std::same_as<T, std::uint32_t> ||
+    std::same_as<T, std::int32_t> || std::same_as<T, float> || std::same_as<T, bool> || std::same_as<T, std::string> ||
     std::same_as<T, std::uint64_t> || std::same_as<T, std::int64_t> || std::same_as<T, double>;
 
 /// Key-value pairs of a model file, in file order, with typed access.
@@ -156,10 +155,12 @@ class SKALD_API Metadata {
   void set(std::string key, MetadataValue value);
 
   /// Integer within [min, max]. @throws FormatError.
-  [[nodiscard]] std::uint64_t get_u64(std::string_view key, std::uint64_t min = 0, std::uint64_t max = UINT64_MAX) const;
+  [[nodiscard]] std::uint64_t get_u64(std::string_view key, std::uint64_t min = 0,
+                                      std::uint64_t max = UINT64_MAX) const;
   [[nodiscard]] std::int64_t get_i64(std::string_view key, std::int64_t min = INT64_MIN,
                                      std::int64_t max = INT64_MAX) const;
-  [[nodiscard]] std::uint32_t get_u32(std::string_view key, std::uint32_t min = 0, std::uint32_t max = UINT32_MAX) const {
+  [[nodiscard]] std::uint32_t get_u32(std::string_view key, std::uint32_t min = 0,
+                                      std::uint32_t max = UINT32_MAX) const {
     return static_cast<std::uint32_t>(get_u64(key, min, max));
   }
   /// Finite number stored as f32 or f64. @throws FormatError, also for NaN and infinities.

@@ -27,10 +27,9 @@ class Cursor {
   std::string key{};
   std::string tensor{};
 
-  [[noreturn]] void fail(std::uint64_t offset, const std::string& message,
-                         ErrorCode code = ErrorCode::format) const {
-    detail::throw_error(code, "model.gguf", message, {.file = source_.name(), .offset = offset, .key = key,
-                                                      .tensor = tensor});
+  [[noreturn]] void fail(std::uint64_t offset, const std::string& message, ErrorCode code = ErrorCode::format) const {
+    detail::throw_error(code, "model.gguf", message,
+                        {.file = source_.name(), .offset = offset, .key = key, .tensor = tensor});
   }
 
   /// Checks that `count` elements of at least `element_bytes` can follow. @throws FormatError naming `what`.
@@ -39,8 +38,8 @@ class Cursor {
       fail(position_, std::string(what) + ": found " + std::to_string(count) + ", but the " + std::to_string(left()) +
                           " bytes left in the file hold at most " + std::to_string(left() / element_bytes));
     if (count > (limit_ - position_) / element_bytes)
-      fail(position_, std::string(what) + ": found " + std::to_string(count) +
-                          ", which exceeds the header limit of " + std::to_string(limit_) + " bytes");
+      fail(position_, std::string(what) + ": found " + std::to_string(count) + ", which exceeds the header limit of " +
+                          std::to_string(limit_) + " bytes");
   }
 
   void read(void* out, std::uint64_t bytes, const char* what) {

@@ -19,7 +19,7 @@ std::string quoted(std::string_view text) { return "'" + printable(text, 80) + "
 class HeaderParser {
  public:
   HeaderParser(const AnyByteSource& source, const GgufOptions& options)
-      : source_(source), in_(source, options.max_header_bytes), header_{Metadata(source.name()), {}} {}
+      : in_(source, options.max_header_bytes), header_{Metadata(source.name()), {}} {}
 
   Header parse() {
     read_preamble();
@@ -54,7 +54,6 @@ class HeaderParser {
   void check_text(std::string_view text, std::uint64_t offset, const char* what) const;
   void check_name(std::string_view text, std::uint64_t offset, const char* what) const;
 
-  const AnyByteSource& source_;
   Cursor in_;
   Header header_;
   std::vector<InfoOffsets> info_offsets_;
@@ -72,8 +71,9 @@ void HeaderParser::read_preamble() {
   const auto version = in_.scalar<std::uint32_t>("version");
   if (version < oldest_version || version > newest_version) {
     if ((version & 0xFFFFu) == 0 && version != 0)
-      in_.fail(4, "found a big-endian GGUF file (version " + std::to_string(__builtin_bswap32(version)) +
-                      " byte-swapped), supported is little-endian",
+      in_.fail(4,
+               "found a big-endian GGUF file (version " + std::to_string(__builtin_bswap32(version)) +
+                   " byte-swapped), supported is little-endian",
                ErrorCode::unsupported);
     in_.fail(4, "found GGUF version " + std::to_string(version) + ", supported are 2 and 3", ErrorCode::unsupported);
   }
@@ -148,8 +148,8 @@ StringArray HeaderParser::read_strings(std::uint64_t count) {
     const auto text = strings.append(static_cast<std::size_t>(length));
     in_.read(text.data(), length, "string");
     if (!valid_utf8({text.data(), text.size()}))
-      in_.fail(start, "element " + std::to_string(i) + " " + quoted({text.data(), text.size()}) +
-                          " is not valid UTF-8");
+      in_.fail(start,
+               "element " + std::to_string(i) + " " + quoted({text.data(), text.size()}) + " is not valid UTF-8");
   }
   strings.shrink_to_fit();
   return strings;
@@ -173,8 +173,7 @@ MetadataArray HeaderParser::read_array(unsigned depth) {
     case ValueType::i64: return {read_numbers<std::int64_t>(count)};
     case ValueType::f64: return {read_numbers<double>(count)};
     case ValueType::array: break;
-    default:
-      in_.fail(start, "array element type: found " + std::to_string(type) + ", allowed is 0 to 12");
+    default: in_.fail(start, "array element type: found " + std::to_string(type) + ", allowed is 0 to 12");
   }
   if (depth >= max_nesting)
     in_.fail(start, "arrays are nested deeper than the allowed " + std::to_string(max_nesting) + " levels");
@@ -231,8 +230,8 @@ void HeaderParser::read_shape(TensorInfo& tensor) {
   const auto start = in_.position();
   const auto rank = in_.scalar<std::uint32_t>("number of dimensions");
   if (rank < 1 || rank > max_rank)
-    in_.fail(start, "number of dimensions: found " + std::to_string(rank) + ", allowed is 1 to " +
-                        std::to_string(max_rank));
+    in_.fail(start,
+             "number of dimensions: found " + std::to_string(rank) + ", allowed is 1 to " + std::to_string(max_rank));
   tensor.rank = rank;
   std::int64_t elements = 1;
   for (std::uint32_t i = 0; i < rank; ++i) {

@@ -57,13 +57,14 @@ void check_shards(const std::vector<Shard>& shards) {
   for (const auto& shard : shards) {
     const auto expected = shard.header.metadata.find_u64(gguf::split_tensors_key);
     if (expected && *expected != tensors)
-      shard.header.metadata.fail(gguf::split_tensors_key, "found " + std::to_string(*expected) +
-                                                              ", but the shards hold " + std::to_string(tensors) +
-                                                              " tensors");
+      shard.header.metadata.fail(
+          gguf::split_tensors_key,
+          "found " + std::to_string(*expected) + ", but the shards hold " + std::to_string(tensors) + " tensors");
   }
   if (tensors > gguf::max_tensors)
-    throw FormatError(place, "the shards hold " + std::to_string(tensors) + " tensors, allowed is at most " +
-                                 std::to_string(gguf::max_tensors),
+    throw FormatError(place,
+                      "the shards hold " + std::to_string(tensors) + " tensors, allowed is at most " +
+                          std::to_string(gguf::max_tensors),
                       {.file = shards.front().source.name()});
 }
 
@@ -101,8 +102,9 @@ std::vector<Shard> open_siblings(const std::string& path, Shard first, const Ggu
   const auto own = metadata.get_u64(gguf::split_no_key, 0, count - 1);
   const auto suffix = shard_suffix(own, count);
   if (!path.ends_with(suffix))
-    throw FormatError(place, "the file is shard " + std::to_string(own + 1) + " of " + std::to_string(count) +
-                                 "; to find the others, its name must end in '" + suffix + "'",
+    throw FormatError(place,
+                      "the file is shard " + std::to_string(own + 1) + " of " + std::to_string(count) +
+                          "; to find the others, its name must end in '" + suffix + "'",
                       {.file = path, .key = std::string(gguf::split_count_key)});
   const auto prefix = path.substr(0, path.size() - suffix.size());
   std::vector<Shard> shards;
@@ -116,10 +118,9 @@ std::vector<Shard> open_siblings(const std::string& path, Shard first, const Ggu
 }  // namespace
 
 ModelFile read_gguf(AnyByteSource source, const GgufOptions& options) {
-  const auto name = source.name();
-  return guarded(name, [&] {
+  return guarded(source.name(), [&] {
     std::vector<Shard> shards;
-    shards.push_back(read_shard(std::move(source), options));
+    shards.push_back(read_shard(source, options));
     return assemble(std::move(shards));
   });
 }
