@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,6 +10,8 @@
 #include <skald/model/model_spec.hpp>
 
 namespace skald::inline v0 {
+
+class HyperParameters;
 
 /// How a tensor is kept.
 enum class TensorUse : std::uint8_t {
@@ -31,11 +34,11 @@ struct TensorBinding {
 struct Architecture {
   std::string_view name;
   std::string_view models;  ///< well-known members, for `skald inspect` and error messages
-  ModelSpec (*spec)(const ModelFile& file);
+  ModelSpec (*read)(HyperParameters& parameters);
 };
 
 /// All architectures, in the order of their names.
-[[nodiscard]] SKALD_API const std::vector<Architecture>& architectures();
+[[nodiscard]] SKALD_API std::span<const Architecture> architectures() noexcept;
 
 /// Reads and checks the spec of a model: from metadata and the tensor table alone, except `rope_factors`, whose few
 /// numbers are read. @throws UnsupportedError for an unknown architecture (listing the known ones) or a variant that is

@@ -26,10 +26,12 @@ class ChatTemplate;
 struct LoadOptions {
   AnyBackend backend{};  ///< null: make_cpu_backend()
   WeightLayout layout = WeightLayout::packed;
-  /// Map the file. A mapped file that another process truncates ends this process (SIGBUS): switch off for files
-  /// that may change. Applies to loading from a path.
+  /// With WeightLayout::rows, use the file's pages in place: a mapped file that another process truncates ends this
+  /// process (SIGBUS), so switch off for files that may change. Packed weights are always read piecewise.
+  /// Applies to loading from a path.
   bool map = true;
-  /// Most bytes that weights and vectors may take; a load that needs more is refused before any is allocated.
+  /// Most bytes that weights, vectors and tokenizer may take; a load that needs more is refused before any is
+  /// allocated.
   std::optional<std::size_t> memory_budget{};
   bool tokenizer = true;        ///< also build the tokenizer and parse the chat template
   bool check_weights = false;   ///< decode every weight and refuse NaN and infinities (vectors are always checked)
@@ -50,7 +52,8 @@ struct ModelInfo {
   std::uint64_t vector_bytes = 0;  ///< bytes held in backend memory for norms and biases
   /// Matrix elements by format, most first: {"q4_k", 1.1e9}, {"q6_k", 1.3e8}.
   std::vector<std::pair<std::string, std::uint64_t>> formats{};
-  std::vector<std::string> unused{};  ///< tensors of the file that this architecture does not read
+  std::vector<std::string> unused{};       ///< tensors of the file that this architecture does not read
+  std::vector<std::string> unused_keys{};  ///< hyper-parameters of the file that this architecture does not read
   double load_seconds = 0.0;
 };
 

@@ -1,0 +1,245 @@
+#include "model/loader.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include <skald/core/error.hpp>
+#include <skald/quant/row_codec.hpp>
+
+#include "model/fingerprint.hpp"
+
+namespace skald::inline v0 {
+
+namespace {
+
+// Reads are cut into pieces of this size: a stop request is seen between them, also when the disk is slow.
+constexpr std::size_t piece_bytes = std::size_t{1} << 20;
+// Bytes of each end of a matrix that go into the fingerprint.
+constexpr std::uint64_t sample_bytes = 256;
+// Longer arrays (vocabulary, merges) are not kept with the model.
+constexpr std::size_t longest_kept_array = 256;
+
+constexpr std::string_view where = "model.load";
+
+std::string count_text(std::uint64_t parameters) {
+  const auto value = static_cast<double>(parameters);
+  if (value >= 1e9) return fmt::format("{:.2f}B", value / 1e9);
+  if (value >= 1e6) return fmt::format("{:.2f}M", value / 1e6);
+  return fmt::format("{:.2f}K", value / 1e3);
+}
+
+Metadata without_long_arrays(const Metadata& metadata) {
+  Metadata result(metadata.file());
+  for (const auto& entry : metadata.entries()) {
+    const auto* array = std::get_if<MetadataArray>(&entry.value);
+    if (!array || array->size() <= longest_kept_array) result.insert(entry.key, entry.value, entry.offset);
+  }
+  return result;
+}
+
+}  // namespace
+
+ModelLoader::ModelLoader(ModelFile file, const LoadOptions& options)
+    : file_(std::make_shared<const ModelFile>(std::move(file))),
+      options_(options),
+      impl_(std::make_shared<Model::Impl>()) {}
+
+Model ModelLoader::run() {
+  const auto start = std::chrono::steady_clock::now();
+  throw_if_stopped(options_.stop, where);
+  check();
+  load_text();
+  report(0);
+  load_vectors();
+  load_weights();
+  finish();
+  impl_->info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  log(LogLevel::info, fmt::format("loaded {} in {:.3f} s", impl_->info.description, impl_->info.load_seconds));
+  return Model(std::move(impl_));
+}
+
+void ModelLoader::check() {
+  auto [spec, unread_keys] = read_spec_and_rest(*file_);
+  bound_ = bind_tensors(*file_, spec);
+  impl_->spec = std::move(spec);
+  impl_->backend = options_.backend ? options_.backend : make_reference_backend();
+  impl_->layout = options_.layout;
+
+  MemoryPlan plan;
+  add_tensor_bytes(plan, *file_, bound_, *impl_->backend, options_.layout);
+  if (options_.tokenizer) plan.tokenizer = tokenizer_bytes(file_->metadata());
+  if (options_.memory_budget && plan.total() > *options_.memory_budget)
+    throw OutOfMemoryError(
+        where,
+        fmt::format("the model needs {} bytes ({} weights, {} vectors, {} tokenizer), the budget is "
+                    "{} bytes",
+                    plan.total(), plan.weights, plan.vectors, plan.tokenizer, *options_.memory_budget),
+        {.file = file_->name()});
+  for (const BoundTensor& each : bound_.used) total_bytes_ += each.tensor->bytes;
+
+  ModelInfo& info = impl_->info;
+  info.file = file_->name();
+  info.architecture = impl_->spec.architecture;
+  info.file_bytes = file_->tensor_bytes();
+  info.unused = std::move(bound_.unused);
+  info.unused_keys = std::move(unread_keys);
+  for (const std::string& name : info.unused)
+    log(LogLevel::warning, fmt::format("tensor '{}' is not used", printable(name)));
+  for (const std::string& key : info.unused_keys)
+    log(LogLevel::warning, fmt::format("key '{}' is not used", printable(key)));
+
+  for (const RopeSpec& rope : impl_->spec.ropes)
+    impl_->ropes.push_back(rope.kind == RopeKind::none ? RopeFrequencies{} : rope_frequencies(rope));
+  const std::size_t slots = (impl_->spec.layers.size() + 1) * static_cast<std::size_t>(role_count);
+  impl_->weight_table.resize(slots);
+  impl_->vector_table.resize(slots);
+}
+
+void ModelLoader::load_text() {}
+
+void ModelLoader::load_vectors() {
+  std::uint64_t bytes = 0;
+  for (const BoundTensor& each : bound_.used)
+    if (each.binding.use == TensorUse::vector) bytes += vector_bytes(each.tensor->elements());
+  impl_->info.vector_bytes = bytes;
+  if (bytes == 0) return;
+  impl_->vector_memory = impl_->backend->allocate(static_cast<std::size_t>(bytes));
+  std::uint64_t offset = 0;
+  for (const BoundTensor& each : bound_.used) {
+    if (each.binding.use == TensorUse::matrix) continue;
+    throw_if_stopped(options_.stop, where);
+    if (each.binding.use == TensorUse::vector) {
+      const std::vector<float> values = read_vector(*file_, *each.tensor);
+      std::byte* place = impl_->vector_memory.address() + offset;
+      impl_->backend->write(place, std::as_bytes(std::span(values)));
+      impl_->vector_table[impl_->slot(each.binding.role, each.binding.layer)] = reinterpret_cast<const float*>(place);
+      offset += vector_bytes(each.tensor->elements());
+    }
+    limit_bytes_ += each.tensor->bytes;
+    step(each.tensor->bytes);
+  }
+}
+
+void ModelLoader::load_weights() {
+  for (const BoundTensor& each : bound_.used)
+    if (each.binding.use == TensorUse::matrix) load_weight(each);
+  if (impl_->spec.tied_head)
+    impl_->weight_table[impl_->slot(Role::head, -1)] = impl_->weight_table[impl_->slot(Role::token_embedding, -1)];
+}
+
+void ModelLoader::load_weight(const BoundTensor& bound) {
+  throw_if_stopped(options_.stop, where);
+  const TensorInfo& tensor = *bound.tensor;
+  const std::uint64_t before = limit_bytes_;
+  limit_bytes_ += tensor.bytes;
+  const std::size_t bytes_per_row = row_bytes(tensor.type, static_cast<std::size_t>(tensor.columns()));
+  const auto read = [&](std::int64_t first, std::int64_t count, std::span<std::byte> out) {
+    if (out.size() != static_cast<std::size_t>(count) * bytes_per_row)
+      throw UsageError(where, fmt::format("{} bytes given for {} rows of {} bytes", out.size(), count, bytes_per_row));
+    read_rows(tensor, first, out);
+  };
+  WeightSource source{.type = tensor.type, .rows = tensor.rows(), .cols = tensor.columns(), .mapped = {}, .read = read};
+  if (options_.layout == WeightLayout::rows) {
+    const auto view = file_->view(tensor);
+    // In place only where kernels may load whole words.
+    if (reinterpret_cast<std::uintptr_t>(view.data()) % 32 == 0) source.mapped = view;
+    if (!source.mapped.empty()) impl_->file = file_;
+    if (!source.mapped.empty() && options_.check_weights) check_rows(tensor, 0, view);
+  }
+  auto weight = impl_->backend->make_weight(source, options_.layout, options_.stop);
+  impl_->weight_table[impl_->slot(bound.binding.role, bound.binding.layer)] = weight.get();
+  impl_->info.weight_bytes += weight->bytes();
+  impl_->weights.push_back(std::move(weight));
+  if (source.mapped.empty() && !file_->view(tensor).empty()) file_->release(tensor);
+  // Backends may read rows twice, or use them in place and read none.
+  done_bytes_ = before + tensor.bytes;
+  report(limit_bytes_);
+}
+
+void ModelLoader::read_rows(const TensorInfo& tensor, std::int64_t first, std::span<std::byte> out) {
+  const std::size_t bytes_per_row = row_bytes(tensor.type, static_cast<std::size_t>(tensor.columns()));
+  const std::uint64_t begin = static_cast<std::uint64_t>(first) * bytes_per_row;
+  const AnyByteSource& source = file_->sources()[tensor.source];
+  for (std::size_t done = 0; done < out.size();) {
+    throw_if_stopped(options_.stop, where);
+    const std::size_t length = std::min(piece_bytes, out.size() - done);
+    file_->read(tensor, begin + done, out.subspan(done, length));
+    // A mapped file gives its pages back at once, so that the weights are not in memory twice.
+    if (!source.view(tensor.offset + begin + done, length).empty())
+      source.release(tensor.offset + begin + done, length);
+    done += length;
+    step(length);
+  }
+  if (options_.check_weights) check_rows(tensor, first, out);
+}
+
+void ModelLoader::check_rows(const TensorInfo& tensor, std::int64_t first, std::span<const std::byte> rows) const {
+  const auto columns = static_cast<std::size_t>(tensor.columns());
+  const std::size_t bytes_per_row = row_bytes(tensor.type, columns);
+  std::vector<float> values(columns);
+  for (std::size_t row = 0; row * bytes_per_row < rows.size(); ++row) {
+    throw_if_stopped(options_.stop, where);
+    decode_row(tensor.type, rows.subspan(row * bytes_per_row, bytes_per_row), values);
+    const auto bad = std::ranges::find_if(values, [](float value) { return !std::isfinite(value); });
+    if (bad != values.end())
+      throw NumericError(where,
+                         fmt::format("row {}, column {} is {}, allowed is a finite number",
+                                     static_cast<std::uint64_t>(first) + row, bad - values.begin(), *bad),
+                         {.file = file_->name(), .offset = tensor.offset, .tensor = tensor.name});
+  }
+}
+
+void ModelLoader::step(std::uint64_t bytes) {
+  const std::uint64_t done = done_bytes_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  if (options_.progress && std::this_thread::get_id() == caller_) report(std::min(done, limit_bytes_));
+}
+
+void ModelLoader::report(std::uint64_t done) {
+  if (!options_.progress) return;
+  if (done < reported_bytes_ || (done == reported_bytes_ && done != 0)) return;
+  reported_bytes_ = done;
+  options_.progress({.stage = "load", .done = done, .total = total_bytes_});
+  throw_if_stopped(options_.stop, where);
+}
+
+void ModelLoader::log(LogLevel level, const std::string& message) const {
+  if (options_.log) options_.log({.level = level, .category = "model", .message = message});
+}
+
+void ModelLoader::finish() {
+  ModelInfo& info = impl_->info;
+  std::map<std::string, std::uint64_t, std::less<>> formats;
+  Fingerprint fingerprint;
+  fingerprint.add(to_json(impl_->spec));
+  for (const BoundTensor& each : bound_.used) {
+    const TensorInfo& tensor = *each.tensor;
+    const auto elements = static_cast<std::uint64_t>(tensor.elements());
+    info.parameters += elements;
+    if (each.binding.use == TensorUse::matrix) formats[std::string(to_string(tensor.type))] += elements;
+    fingerprint.add(tensor.name);
+    fingerprint.add(static_cast<std::uint64_t>(tensor.type));
+    const std::uint64_t length =
+        each.binding.use == TensorUse::matrix ? std::min(sample_bytes, tensor.bytes) : tensor.bytes;
+    std::vector<std::byte> sample(static_cast<std::size_t>(length));
+    file_->read(tensor, 0, sample);
+    fingerprint.add(sample);
+    file_->read(tensor, tensor.bytes - length, sample);
+    fingerprint.add(sample);
+  }
+  impl_->fingerprint = fingerprint.value();
+  info.formats.assign(formats.begin(), formats.end());
+  std::ranges::stable_sort(info.formats, std::ranges::greater{}, &std::pair<std::string, std::uint64_t>::second);
+  const Metadata& metadata = file_->metadata();
+  if (const auto* entry = metadata.find("general.name"))
+    if (const auto* name = std::get_if<std::string>(&entry->value)) info.name = *name;
+  std::string format = info.formats.empty() ? "" : " " + info.formats.front().first;
+  info.description = fmt::format("{} {}{}", info.architecture, count_text(info.parameters), format);
+  impl_->metadata = without_long_arrays(metadata);
+}
+
+}  // namespace skald::inline v0

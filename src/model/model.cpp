@@ -1,0 +1,48 @@
+#include <skald/model/model.hpp>
+
+#include <fmt/format.h>
+
+#include <skald/core/error.hpp>
+#include <skald/model/gguf/reader.hpp>
+
+#include "model/loader.hpp"
+
+namespace skald::inline v0 {
+
+Model Model::load(const std::string& path, const LoadOptions& options) {
+  throw_if_stopped(options.stop, "model.load");
+  // Packed weights are copied anyway: positioned reads cost no more than a mapping, leave no pages of the file in
+  // the process, and survive a file that shrinks.
+  return load(open_gguf(path, {.map = options.map && options.layout == WeightLayout::rows}), options);
+}
+
+Model Model::load(AnyByteSource source, const LoadOptions& options) {
+  throw_if_stopped(options.stop, "model.load");
+  return load(read_gguf(std::move(source)), options);
+}
+
+Model Model::load(ModelFile file, const LoadOptions& options) { return ModelLoader(std::move(file), options).run(); }
+
+const ModelSpec& Model::spec() const noexcept { return impl_->spec; }
+const AnyBackend& Model::backend() const noexcept { return impl_->backend; }
+WeightLayout Model::layout() const noexcept { return impl_->layout; }
+const Metadata& Model::metadata() const noexcept { return impl_->metadata; }
+const ModelInfo& Model::info() const noexcept { return impl_->info; }
+std::array<std::uint64_t, 2> Model::fingerprint() const noexcept { return impl_->fingerprint; }
+
+const Weight* Model::weight(Role role, int layer) const noexcept {
+  return impl_->in_table(role, layer) ? impl_->weight_table[impl_->slot(role, layer)] : nullptr;
+}
+
+const float* Model::vector(Role role, int layer) const noexcept {
+  return impl_->in_table(role, layer) ? impl_->vector_table[impl_->slot(role, layer)] : nullptr;
+}
+
+const RopeFrequencies& Model::rope(std::int32_t index) const {
+  if (index < 0 || static_cast<std::size_t>(index) >= impl_->ropes.size())
+    throw UsageError("model.rope",
+                     fmt::format("index is {}, the model has {} rotary embeddings", index, impl_->ropes.size()));
+  return impl_->ropes[static_cast<std::size_t>(index)];
+}
+
+}  // namespace skald::inline v0

@@ -1,0 +1,210 @@
+#include <skald/model/model_spec.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include <skald/core/error.hpp>
+
+#include "model/limits.hpp"
+
+namespace skald::inline v0 {
+
+namespace {
+
+constexpr std::array<std::string_view, role_count> role_names = {"token_embedding",
+                                                                 "head",
+                                                                 "head_bias",
+                                                                 "final_norm",
+                                                                 "final_norm_bias",
+                                                                 "rope_factors",
+                                                                 "attention_norm",
+                                                                 "attention_norm_bias",
+                                                                 "query",
+                                                                 "query_bias",
+                                                                 "key",
+                                                                 "key_bias",
+                                                                 "value",
+                                                                 "value_bias",
+                                                                 "query_norm",
+                                                                 "key_norm",
+                                                                 "attention_output",
+                                                                 "attention_output_bias",
+                                                                 "ffn_norm",
+                                                                 "ffn_norm_bias",
+                                                                 "ffn_gate",
+                                                                 "ffn_gate_bias",
+                                                                 "ffn_up",
+                                                                 "ffn_up_bias",
+                                                                 "ffn_down",
+                                                                 "ffn_down_bias"};
+
+template <class Enum, std::size_t N>
+std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
+  const auto index = static_cast<std::size_t>(value);
+  return index < N ? names[index] : "unknown";
+}
+
+// Checks of one spec; remembers the layer for messages.
+class Checker {
+ public:
+  Checker(const ModelSpec& spec, std::string_view file) : spec_(spec), file_(file) {}
+
+  void run() {
+    within("vocabulary", spec_.vocabulary, 1, limits::vocabulary);
+    within("dim", spec_.dim, 1, limits::dim);
+    within("context_length", spec_.context_length, 1, limits::context);
+    positive("embedding_scale", spec_.embedding_scale);
+    positive("logit_scale", spec_.logit_scale);
+    not_negative("logit_softcap", spec_.logit_softcap);
+    norm("final_norm", spec_.final_norm);
+    for (const RopeSpec& each : spec_.ropes) rope(each);
+    within("layers", static_cast<std::int64_t>(spec_.layers.size()), 1, limits::layers);
+    for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
+      layer_ = static_cast<int>(i);
+      layer(spec_.layers[i]);
+    }
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& message) const {
+    throw FormatError("model.spec", message, {.file = std::string(file_), .layer = layer_});
+  }
+  void within(std::string_view what, std::int64_t value, std::int64_t min, std::int64_t max) const {
+    if (value < min || value > max) fail(fmt::format("{} is {}, allowed is {} to {}", what, value, min, max));
+  }
+  void within_real(std::string_view what, double value, double min, double max) const {
+    if (!(value >= min && value <= max)) fail(fmt::format("{} is {}, allowed is {} to {}", what, value, min, max));
+  }
+  void positive(std::string_view what, float value) const {
+    if (!std::isfinite(value) || value <= 0) fail(fmt::format("{} is {}, allowed is a positive number", what, value));
+  }
+  void not_negative(std::string_view what, float value) const {
+    if (!std::isfinite(value) || value < 0)
+      fail(fmt::format("{} is {}, allowed is 0 or a positive number", what, value));
+  }
+
+  void norm(std::string_view what, const NormSpec& norm) const {
+    if (norm.kind == NormKind::none) return;
+    if (norm.kind != NormKind::rms && norm.kind != NormKind::layer) fail(fmt::format("{} is of an unknown kind", what));
+    if (!(norm.epsilon > 0 && norm.epsilon <= limits::epsilon))
+      fail(fmt::format("{} epsilon is {}, allowed is above 0 to {}", what, norm.epsilon, limits::epsilon));
+  }
+
+  void rope(const RopeSpec& rope) const {
+    if (rope.kind == RopeKind::none) return;
+    within("rope dims", rope.dims, 2, limits::head_dim);
+    if (rope.dims % 2 != 0) fail(fmt::format("rope dims is {}, allowed is an even number", rope.dims));
+    within_real("rope freq_base", rope.freq_base, limits::min_freq_base, limits::max_freq_base);
+    within_real("rope factor", rope.factor, limits::min_rope_factor, limits::max_rope_factor);
+    within_real("rope attention_factor", rope.attention_factor, limits::min_attention_factor,
+                limits::max_attention_factor);
+    if (rope.scaling == RopeScaling::yarn) {
+      within("rope original_context", rope.original_context, 1, limits::context);
+      within_real("rope extrapolation", rope.extrapolation, 0, 1);
+      within_real("rope beta_slow", rope.beta_slow, limits::min_beta, limits::max_beta);
+      within_real("rope beta_fast", rope.beta_fast, rope.beta_slow, limits::max_beta);
+    }
+    if (rope.scaling == RopeScaling::llama3 && rope.factors.empty()) fail("rope scaling llama3 has no factors");
+    if (!rope.factors.empty() && rope.factors.size() != static_cast<std::size_t>(rope.dims / 2))
+      fail(fmt::format("rope has {} factors, allowed is {}, half of its dims", rope.factors.size(), rope.dims / 2));
+    for (const float factor : rope.factors)
+      within_real("rope factors", static_cast<double>(factor), limits::min_rope_factor, limits::max_rope_factor);
+  }
+
+  void attention(const AttentionSpec& attention) const {
+    within("attention heads", attention.heads, 1, limits::heads);
+    within("attention kv_heads", attention.kv_heads, 1, attention.heads);
+    if (attention.heads % attention.kv_heads != 0)
+      fail(fmt::format("{} attention heads are not a multiple of {} KV heads", attention.heads, attention.kv_heads));
+    within("attention head_dim_k", attention.head_dim_k, 1, limits::head_dim);
+    within("attention head_dim_v", attention.head_dim_v, 1, limits::head_dim);
+    positive("attention scale", attention.scale);
+    not_negative("attention softcap", attention.softcap);
+    within("attention window", attention.window, 0, limits::context);
+    norm("q_norm", attention.q_norm);
+    norm("k_norm", attention.k_norm);
+    within("attention rope", attention.rope, -1, static_cast<std::int64_t>(spec_.ropes.size()) - 1);
+    if (attention.rope >= 0) {
+      const RopeSpec& rope = spec_.ropes[static_cast<std::size_t>(attention.rope)];
+      if (rope.kind != RopeKind::none && rope.dims > attention.head_dim_k)
+        fail(fmt::format("rope dims is {}, allowed is up to the head size {}", rope.dims, attention.head_dim_k));
+    }
+  }
+
+  void layer(const LayerSpec& layer) const {
+    norm("attention_norm", layer.attention_norm);
+    norm("ffn_norm", layer.ffn_norm);
+    positive("residual_scale", layer.residual_scale);
+    if (layer.attention) attention(*layer.attention);
+    if (layer.ffn) within("FFN width", layer.ffn->width, 1, limits::ffn_width);
+  }
+
+  const ModelSpec& spec_;
+  std::string_view file_;
+  std::optional<int> layer_{};
+};
+
+// The pair index at which a frequency turns `rotations` times in the original context.
+double yarn_pair(const RopeSpec& rope, double rotations) {
+  constexpr double two_pi = 6.283185307179586476925286766559;
+  return rope.dims * std::log(static_cast<double>(rope.original_context) / (rotations * two_pi)) /
+         (2 * std::log(rope.freq_base));
+}
+
+}  // namespace
+
+std::string_view to_string(RopeScaling scaling) noexcept {
+  return name_of(std::array<std::string_view, 4>{"none", "linear", "yarn", "llama3"}, scaling);
+}
+std::string_view to_string(RopeKind kind) noexcept {
+  return name_of(std::array<std::string_view, 3>{"none", "interleaved", "half"}, kind);
+}
+std::string_view to_string(NormKind kind) noexcept {
+  return name_of(std::array<std::string_view, 3>{"none", "rms", "layer"}, kind);
+}
+std::string_view to_string(Activation activation) noexcept {
+  return name_of(std::array<std::string_view, 6>{"none", "silu", "gelu_tanh", "gelu_erf", "relu", "relu_squared"},
+                 activation);
+}
+std::string_view to_string(Role role) noexcept { return name_of(role_names, role); }
+
+RopeFrequencies rope_frequencies(const RopeSpec& rope) {
+  if (rope.dims <= 0 || rope.dims % 2 != 0)
+    throw UsageError("model.rope_frequencies", fmt::format("dims is {}, allowed is a positive even number", rope.dims));
+  const int pairs = rope.dims / 2;
+  if (!rope.factors.empty() && rope.factors.size() != static_cast<std::size_t>(pairs))
+    throw UsageError("model.rope_frequencies",
+                     fmt::format("{} factors for {} pairs of dimensions", rope.factors.size(), pairs));
+
+  const bool scaled = rope.scaling == RopeScaling::linear || rope.scaling == RopeScaling::yarn;
+  const double interpolation = scaled ? 1.0 / rope.factor : 1.0;
+  const bool ramped = rope.scaling == RopeScaling::yarn && rope.extrapolation != 0.0;
+  double low = 0.0;
+  double high = 0.0;
+  if (ramped) {
+    low = std::max(0.0, std::floor(yarn_pair(rope, rope.beta_fast)));
+    high = std::min(rope.dims - 1.0, std::ceil(yarn_pair(rope, rope.beta_slow)));
+  }
+
+  RopeFrequencies result;
+  result.inverse_frequencies.reserve(static_cast<std::size_t>(pairs));
+  for (int j = 0; j < pairs; ++j) {
+    double frequency = std::pow(rope.freq_base, -2.0 * j / rope.dims);
+    if (!rope.factors.empty()) frequency /= static_cast<double>(rope.factors[static_cast<std::size_t>(j)]);
+    double share = 0.0;  // of the unscaled frequency
+    // The smallest width keeps a ramp whose borders coincide a step, as in the published code.
+    if (ramped) share = rope.extrapolation * (1.0 - std::clamp((j - low) / std::max(0.001, high - low), 0.0, 1.0));
+    result.inverse_frequencies.push_back(frequency * (interpolation * (1.0 - share) + share));
+  }
+  const double stretch = ramped ? 1.0 + 0.1 * std::log(rope.factor) : 1.0;
+  result.magnitude = static_cast<float>(rope.attention_factor * stretch);
+  return result;
+}
+
+void validate(const ModelSpec& spec, std::string_view file) { Checker(spec, file).run(); }
+
+}  // namespace skald::inline v0

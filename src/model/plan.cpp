@@ -1,0 +1,230 @@
+#include <skald/model/plan.hpp>
+
+#include <algorithm>
+#include <limits>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <skald/core/error.hpp>
+#include <skald/model/gguf/reader.hpp>
+
+#include "model/limits.hpp"
+#include "model/loader.hpp"
+
+namespace skald::inline v0 {
+
+namespace {
+
+constexpr std::string_view where = "model.plan";
+constexpr std::uint64_t alignment = 64;
+
+// Sums and products of sizes, refused instead of wrapped.
+class Bytes {
+ public:
+  Bytes(std::uint64_t value) noexcept : value_(value) {}  // NOLINT(google-explicit-constructor): a number
+  friend Bytes operator*(Bytes a, Bytes b) {
+    Bytes result = 0;
+    if (__builtin_mul_overflow(a.value_, b.value_, &result.value_)) overflow();
+    return result;
+  }
+  friend Bytes operator+(Bytes a, Bytes b) {
+    Bytes result = 0;
+    if (__builtin_add_overflow(a.value_, b.value_, &result.value_)) overflow();
+    return result;
+  }
+  [[nodiscard]] Bytes aligned() const { return Bytes((*this + (alignment - 1)).value_ / alignment * alignment); }
+  [[nodiscard]] std::uint64_t value() const noexcept { return value_; }
+
+ private:
+  [[noreturn]] static void overflow() {
+    throw OutOfMemoryError(where, "the sizes asked for need more than 2^64 bytes");
+  }
+  std::uint64_t value_;
+};
+
+Bytes size(std::int64_t value) { return static_cast<std::uint64_t>(value); }
+
+void check_range(std::string_view what, std::int64_t value, std::int64_t min, std::int64_t max) {
+  if (value < min || value > max)
+    throw UsageError(where, fmt::format("{} is {}, allowed is {} to {}", what, value, min, max));
+}
+
+PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
+  PlanOptions options = given;
+  if (!options.backend) options.backend = make_reference_backend();
+  if (options.context == 0) options.context = spec.context_length;
+  if (options.logits_rows == 0) options.logits_rows = options.sequences;
+  check_range("context", options.context, 1, limits::context);
+  check_range("sequences", options.sequences, 1, 1 << 20);
+  check_range("batch_tokens", options.batch_tokens, 1, limits::vocabulary);
+  check_range("logits_rows", options.logits_rows, 1, limits::vocabulary);
+  check_range("page_tokens", options.page_tokens, KvPageLayout::lane_tokens, attention_chunk);
+  if (options.page_tokens % KvPageLayout::lane_tokens != 0 || attention_chunk % options.page_tokens != 0)
+    throw UsageError(where, fmt::format("page_tokens is {}, allowed is a multiple of {} that divides {}",
+                                        options.page_tokens, KvPageLayout::lane_tokens, attention_chunk));
+  if (options.kv_type != DType::f32 && options.kv_type != DType::f16 && options.kv_type != DType::bf16)
+    throw UsageError(where, fmt::format("kv_type is {}, allowed is f32, f16 or bf16", to_string(options.kv_type)));
+  return options;
+}
+
+// Everything but weights, vectors and tokenizer.
+void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptions& options) {
+  const std::int64_t pages = (options.context + options.page_tokens - 1) / options.page_tokens;
+  Bytes kv = 0;
+  Bytes per_token = 0;
+  for (const LayerSpec& layer : spec.layers) {
+    if (!layer.attention) continue;
+    const KvPageLayout page{.dtype = options.kv_type,
+                            .page_tokens = options.page_tokens,
+                            .heads = 1,
+                            .head_dim_k = layer.attention->head_dim_k,
+                            .head_dim_v = layer.attention->head_dim_v};
+    kv = kv + size(layer.attention->kv_heads) * size(options.sequences) * size(pages) * page.page_bytes();
+    per_token = per_token + size(layer.attention->k_cols() + layer.attention->v_cols()) * page.element_bytes();
+  }
+  plan.kv = kv.value();
+  plan.kv_per_token = per_token.value();
+  plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
+  plan.stream =
+      options.backend->stream_bytes(stream_limits(spec, options.batch_tokens, options.context, options.sequences));
+}
+
+void check_total(const MemoryPlan& plan) {
+  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.activations + plan.stream + plan.tokenizer);
+}
+
+}  // namespace
+
+std::string MemoryPlan::to_json() const {
+  const nlohmann::ordered_json json = {{"weights", weights},           {"vectors", vectors}, {"kv", kv},
+                                       {"activations", activations},   {"stream", stream},   {"tokenizer", tokenizer},
+                                       {"kv_per_token", kv_per_token}, {"total", total()}};
+  return json.dump();
+}
+
+ActivationSizes activation_sizes(const ModelSpec& spec) {
+  ActivationSizes sizes;
+  sizes.residual = spec.dim;
+  for (const LayerSpec& layer : spec.layers) {
+    if (layer.attention) {
+      sizes.q = std::max(sizes.q, layer.attention->q_cols());
+      sizes.k = std::max(sizes.k, layer.attention->k_cols());
+      sizes.v = std::max(sizes.v, layer.attention->v_cols());
+      sizes.attention = std::max(sizes.attention, layer.attention->output_cols());
+    }
+    if (layer.ffn) sizes.ffn = std::max(sizes.ffn, layer.ffn->width);
+  }
+  for (const RopeSpec& rope : spec.ropes)
+    if (rope.kind != RopeKind::none) sizes.rope += rope.dims;
+  sizes.logits = spec.vocabulary;
+  return sizes;
+}
+
+std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens, std::int64_t logits_rows) {
+  check_range("batch_tokens", batch_tokens, 1, limits::vocabulary);
+  check_range("logits_rows", logits_rows, 0, limits::vocabulary);
+  const ActivationSizes sizes = activation_sizes(spec);
+  Bytes total = (size(logits_rows) * size(sizes.logits) * sizeof(float)).aligned();
+  for (const std::int64_t width : {sizes.residual, sizes.q, sizes.k, sizes.v, sizes.attention, sizes.ffn, sizes.rope})
+    total = total + (size(batch_tokens) * size(width) * sizeof(float)).aligned();
+  return static_cast<std::size_t>(total.value());
+}
+
+StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std::int64_t context,
+                           std::int64_t sequences) {
+  StreamLimits limits{.tokens = batch_tokens, .max_cols = spec.dim, .context = context, .segments = sequences};
+  for (const LayerSpec& layer : spec.layers) {
+    if (layer.attention) {
+      const AttentionSpec& attention = *layer.attention;
+      limits.max_cols = std::max(limits.max_cols, attention.output_cols());
+      limits.heads = std::max<std::int64_t>(limits.heads, attention.heads);
+      limits.head_dim = std::max<std::int64_t>(limits.head_dim, std::max(attention.head_dim_k, attention.head_dim_v));
+    }
+    if (layer.ffn) limits.max_cols = std::max(limits.max_cols, layer.ffn->width);
+  }
+  return limits;
+}
+
+std::uint64_t vector_bytes(std::int64_t elements) { return (size(elements) * sizeof(float)).aligned().value(); }
+
+void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensors& bound,
+                      const BackendInterface& backend, WeightLayout layout) {
+  Bytes weights = 0;
+  Bytes vectors = 0;
+  for (const BoundTensor& each : bound.used) {
+    const TensorInfo& tensor = *each.tensor;
+    if (each.binding.use == TensorUse::vector) vectors = vectors + vector_bytes(tensor.elements());
+    if (each.binding.use != TensorUse::matrix) continue;
+    if (const auto reason = backend.refuses_weight(tensor.type, layout))
+      throw UnsupportedError(
+          where,
+          fmt::format("the {} backend refuses {} weights: {}", backend.info().name, to_string(tensor.type), *reason),
+          {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});
+    weights = weights + backend.weight_bytes(tensor.type, tensor.rows(), tensor.columns(), layout);
+  }
+  plan.weights = weights.value();
+  plan.vectors = vectors.value();
+}
+
+std::uint64_t tokenizer_bytes(const Metadata& metadata) {
+  // A token is kept as text, in a hash table and with its properties; a merge as an entry of a hash table.
+  constexpr std::uint64_t per_token = 128;
+  constexpr std::uint64_t per_merge = 64;
+  std::uint64_t bytes = 0;
+  const auto add = [&](std::string_view key, std::uint64_t per_entry) {
+    const auto* entry = metadata.find(key);
+    const auto* array = entry ? std::get_if<MetadataArray>(&entry->value) : nullptr;
+    const auto* strings = array ? std::get_if<StringArray>(&array->values) : nullptr;
+    if (!strings) return;
+    for (const std::string_view text : *strings) bytes += 2 * text.size() + per_entry;
+  };
+  add("tokenizer.ggml.tokens", per_token);
+  add("tokenizer.ggml.merges", per_merge);
+  return bytes;
+}
+
+MemoryPlan plan(const ModelFile& file, const PlanOptions& given) {
+  const ModelSpec spec = read_spec(file);
+  const BoundTensors bound = bind_tensors(file, spec);
+  const PlanOptions options = checked(given, spec);
+  MemoryPlan result;
+  add_tensor_bytes(result, file, bound, *options.backend, options.layout);
+  result.tokenizer = tokenizer_bytes(file.metadata());
+  add_state_and_work(result, spec, options);
+  check_total(result);
+  return result;
+}
+
+MemoryPlan plan(const std::string& path, const PlanOptions& options) {
+  return plan(open_gguf(path, {.map = false}), options);
+}
+
+MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& given) {
+  validate(spec);
+  const PlanOptions options = checked(given, spec);
+  const DTypeInfo& type = dtype_info(weights);
+  if (const auto reason = options.backend->refuses_weight(weights, options.layout))
+    throw UnsupportedError(
+        where, fmt::format("the {} backend refuses {} weights: {}", options.backend->info().name, type.name, *reason));
+  MemoryPlan result;
+  Bytes matrices = 0;
+  Bytes vectors = 0;
+  for (const TensorBinding& each : tensor_bindings(spec)) {
+    if (each.use == TensorUse::vector) vectors = vectors + vector_bytes(each.shape[0]);
+    if (each.use != TensorUse::matrix) continue;
+    if (each.shape[1] % type.block_elements != 0)
+      throw UsageError(where,
+                       fmt::format("{} columns are not a multiple of the {} elements of a {} block", each.shape[1],
+                                   type.block_elements, type.name),
+                       {.tensor = each.name});
+    matrices = matrices + options.backend->weight_bytes(weights, each.shape[0], each.shape[1], options.layout);
+  }
+  result.weights = matrices.value();
+  result.vectors = vectors.value();
+  add_state_and_work(result, spec, options);
+  check_total(result);
+  return result;
+}
+
+}  // namespace skald::inline v0
