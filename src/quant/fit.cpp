@@ -19,6 +19,20 @@ void load_weights(const float* importance, std::size_t n, float* weights) noexce
   for (std::size_t i = 0; i < n; ++i) weights[i] = top > 0 ? importance[i] / top : 1.0F;
 }
 
+double coded_error(const float* x, const float* w, std::size_t n, float scale, float minimum, int low,
+                   int high) noexcept {
+  const float inverse = inverse_of(scale);
+  LaneSum error;
+  for (std::size_t i = 0; i < n; i += LaneSum::lanes) {
+    for (std::size_t l = 0; l < LaneSum::lanes; ++l) {
+      const float q = float_code(x[i + l] + minimum, inverse, static_cast<float>(low), static_cast<float>(high));
+      const float difference = scale * q - minimum - x[i + l];
+      error.part[l] += w[i + l] * (difference * difference);
+    }
+  }
+  return error.total();
+}
+
 namespace {
 
 // Position of the extreme code relative to the end of the code range, in codes. Negative values shrink the range used,
@@ -38,13 +52,18 @@ double symmetric_scale(const float* x, const float* w, std::size_t n, int low, i
   double best_scale = 0;
   for (int step = 0; step < shifts; ++step) {
     const auto inverse = static_cast<float>((low - (first_shift + shift_step * step)) / static_cast<double>(extreme));
-    double xq = 0;
-    double qq = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-      const double q = code_of(x[i], inverse, low, high);
-      xq += static_cast<double>(w[i]) * x[i] * q;
-      qq += static_cast<double>(w[i]) * q * q;
+    LaneSum xq_sum;
+    LaneSum qq_sum;
+    for (std::size_t i = 0; i < n; i += LaneSum::lanes) {
+      for (std::size_t l = 0; l < LaneSum::lanes; ++l) {
+        const float q = float_code(x[i + l], inverse, static_cast<float>(low), static_cast<float>(high));
+        const float wq = w[i + l] * q;
+        xq_sum.part[l] += wq * x[i + l];
+        qq_sum.part[l] += wq * q;
+      }
     }
+    const double xq = xq_sum.total();
+    const double qq = qq_sum.total();
     // With the best scale xq / qq the error is sum w x^2 - xq^2 / qq.
     if (qq > 0 && xq * xq > best_gain * qq) {
       best_gain = xq * xq / qq;
@@ -74,16 +93,21 @@ Affine affine_fit(const float* x, const float* w, std::size_t n, int high, bool 
   double best_error = -1;
   for (int step = 0; step < shifts; ++step) {
     const auto inverse = static_cast<float>((high + first_shift + shift_step * step) / range);
-    double q1 = 0;
-    double q2 = 0;
-    double xq = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-      const double q = code_of(x[i] - smallest, inverse, 0, high);
-      const double wq = w[i] * q;
-      q1 += wq;
-      q2 += wq * q;
-      xq += wq * x[i];
+    LaneSum q1_sum;
+    LaneSum q2_sum;
+    LaneSum xq_sum;
+    for (std::size_t i = 0; i < n; i += LaneSum::lanes) {
+      for (std::size_t l = 0; l < LaneSum::lanes; ++l) {
+        const float q = float_code(x[i + l] - smallest, inverse, 0, static_cast<float>(high));
+        const float wq = w[i + l] * q;
+        q1_sum.part[l] += wq;
+        q2_sum.part[l] += wq * q;
+        xq_sum.part[l] += wq * x[i + l];
+      }
     }
+    const double q1 = q1_sum.total();
+    const double q2 = q2_sum.total();
+    const double xq = xq_sum.total();
     const double determinant = sum_w * q2 - q1 * q1;
     if (!(determinant > 0)) continue;
     double scale = (sum_w * xq - sum_x * q1) / determinant;

@@ -26,18 +26,6 @@ struct AffineBlock {
   int sub_minimum[affine_subs] = {};
 };
 
-/// sum w (x - decoded)^2 of one sub-block with the given decoded scale and minimum.
-double affine_error(const float* x, const float* w, float scale, float minimum, int high) noexcept {
-  const float inverse = fit::inverse_of(scale);
-  double error = 0;
-  for (std::size_t i = 0; i < affine_size; ++i) {
-    const auto q = static_cast<float>(fit::code_of(x[i] + minimum, inverse, 0, high));
-    const double difference = scale * q - minimum - x[i];
-    error += w[i] * difference * difference;
-  }
-  return error;
-}
-
 int nearest_code(double value, double unit, int low, int high) noexcept {
   if (unit == 0) return 0;
   const double quotient = value / unit;
@@ -57,8 +45,8 @@ double choose_affine_subs(const float* x, const float* w, const fit::Affine* wan
     double best = -1;
     for (int s = s0 > 0 ? s0 - 1 : 0; s <= s0 + 1 && s <= 63; ++s) {
       for (int m = m0 > 0 ? m0 - 1 : 0; m <= m0 + 1 && m <= 63; ++m) {
-        const double error = affine_error(x + affine_size * j, w + affine_size * j, d * static_cast<float>(s),
-                                          e * static_cast<float>(m), high);
+        const double error = fit::coded_error(x + affine_size * j, w + affine_size * j, affine_size,
+                                              d * static_cast<float>(s), e * static_cast<float>(m), 0, high);
         if (best < 0 || error < best) {
           best = error;
           block.sub_scale[j] = s;
@@ -216,17 +204,6 @@ struct SignedBlock {
   int sub_scale[signed_subs] = {};
 };
 
-double signed_error(const float* x, const float* w, float scale) noexcept {
-  const float inverse = fit::inverse_of(scale);
-  double error = 0;
-  for (std::size_t i = 0; i < signed_size; ++i) {
-    const auto q = static_cast<float>(fit::code_of(x[i], inverse, signed_low, signed_high));
-    const double difference = scale * q - x[i];
-    error += w[i] * difference * difference;
-  }
-  return error;
-}
-
 double choose_signed_subs(const float* x, const float* w, const double* wanted, SignedBlock& block) noexcept {
   const float d = f16_to_f32(block.scale);
   double total = 0;
@@ -235,7 +212,8 @@ double choose_signed_subs(const float* x, const float* w, const double* wanted, 
     double best = -1;
     for (int s = s0 - 1; s <= s0 + 1; ++s) {
       if (s < -128 || s > 127) continue;
-      const double error = signed_error(x + signed_size * j, w + signed_size * j, d * static_cast<float>(s));
+      const double error = fit::coded_error(x + signed_size * j, w + signed_size * j, signed_size,
+                                            d * static_cast<float>(s), 0, signed_low, signed_high);
       if (best < 0 || error < best) {
         best = error;
         block.sub_scale[j] = s;
