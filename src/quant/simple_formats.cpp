@@ -54,7 +54,7 @@ std::uint16_t encode_symmetric(const float* x, const float* importance, int low,
   }
   // With a searched scale clipping is deliberate: only a scale that vanishes is lifted.
   const std::uint16_t bits =
-      fit::scale_bits(scale, importance ? std::fabs(scale) : top, importance ? 0.5F : static_cast<float>(-low));
+      fit::scale_bits(scale, importance ? std::fabs(scale) : top, importance ? 1.0F : static_cast<float>(-low));
   const float inverse = fit::inverse_of(f16_to_f32(bits));
   for (std::size_t i = 0; i < elements; ++i)
     codes[i] = static_cast<std::uint8_t>(fit::code_of(x[i], inverse, low, high) - low);
@@ -88,7 +88,7 @@ ScaleAndMinimum encode_affine(const float* x, const float* importance, int high,
   result.minimum = f32_to_f16(minimum);
   const float stored_minimum = f16_to_f32(result.minimum);
   result.scale = fit::scale_bits(scale, importance ? scale : largest - stored_minimum,
-                                 importance ? 0.5F : static_cast<float>(high));
+                                 importance ? 1.0F : static_cast<float>(high));
   const float inverse = fit::inverse_of(f16_to_f32(result.scale));
   for (std::size_t i = 0; i < elements; ++i)
     codes[i] = static_cast<std::uint8_t>(fit::code_of(x[i] - stored_minimum, inverse, 0, high));
