@@ -15,7 +15,9 @@ function(skald_kernel_library isa)
   target_compile_definitions(skald_kernels_${isa} PRIVATE SKALD_ISA=${isa} SKALD_ISA_${isa}=1)
   # Never below -O1: at -O0 inline functions become weak symbols that the linker may share between instruction sets.
   target_compile_options(skald_kernels_${isa} PRIVATE $<$<CONFIG:Debug>:-O1> ${ARGN} -fno-fast-math -ffp-contract=off
-                         -fno-exceptions -fno-rtti)
+                         -fno-exceptions -fno-rtti
+                         # GCC's AVX-512 intrinsics hand on undefined vectors on purpose (GCC bug 105593).
+                         $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized -Wno-maybe-uninitialized>)
   target_include_directories(skald_kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(skald_kernels_${isa} PRIVATE skald_build_options ${skald_xsimd})
   set_target_properties(skald_kernels_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden

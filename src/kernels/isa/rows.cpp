@@ -1,0 +1,223 @@
+// Row-wise elementary functions. Every element takes the same operations in full vectors and in tails, so that a
+// result does not depend on where in a row, or in which piece of a row, its element lies. Sums use sixteen lanes in
+// four strands, joined by one fixed tree.
+
+#include "kernels/kernel_table.hpp"
+#include "simd/vec.hpp"
+
+namespace skald::inline v0 {
+namespace kernels {
+namespace SKALD_ISA {
+namespace {
+
+/// Values of skald::Activation; the backend asserts that they agree.
+enum Kind { kind_none, kind_silu, kind_gelu_tanh, kind_gelu_erf, kind_relu, kind_relu_squared };
+
+/// Calls f(offset, lanes) for the pieces of a row.
+template <class F>
+SKALD_INLINE void for_each_vector(std::int64_t n, F&& f) noexcept {
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) f(i, lanes);
+  if (i < n) f(i, static_cast<int>(n - i));
+}
+SKALD_INLINE f32x16 load_some(const float* p, int count) noexcept { return count == lanes ? load(p) : load_n(p, count); }
+SKALD_INLINE void store_some(float* p, f32x16 a, int count) noexcept {
+  if (count == lanes) {
+    store(p, a);
+  } else {
+    store_n(p, a, count);
+  }
+}
+
+/// x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first with so few bits that n times it is exact.
+struct Reduced {
+  i32x16 n;
+  f32x16 tail;  ///< exp(r) - 1
+};
+SKALD_INLINE Reduced reduce_exp(f32x16 x) noexcept {
+  const i32x16 n = round_to_i32(x * set1(1.44269504F));
+  const f32x16 nf = to_f32(n);
+  const f32x16 r = fnma(nf, set1(-2.12194440e-4F), fnma(nf, set1(0.693359375F), x));
+  // Taylor to r^7: the next term is below 2^-27 of the sum.
+  f32x16 p = set1(1.0F / 5040);
+  p = fma(p, r, set1(1.0F / 720));
+  p = fma(p, r, set1(1.0F / 120));
+  p = fma(p, r, set1(1.0F / 24));
+  p = fma(p, r, set1(1.0F / 6));
+  p = fma(p, r, set1(0.5F));
+  return {n, fma(p * r, r, r)};
+}
+SKALD_INLINE f32x16 power_of_two(i32x16 n) noexcept { return from_bits(shl<23>(n + set1(127))); }
+
+/// exp(x), about one ulp; 0 and infinity outside the range, NaN for NaN.
+SKALD_INLINE f32x16 vexp(f32x16 x) noexcept {
+  x = max(set1(-105.0F), min(set1(90.0F), x));  // these keep a NaN in their second argument
+  const Reduced e = reduce_exp(x);
+  // In two steps, for the exponents that one float cannot hold.
+  const i32x16 half = sra<1>(e.n);
+  return (set1(1.0F) + e.tail) * power_of_two(half) * power_of_two(e.n - half);
+}
+
+/// tanh(x) = m / (m + 2) with m = exp(2 |x|) - 1, which keeps small x exact to about two ulp.
+SKALD_INLINE f32x16 vtanh(f32x16 x) noexcept {
+  const f32x16 magnitude = min(set1(10.0F), abs(x));
+  const Reduced e = reduce_exp(magnitude + magnitude);
+  const f32x16 scale = power_of_two(e.n);
+  const f32x16 m = fma(scale, e.tail, scale - set1(1.0F));
+  const f32x16 y = m / (m + set1(2.0F));
+  return from_bits(bits(y) | (bits(x) & set1(INT32_MIN)));
+}
+
+template <int K>
+SKALD_INLINE f32x16 act(f32x16 x) noexcept {
+  if constexpr (K == kind_silu) {
+    return x / (set1(1.0F) + vexp(-x));
+  } else if constexpr (K == kind_gelu_tanh) {
+    const f32x16 cube = x * x * x;
+    const f32x16 inner = set1(0.797884561F) * fma(set1(0.044715F), cube, x);
+    return set1(0.5F) * x * (set1(1.0F) + vtanh(inner));
+  } else if constexpr (K == kind_gelu_erf) {
+    float values[lanes];
+    store(values, x);
+    for (float& v : values) v = 0.5F * v * __builtin_erfcf(v * -0.707106781F);
+    return load(values);
+  } else if constexpr (K == kind_relu) {
+    return max(zero_f32(), x);
+  } else if constexpr (K == kind_relu_squared) {
+    const f32x16 y = max(zero_f32(), x);
+    return y * y;
+  } else {
+    return x;
+  }
+}
+
+template <int K>
+void activate_as(const float* x, std::int64_t n, float* y) noexcept {
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    store_some(y + i, act<K>(load_some(x + i, count)), count);
+  });
+}
+template <int K>
+void gated_as(const float* gate, const float* up, std::int64_t n, float* y) noexcept {
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    store_some(y + i, act<K>(load_some(gate + i, count)) * load_some(up + i, count), count);
+  });
+}
+
+void activate(const float* x, int kind, std::int64_t n, float* y) noexcept {
+  switch (kind) {
+    case kind_silu: return activate_as<kind_silu>(x, n, y);
+    case kind_gelu_tanh: return activate_as<kind_gelu_tanh>(x, n, y);
+    case kind_gelu_erf: return activate_as<kind_gelu_erf>(x, n, y);
+    case kind_relu: return activate_as<kind_relu>(x, n, y);
+    case kind_relu_squared: return activate_as<kind_relu_squared>(x, n, y);
+    default: return activate_as<kind_none>(x, n, y);
+  }
+}
+void gated(const float* gate, const float* up, int kind, std::int64_t n, float* y) noexcept {
+  switch (kind) {
+    case kind_silu: return gated_as<kind_silu>(gate, up, n, y);
+    case kind_gelu_tanh: return gated_as<kind_gelu_tanh>(gate, up, n, y);
+    case kind_gelu_erf: return gated_as<kind_gelu_erf>(gate, up, n, y);
+    case kind_relu: return gated_as<kind_relu>(gate, up, n, y);
+    case kind_relu_squared: return gated_as<kind_relu_squared>(gate, up, n, y);
+    default: return gated_as<kind_none>(gate, up, n, y);
+  }
+}
+
+/// Sum of f over a row; f(offset, lanes) gives zero in lanes beyond the row.
+template <class F>
+SKALD_INLINE float sum(std::int64_t n, F&& f) noexcept {
+  f32x16 strands[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+  std::int64_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    unroll<4>([&](auto s) SKALD_INLINE_LAMBDA { strands[s] += f(i + s * lanes, lanes); });
+  }
+  for_each_vector(n - i, [&](std::int64_t j, int count) SKALD_INLINE_LAMBDA { strands[0] += f(i + j, count); });
+  return reduce_add((strands[0] + strands[1]) + (strands[2] + strands[3]));
+}
+
+void rms_norm(const float* x, const float* weight, float epsilon, std::int64_t n, float* y) noexcept {
+  const float squares = sum(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    const f32x16 v = load_some(x + i, count);
+    return v * v;
+  });
+  const f32x16 factor = set1(1.0F / __builtin_sqrtf(squares / static_cast<float>(n) + epsilon));
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    f32x16 v = load_some(x + i, count) * factor;
+    if (weight != nullptr) v = v * load_some(weight + i, count);
+    store_some(y + i, v, count);
+  });
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float epsilon, std::int64_t n,
+                float* y) noexcept {
+  const float total = sum(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA { return load_some(x + i, count); });
+  const f32x16 mean = set1(total / static_cast<float>(n));
+  const f32x16 ones = set1(1.0F);
+  float ones_memory[lanes];
+  store(ones_memory, ones);
+  const float squares = sum(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    const f32x16 v = (load_some(x + i, count) - mean) * load_some(ones_memory, count);
+    return v * v;
+  });
+  const f32x16 factor = set1(1.0F / __builtin_sqrtf(squares / static_cast<float>(n) + epsilon));
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    f32x16 v = (load_some(x + i, count) - mean) * factor;
+    if (weight != nullptr) v = v * load_some(weight + i, count);
+    if (bias != nullptr) v = v + load_some(bias + i, count);
+    store_some(y + i, v, count);
+  });
+}
+
+void add(const float* x, float scale, std::int64_t n, float* y) noexcept {
+  const f32x16 factor = set1(scale);
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    store_some(y + i, load_some(y + i, count) + factor * load_some(x + i, count), count);
+  });
+}
+
+void softcap(const float* x, float scale, float cap, std::int64_t n, float* y) noexcept {
+  const f32x16 factor = set1(scale);
+  const f32x16 caps = set1(cap);
+  if (cap == 0.0F) {
+    for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+      store_some(y + i, factor * load_some(x + i, count), count);
+    });
+    return;
+  }
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    store_some(y + i, caps * vtanh(factor * load_some(x + i, count) / caps), count);
+  });
+}
+
+/// Products and differences are rounded one by one (no contraction), so it does not matter how the compiler groups
+/// the elements into vectors.
+void rope(float* x, const float* table, int kind, std::int64_t dims) noexcept {
+  if (kind == 1) {  // interleaved
+    for (std::int64_t j = 0; j < dims; j += 2) {
+      const float a = x[j];
+      const float b = x[j + 1];
+      x[j] = a * table[j] - b * table[j + 1];
+      x[j + 1] = a * table[j + 1] + b * table[j];
+    }
+    return;
+  }
+  const std::int64_t half = dims / 2;
+  for (std::int64_t j = 0; j < half; ++j) {
+    const float a = x[j];
+    const float b = x[j + half];
+    x[j] = a * table[2 * j] - b * table[2 * j + 1];
+    x[j + half] = a * table[2 * j + 1] + b * table[2 * j];
+  }
+}
+
+constexpr RowKernels table{rms_norm, layer_norm, activate, gated, add, softcap, rope};
+
+}  // namespace
+
+const RowKernels* row_kernels() noexcept { return &table; }
+
+}  // namespace SKALD_ISA
+}  // namespace kernels
+}  // namespace skald::inline v0
