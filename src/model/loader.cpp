@@ -9,7 +9,9 @@
 #include <fmt/format.h>
 
 #include <skald/core/error.hpp>
+#include <skald/model/gguf/vocabulary.hpp>
 #include <skald/quant/row_codec.hpp>
+#include <skald/text/tokenizer.hpp>
 
 #include "model/fingerprint.hpp"
 
@@ -100,7 +102,12 @@ void ModelLoader::check() {
   impl_->vector_table.resize(slots);
 }
 
-void ModelLoader::load_text() {}
+void ModelLoader::load_text() {
+  const Metadata& metadata = file_->metadata();
+  if (!options_.tokenizer || !metadata.contains("tokenizer.ggml.model")) return;
+  impl_->tokenizer = std::make_shared<const Tokenizer>(vocabulary_from_metadata(metadata));
+  throw_if_stopped(options_.stop, where);
+}
 
 void ModelLoader::load_vectors() {
   std::uint64_t bytes = 0;

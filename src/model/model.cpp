@@ -45,4 +45,18 @@ const RopeFrequencies& Model::rope(std::int32_t index) const {
   return impl_->ropes[static_cast<std::size_t>(index)];
 }
 
+bool Model::has_tokenizer() const noexcept { return impl_->tokenizer != nullptr; }
+
+const Tokenizer& Model::tokenizer() const {
+  if (!impl_->tokenizer)
+    throw UsageError("model.tokenizer", "the model has no tokenizer: the file has none, or it was not asked for",
+                     {.file = impl_->info.file});
+  return *impl_->tokenizer;
+}
+
+const ChatTemplate* Model::chat_template() const {
+  if (impl_->chat_template_error) std::rethrow_exception(impl_->chat_template_error);
+  return impl_->chat_template.get();
+}
+
 }  // namespace skald::inline v0
