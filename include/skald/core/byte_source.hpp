@@ -33,8 +33,8 @@ class SKALD_API AnyByteSource {
   /// An empty source of size 0.
   AnyByteSource() = default;
   /// Wraps any ByteSource; `name` appears in error messages.
-  template <ByteSource S>
-    requires(!std::same_as<std::remove_cvref_t<S>, AnyByteSource>)
+  template <class S>
+    requires(!std::same_as<S, AnyByteSource>) && ByteSource<S>
   AnyByteSource(S source, std::string name)  // NOLINT(google-explicit-constructor)
       : self_(std::make_shared<Model<S>>(std::move(source))), name_(std::move(name)) {}
 

@@ -21,8 +21,8 @@ concept Executor = requires(E& executor, int n, FunctionRef<void(int)> work) {
 /// Type-erased, shared Executor.
 class AnyExecutor {
  public:
-  template <Executor E>
-    requires(!std::same_as<E, AnyExecutor>)
+  template <class E>
+    requires(!std::same_as<E, AnyExecutor>) && Executor<E>
   AnyExecutor(std::shared_ptr<E> executor)  // NOLINT(google-explicit-constructor)
       : object_(executor), concurrency_([](void* o) -> int { return static_cast<E*>(o)->concurrency(); }),
         run_([](void* o, int n, FunctionRef<void(int)> work) { static_cast<E*>(o)->run(n, work); }) {}

@@ -77,8 +77,8 @@ static_assert(EvictionPolicy<RecentPages>);
 class SKALD_API AnyEviction {
  public:
   AnyEviction() : AnyEviction(NoEviction{}) {}
-  template <EvictionPolicy P>
-    requires(!std::same_as<P, AnyEviction>)
+  template <class P>
+    requires(!std::same_as<P, AnyEviction>) && EvictionPolicy<P>
   AnyEviction(P policy)  // NOLINT(google-explicit-constructor)
       : name_(policy.name()), traits_(policy.traits()),
         evict_([policy = std::move(policy)](const EvictionView& view, std::span<std::uint8_t> drop) {

@@ -31,8 +31,8 @@ static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16>);
 /// The type-erased twin, chosen by name.
 class AnyKvFormat {
  public:
-  template <KvFormat F>
-    requires(!std::same_as<F, AnyKvFormat>)
+  template <class F>
+    requires(!std::same_as<F, AnyKvFormat>) && KvFormat<F>
   AnyKvFormat(const F& format) : dtype_(format.dtype()) {}  // NOLINT(google-explicit-constructor)
   /// "f32", "f16" or "bf16". @throws UnsupportedError listing these.
   explicit AnyKvFormat(std::string_view name) : dtype_(parse(name)) {}

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <skald/config.hpp>
+
+namespace skald::inline v0 {
+
+/// The KV cache of a decoder.
+struct KvOptions {
+  /// Element format: "f32", "f16" or "bf16".
+  std::string format = "f16";
+  /// Eviction policy by name: "none" or "recent_pages:sinks=1,recent=8" (see AnyEviction::from_spec).
+  std::string eviction = "none";
+  /// Tokens per page: 16, 32, 64, 128 or 256.
+  std::int32_t page_tokens = 64;
+  /// KV heads that share a page table; must divide the KV heads of every layer. 1: each head evicts for itself.
+  std::int32_t heads_per_group = 1;
+  /// Tokens that all sessions together can hold; 0: context x parallel. Address space is reserved for them, memory is
+  /// used as they come.
+  std::int64_t capacity_tokens = 0;
+};
+
+/// What is checked for NaN and infinity after each forward pass.
+enum class CheckFinite : std::uint8_t { off, logits };
+
+/// Options of a decoder.
+struct DecoderOptions {
+  KvOptions kv{};
+  /// Attention variant by name: "dense".
+  std::string attention = "dense";
+  /// Most tokens of one session; 0: the model's context length, at most 4096.
+  std::int64_t context = 0;
+  /// Sessions that are expected to be full at the same time; sizes the KV pool.
+  std::int32_t parallel = 4;
+  /// Most tokens that go through the network together; longer batches are cut. Does not change results.
+  std::int64_t batch_tokens = 512;
+  CheckFinite check_finite = CheckFinite::logits;
+};
+
+/// What is really active in a decoder.
+struct EffectiveConfig {
+  std::string model{};
+  std::string architecture{};
+  std::string backend{};
+  std::string device{};
+  std::string isa{};
+  int threads = 0;
+  bool huge_pages = false;
+  std::string weight_layout{};
+  std::string kv_format{};
+  std::string eviction{};
+  std::string attention{};
+  std::int32_t page_tokens = 0;
+  std::int32_t heads_per_group = 0;
+  std::int64_t capacity_tokens = 0;
+  std::int64_t context = 0;
+  std::int64_t batch_tokens = 0;
+  /// One JSON object with these fields.
+  [[nodiscard]] SKALD_API std::string to_json() const;
+};
+
+/// Work done by a decoder since it was made; each feature that is on shows here.
+struct DecoderCounters {
+  std::uint64_t forward_passes = 0;  ///< batches run through the network (after cutting)
+  std::uint64_t tokens = 0;          ///< rows computed
+  std::uint64_t logits_rows = 0;     ///< rows of logits computed
+  std::uint64_t evicted_pages = 0;   ///< KV pages freed by the eviction policy
+  std::uint64_t kv_pages_used = 0;   ///< pages in use now
+  std::uint64_t kv_pages_peak = 0;   ///< most pages ever in use
+  std::uint64_t kv_page_bytes_used = 0;  ///< bytes of the pages in use now
+};
+
+}  // namespace skald::inline v0

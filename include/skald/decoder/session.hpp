@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include <skald/core/progress.hpp>
+#include <skald/state/sequence.hpp>
+#include <skald/text/vocabulary.hpp>
+
+namespace skald::inline v0 {
+
+class Model;
+class Logits;
+namespace detail {
+class DecoderCore;
+}
+
+/// Which rows of an entry get logits.
+enum class LogitsWanted : std::uint8_t { none, last, all };
+
+/// One conversation's memory in a decoder: its tokens and its state in every layer. Move-only; must not outlive
+/// nothing: it keeps its decoder's memory alive. One thread at a time per decoder and its sessions.
+class SKALD_API Session {
+ public:
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  /// Tokens in memory.
+  [[nodiscard]] std::int64_t length() const noexcept { return state_.length(); }
+  /// The tokens in memory; entries given as embeddings are -1.
+  [[nodiscard]] std::span<const TokenId> tokens() const noexcept { return tokens_; }
+  /// Most tokens this session can hold.
+  [[nodiscard]] std::int64_t context() const noexcept;
+  [[nodiscard]] const Model& model() const noexcept;
+  /// Names the session's stream of random numbers: equal seeds, ids and positions draw equal numbers.
+  [[nodiscard]] std::uint64_t random_stream() const noexcept { return random_stream_; }
+  void set_random_stream(std::uint64_t id) noexcept { random_stream_ = id; }
+
+  /// Runs tokens through the network; shorthand for a batch of one entry. @see Decoder::forward
+  Logits forward(std::span<const TokenId> tokens, LogitsWanted wanted = LogitsWanted::last, std::stop_token stop = {},
+                 const ProgressCallback& progress = {});
+
+  /// Keeps the first `length` tokens. @throws UsageError if that needs what an eviction dropped.
+  void truncate(std::int64_t length);
+  /// After a forward pass over a token tree: takes the rows of one path (ascending indices into the tree's entry) into
+  /// the sequence and drops the others. Until then the tree's tokens are not part of the session.
+  void accept(std::span<const std::int32_t> rows);
+  /// A second session with the same contents; pages are shared until one of them writes.
+  [[nodiscard]] Session fork() const;
+  /// Forgets everything.
+  void clear() noexcept;
+  /// Bytes of KV memory held; pages shared with forks count in full.
+  [[nodiscard]] std::size_t bytes() const noexcept { return state_.bytes(); }
+
+  /// Everything that is needed to go on, as bytes: self-describing, with a checksum.
+  [[nodiscard]] std::vector<std::byte> snapshot() const;
+  /// Replaces the contents by a snapshot; on an error the session is unchanged. @throws FormatError for damaged data,
+  /// IncompatibleError naming the field that differs (model, KV format, ...), OutOfMemoryError.
+  void restore(std::span<const std::byte> snapshot);
+  /// Snapshot to a file; the file holds the whole old or the whole new contents at any moment. @throws IoError.
+  void save(const std::string& path) const;
+  /// @throws IoError and as `restore`.
+  void load(const std::string& path);
+
+  /// The memory itself, for components.
+  [[nodiscard]] SequenceState& state() noexcept { return state_; }
+  [[nodiscard]] const SequenceState& state() const noexcept { return state_; }
+
+ private:
+  friend class detail::DecoderCore;
+  Session(std::shared_ptr<detail::DecoderCore> core, SequenceState state);
+  void restore_named(std::span<const std::byte> snapshot, const std::string& name);
+
+  std::shared_ptr<detail::DecoderCore> core_;
+  SequenceState state_;
+  std::vector<TokenId> tokens_;
+  std::vector<TokenId> pending_tokens_;  // of a token tree that was not accepted yet
+  std::uint64_t random_stream_ = 0;
+};
+
+}  // namespace skald::inline v0

@@ -1,0 +1,496 @@
+#include "decoder/core.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+namespace skald::inline v0::detail {
+
+namespace {
+
+constexpr std::int64_t default_context = 4096;
+
+[[noreturn]] void refuse(const std::string& message) { throw UsageError("decoder.decoder", message); }
+
+bool same_pages(const KvPageLayout& a, const KvPageLayout& b) { return a == b; }
+
+}  // namespace
+
+DecoderCore::~DecoderCore() = default;
+
+Logits DecoderCore::forward_one(Session& session, std::span<const TokenId> tokens, LogitsWanted wanted,
+                                std::stop_token stop, const ProgressCallback& progress) {
+  single_.clear();
+  single_.add(session, tokens, wanted);
+  ForwardOptions options{std::move(stop), progress, nullptr};
+  return forward(single_, options);
+}
+
+std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction eviction, AnyKvFormat format,
+                                                 const DecoderOptions& options) {
+  return std::make_shared<DecoderImpl>(std::move(model), std::move(eviction), format, options);
+}
+
+DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options)
+    : model_(std::move(model)), eviction_(std::move(eviction)), options_(options) {
+  const auto& spec = model_.spec();
+  if (options_.context == 0) options_.context = std::min(spec.context_length, default_context);
+  if (options_.context < 1 || options_.context > (std::int64_t{1} << 30))
+    refuse("context is " + std::to_string(options_.context) + " tokens, 1 to 2^30 are allowed");
+  if (options_.batch_tokens < 1 || options_.batch_tokens > 65536)
+    refuse("batch_tokens is " + std::to_string(options_.batch_tokens) + ", 1 to 65536 are allowed");
+  if (options_.parallel < 1 || options_.parallel > 65536)
+    refuse("parallel is " + std::to_string(options_.parallel) + ", 1 to 65536 are allowed");
+  const auto page = std::max(1, options_.kv.page_tokens);
+  if (options_.kv.capacity_tokens == 0)
+    options_.kv.capacity_tokens = (options_.context + page - 1) / page * page * options_.parallel;
+  if (options_.kv.capacity_tokens < 1) refuse("kv.capacity_tokens must be positive");
+  options_.batch_tokens = std::min(options_.batch_tokens, options_.context * options_.parallel);
+  check_composition();
+  make_pools(format);
+  make_buffers();
+  check_program();
+  describe();
+}
+
+void DecoderImpl::check_composition() const {
+  const auto& spec = model_.spec();
+  if (options_.attention != "dense")
+    throw UsageError("decoder.decoder",
+                     "no attention variant is called '" + options_.attention + "'; there are: dense");
+  const auto traits = eviction_.traits();
+  const auto clash = [&](const std::string& reason) {
+    throw IncompatibleError("decoder.decoder", "eviction '" + eviction_.name() + "' " + reason);
+  };
+  if (traits.needs_scores) clash("needs attention scores, which attention 'dense' does not hand to policies yet");
+  if (traits.reorders_positions) clash("renumbers positions, but keys are stored rotated");
+  if (!traits.drops_tokens) return;
+  for (int i = 0; i < spec.layer_count(); ++i) {
+    const auto& attention = spec.layers[static_cast<std::size_t>(i)].attention;
+    if (attention && attention->window > 0)
+      clash("drops pages, but layer " + std::to_string(i) + " attends a sliding window that counts slots");
+  }
+}
+
+void DecoderImpl::make_pools(AnyKvFormat format) {
+  const auto& spec = model_.spec();
+  kv_.resize(spec.layers.size());
+  std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, groups of all its layers
+  const auto layout_of = [&](const AttentionSpec& attention) {
+    return KvPageLayout{format.dtype(), options_.kv.page_tokens, options_.kv.heads_per_group, attention.head_dim_k,
+                        attention.head_dim_v};
+  };
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto& attention = spec.layers[i].attention;
+    if (!attention) continue;
+    if (options_.kv.heads_per_group < 1 || attention->kv_heads % options_.kv.heads_per_group != 0)
+      throw IncompatibleError("decoder.decoder",
+                              "kv.heads_per_group " + std::to_string(options_.kv.heads_per_group) +
+                                  " does not divide the " + std::to_string(attention->kv_heads) + " KV heads",
+                              {.layer = static_cast<int>(i)});
+    kv_[i].groups = attention->kv_heads / options_.kv.heads_per_group;
+    const auto layout = layout_of(*attention);
+    auto it = std::find_if(needed.begin(), needed.end(), [&](const auto& n) { return same_pages(n.first, layout); });
+    if (it == needed.end()) it = needed.insert(needed.end(), {layout, 0});
+    it->second += kv_[i].groups;
+  }
+  for (const auto& [layout, groups] : needed) {
+    const auto pages = (options_.kv.capacity_tokens + layout.page_tokens - 1) / std::max(1, layout.page_tokens) * groups;
+    if (pages > 0x7FFFFFFF) refuse("kv.capacity_tokens needs more than 2^31 pages");
+    pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, static_cast<std::uint32_t>(pages)));
+  }
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto& attention = spec.layers[i].attention;
+    if (!attention) continue;
+    const auto layout = layout_of(*attention);
+    for (const auto& pool : pools_)
+      if (same_pages(pool->layout(), layout)) kv_[i].pool = pool;
+  }
+}
+
+void DecoderImpl::make_buffers() {
+  const auto& spec = model_.spec();
+  auto& backend = *model_.backend();
+  sizes_ = activation_sizes(spec);
+  const auto rows = options_.batch_tokens;
+  const auto make = [&](std::int64_t cols) {
+    return backend.allocate(static_cast<std::size_t>(rows * cols) * sizeof(float));
+  };
+  x_ = make(sizes_.residual);
+  q_ = make(sizes_.q);
+  k_ = make(sizes_.k);
+  v_ = make(sizes_.v);
+  attention_ = make(sizes_.attention);
+  ffn_ = make(sizes_.ffn);
+  for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
+  stream_ = backend.new_stream(stream_limits(spec, rows, options_.context, options_.parallel));
+  ensure_logits(options_.parallel);
+  row_tokens_.resize(static_cast<std::size_t>(rows));
+  positions_.resize(static_cast<std::size_t>(rows));
+  head_rows_.reserve(static_cast<std::size_t>(rows));
+}
+
+void DecoderImpl::ensure_logits(std::int64_t rows) {
+  if (rows <= logits_capacity_) return;
+  logits_ = {};
+  logits_capacity_ = 0;
+  logits_ = model_.backend()->allocate(static_cast<std::size_t>(rows * model_.spec().vocabulary) * sizeof(float));
+  logits_capacity_ = rows;
+  if (!logits_.host_visible())
+    host_logits_.resize(static_cast<std::size_t>(rows * model_.spec().vocabulary));
+}
+
+void DecoderImpl::check_program() {
+  // One row of one sequence that has no pages: shapes, formats and options are real, data is not touched.
+  segments_.assign(1, Segment{0, 1, nullptr});
+  std::size_t groups = 0;
+  for (const auto& layer : kv_) groups += static_cast<std::size_t>(layer.groups);
+  tables_.assign(groups, KvTable{});
+  head_rows_.assign(1, 0);
+  head_runs_.assign(1, HeadRun{0, 0, 1});
+  emit(1, [&](const Op& op, int layer) {
+    if (auto reason = model_.backend()->refuses(op)) {
+      ErrorContext context{};
+      if (layer >= 0) context.layer = layer;
+      throw IncompatibleError("decoder.decoder",
+                              "backend '" + model_.backend()->info().name + "' cannot run this model: " + *reason, context);
+    }
+  });
+}
+
+void DecoderImpl::describe() {
+  const auto info = model_.backend()->info();
+  config_.model = model_.info().file;
+  config_.architecture = model_.spec().architecture;
+  config_.backend = info.name;
+  config_.device = info.device;
+  config_.isa = info.isa;
+  config_.threads = info.threads;
+  config_.huge_pages = info.huge_pages;
+  config_.weight_layout = model_.layout() == WeightLayout::packed ? "packed" : "rows";
+  config_.kv_format = pools_.empty() ? "none" : std::string(to_string(pools_.front()->layout().dtype));
+  config_.eviction = eviction_.name();
+  config_.attention = options_.attention;
+  config_.page_tokens = options_.kv.page_tokens;
+  config_.heads_per_group = options_.kv.heads_per_group;
+  config_.capacity_tokens = options_.kv.capacity_tokens;
+  config_.context = options_.context;
+  config_.batch_tokens = options_.batch_tokens;
+}
+
+Session DecoderImpl::new_session() {
+  std::vector<std::unique_ptr<LayerState>> layers(kv_.size());
+  for (std::size_t i = 0; i < kv_.size(); ++i)
+    if (kv_[i].pool) layers[i] = std::make_unique<PagedKv>(kv_[i].pool, kv_[i].groups, options_.context);
+  auto session = make_session(shared_from_this(), SequenceState(std::move(layers)));
+  tokens(session).reserve(static_cast<std::size_t>(options_.context));
+  return session;
+}
+
+DecoderCounters DecoderImpl::counters() const {
+  auto result = counters_;
+  for (const auto& pool : pools_) {
+    result.kv_pages_used += pool->used_pages();
+    result.kv_pages_peak += pool->peak_pages();
+    result.kv_page_bytes_used += pool->used_pages() * pool->page_bytes();
+  }
+  return result;
+}
+
+std::size_t DecoderImpl::memory_bytes() const noexcept {
+  std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
+                      logits_.bytes() + host_logits_.size() * sizeof(float);
+  for (const auto& table : rope_tables_) bytes += table.bytes();
+  return bytes;
+}
+
+void DecoderImpl::check_batch(const Batch& batch) const {
+  const auto& spec = model_.spec();
+  for (const auto& entry : entries(batch)) {
+    auto& session = *entry.session;
+    if (!owns(this, session)) refuse("a session of another decoder is in the batch");
+    if (session.state().pending() != 0) refuse("a session has a token tree that was neither accepted nor truncated");
+    if (session.length() + entry.count > options_.context)
+      refuse("a session holds " + std::to_string(session.length()) + " tokens, " + std::to_string(entry.count) +
+             " more would exceed the context of " + std::to_string(options_.context));
+    if (entry.kind == EntryKind::embeddings) {
+      if (entry.embedding_count != entry.count * spec.dim)
+        refuse(std::to_string(entry.embedding_count) + " values are given for " + std::to_string(entry.count) +
+               " embedding rows of " + std::to_string(spec.dim));
+      continue;
+    }
+    for (std::int64_t i = 0; i < entry.count; ++i) {
+      const TokenId token = tokens(batch)[static_cast<std::size_t>(entry.begin + i)];
+      if (token < 0 || token >= spec.vocabulary)
+        refuse("token id " + std::to_string(token) + " is not inside the vocabulary of " +
+               std::to_string(spec.vocabulary));
+    }
+    if (entry.kind != EntryKind::tree) continue;
+    if (entry.count > options_.batch_tokens)
+      refuse("a token tree of " + std::to_string(entry.count) + " tokens exceeds batch_tokens " +
+             std::to_string(options_.batch_tokens));
+    for (std::int64_t i = 0; i < entry.count; ++i) {
+      const auto parent = parents(batch)[static_cast<std::size_t>(entry.parent_begin + i)];
+      if (parent < -1 || parent >= i)
+        refuse("parent " + std::to_string(parent) + " of tree token " + std::to_string(i) + " does not come before it");
+    }
+  }
+}
+
+Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
+  check_batch(batch);
+  const auto& list = entries(batch);
+  entry_rows_.assign(1, 0);
+  for (const auto& entry : list)
+    entry_rows_.push_back(entry_rows_.back() + (entry.wanted == LogitsWanted::none   ? 0
+                                                : entry.wanted == LogitsWanted::last ? 1
+                                                                                     : entry.count));
+  ensure_logits(entry_rows_.back());
+  entry_done_.assign(list.size(), 0);
+  scoring_ = options.scores != nullptr;
+  if (scoring_) prepare_scores(batch, *options.scores);
+  std::int64_t done = 0;
+  while (done < batch.rows()) {
+    throw_if_stopped(options.stop, "decoder.forward");
+    done += cut(batch, pieces_);
+    try {
+      run(batch, options);
+    } catch (...) {
+      reset_pieces(batch);
+      throw;
+    }
+    commit_pieces(batch);
+    if (options.progress)
+      options.progress({"forward", static_cast<std::uint64_t>(done), static_cast<std::uint64_t>(batch.rows())});
+  }
+  if (scoring_) collect_scores(batch, *options.scores);
+  return {logits_.host_visible() ? reinterpret_cast<const float*>(logits_.address()) : host_logits_.data(),
+          model_.spec().vocabulary, entry_rows_};
+}
+
+/// Takes the next rows of the batch, in order; returns how many. With an eviction policy a piece ends at a page border.
+std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
+  pieces.clear();
+  std::int64_t room = options_.batch_tokens;
+  const auto& list = entries(batch);
+  for (std::size_t e = 0; e < list.size() && room > 0; ++e) {
+    const auto& entry = list[e];
+    const std::int64_t left = entry.count - entry_done_[e];
+    if (left == 0) continue;
+    std::int64_t count = std::min(left, room);
+    if (entry.kind == EntryKind::tree && count < left) break;
+    if (eviction_.traits().drops_tokens && entry.kind != EntryKind::tree)
+      count = std::min(count, options_.kv.page_tokens - entry.session->length() % options_.kv.page_tokens);
+    Piece piece{entry.session, e, entry_done_[e], count, 0, 0, count == left, entry.kind == EntryKind::embeddings};
+    if (entry.wanted == LogitsWanted::all) {
+      piece.logits_row = entry_rows_[e] + entry_done_[e];
+      piece.logits_count = count;
+    } else if (entry.wanted == LogitsWanted::last && piece.last) {
+      piece.logits_row = entry_rows_[e];
+      piece.logits_count = 1;
+    }
+    pieces.push_back(piece);
+    room -= count;
+  }
+  return options_.batch_tokens - room;
+}
+
+void DecoderImpl::run(const Batch& batch, const ForwardOptions& options) {
+  std::int64_t rows = 0;
+  for (const auto& piece : pieces_) rows += piece.count;
+  for (const auto& piece : pieces_) entries(batch)[piece.entry].session->state().append(piece.count);
+  prepare_rows(batch);
+  prepare_tables();
+  emit(rows, [&](const Op& op, int) { stream_->enqueue(op); });
+  if (!logits_.host_visible())
+    for (const auto& run : head_runs_)
+      stream_->enqueue(DownloadOp{logits_matrix(run), host_logits_.data() + run.logits_row * model_.spec().vocabulary});
+  stream_->synchronize(options.stop);
+  check_finite(batch);
+  ++counters_.forward_passes;
+  counters_.tokens += static_cast<std::uint64_t>(rows);
+  counters_.logits_rows += head_rows_.size();
+}
+
+void DecoderImpl::prepare_rows(const Batch& batch) {
+  const auto dim = model_.spec().dim;
+  segments_.clear();
+  visible_.clear();
+  head_rows_.clear();
+  head_runs_.clear();
+  pass_has_embeddings_ = false;
+  std::size_t words = 0;
+  for (const auto& piece : pieces_)
+    if (entries(batch)[piece.entry].kind == EntryKind::tree)
+      words += static_cast<std::size_t>(piece.count * ((piece.count + 63) / 64));
+  visible_.resize(words);  // before any pointer into it is taken
+  std::size_t word = 0;
+  std::int64_t row = 0;
+  for (const auto& piece : pieces_) {
+    const auto& entry = entries(batch)[piece.entry];
+    const std::int64_t position = entry.session->length();
+    Segment segment{static_cast<std::int32_t>(row), static_cast<std::int32_t>(piece.count), nullptr};
+    if (entry.kind == EntryKind::tree) segment.visible = visible_.data() + word;
+    const auto width = static_cast<std::size_t>((piece.count + 63) / 64);
+    for (std::int64_t i = 0; i < piece.count; ++i, ++row) {
+      row_tokens_[static_cast<std::size_t>(row)] =
+          std::max(0, tokens(batch)[static_cast<std::size_t>(entry.begin + piece.first + i)]);
+      std::int64_t at = position + i;
+      if (entry.kind == EntryKind::tree) {
+        std::uint64_t* bits = visible_.data() + word + static_cast<std::size_t>(i) * width;
+        const auto parent = parents(batch)[static_cast<std::size_t>(entry.parent_begin + i)];
+        std::fill(bits, bits + width, std::uint64_t{0});
+        at = position;
+        if (parent >= 0) {
+          std::copy_n(visible_.data() + word + static_cast<std::size_t>(parent) * width, width, bits);
+          at = positions_[static_cast<std::size_t>(row - i + parent)] + 1;
+        }
+        bits[i / 64] |= std::uint64_t{1} << (i % 64);
+      }
+      positions_[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(at);
+      if (i >= piece.count - piece.logits_count) head_rows_.push_back(static_cast<std::int32_t>(row));
+    }
+    if (entry.kind == EntryKind::tree) word += static_cast<std::size_t>(piece.count) * width;
+    pass_has_embeddings_ = pass_has_embeddings_ || piece.embeddings;
+    if (piece.logits_count > 0) {
+      const auto begin = static_cast<std::int64_t>(head_rows_.size()) - piece.logits_count;
+      if (!head_runs_.empty() && head_runs_.back().logits_row + head_runs_.back().count == piece.logits_row)
+        head_runs_.back().count += piece.logits_count;
+      else
+        head_runs_.push_back({piece.logits_row, begin, piece.logits_count});
+    }
+    segments_.push_back(segment);
+  }
+  if (!pass_has_embeddings_) return;
+  row_embeddings_.resize(static_cast<std::size_t>(row * dim));
+  row = 0;
+  for (const auto& piece : pieces_) {
+    const auto& entry = entries(batch)[piece.entry];
+    if (entry.kind == EntryKind::embeddings)
+      std::copy_n(embeddings(batch).data() + entry.embedding_begin + piece.first * dim, piece.count * dim,
+                  row_embeddings_.data() + row * dim);
+    row += piece.count;
+  }
+}
+
+void DecoderImpl::prepare_tables() {
+  std::size_t count = 0;
+  for (const auto& layer : kv_) count += static_cast<std::size_t>(layer.groups) * pieces_.size();
+  tables_.resize(count);
+  if (scoring_) score_pointers_.resize(count);
+  std::size_t at = 0;
+  std::size_t group_base = 0;
+  for (std::size_t l = 0; l < kv_.size(); ++l) {
+    for (const auto& piece : pieces_) {
+      for (int g = 0; g < kv_[l].groups; ++g, ++at) {
+        const auto& state = static_cast<const PagedKv&>(*piece.session->state().layer(static_cast<int>(l)));
+        tables_[at] = {state.pages(g).data(), static_cast<std::int32_t>(state.slots(g) - piece.count)};
+        if (scoring_)
+          score_pointers_[at] = reinterpret_cast<float*>(score_memory_.address()) +
+                                score_offsets_[piece.entry * score_groups_ + group_base + static_cast<std::size_t>(g)];
+      }
+    }
+    group_base += static_cast<std::size_t>(kv_[l].groups);
+  }
+}
+
+void DecoderImpl::commit_pieces(const Batch& batch) {
+  for (const auto& piece : pieces_) {
+    const auto& entry = entries(batch)[piece.entry];
+    auto& session = *entry.session;
+    const auto* first = tokens(batch).data() + entry.begin + piece.first;
+    entry_done_[piece.entry] += piece.count;
+    if (entry.kind == EntryKind::tree) {
+      pending_tokens(session).assign(first, first + piece.count);
+      continue;
+    }
+    session.state().commit();
+    tokens(session).insert(tokens(session).end(), first, first + piece.count);
+    if (eviction_.traits().drops_tokens && session.length() % options_.kv.page_tokens == 0) {
+      const auto used = [&] {
+        std::uint64_t pages = 0;
+        for (int l = 0; l < session.state().layer_count(); ++l)
+          if (const auto* layer = session.state().layer(l))
+            pages += static_cast<std::uint64_t>(static_cast<const PagedKv*>(layer)->evicted_pages());
+        return pages;
+      };
+      const auto before = used();
+      session.state().evict(eviction_);
+      counters_.evicted_pages += used() - before;
+    }
+  }
+}
+
+void DecoderImpl::reset_pieces(const Batch& batch) noexcept {
+  for (const auto& piece : pieces_) {
+    auto& state = entries(batch)[piece.entry].session->state();
+    if (state.pending() != 0) state.rollback();
+  }
+}
+
+void DecoderImpl::check_finite(const Batch& batch) const {
+  if (options_.check_finite == CheckFinite::off) return;
+  const auto vocabulary = model_.spec().vocabulary;
+  const float* data =
+      logits_.host_visible() ? reinterpret_cast<const float*>(logits_.address()) : host_logits_.data();
+  for (const auto& piece : pieces_)
+    for (std::int64_t i = 0; i < piece.logits_count; ++i) {
+      const float* row = data + (piece.logits_row + i) * vocabulary;
+      // A sum of zeros times the values is NaN exactly if one of them is not finite; vectorizes without branches.
+      float probe[16] = {};
+      std::int64_t j = 0;
+      for (; j + 16 <= vocabulary; j += 16)
+        for (int lane = 0; lane < 16; ++lane) probe[lane] += row[j + lane] * 0.0F;
+      for (; j < vocabulary; ++j) probe[0] += row[j] * 0.0F;
+      float sum = 0.0F;
+      for (const float p : probe) sum += p;
+      if (sum == 0.0F) continue;
+      const auto* bad = std::find_if(row, row + vocabulary, [](float value) { return !std::isfinite(value); });
+      const auto& entry = entries(batch)[piece.entry];
+      throw NumericError("decoder.forward",
+                         "logit " + std::to_string(bad - row) + " of the token at position " +
+                             std::to_string(entry.session->length() + piece.count - piece.logits_count + i) +
+                             " is not finite: the weights or the embeddings given are damaged");
+    }
+}
+
+void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
+  if (eviction_.traits().drops_tokens)
+    throw IncompatibleError("decoder.forward", "attention scores cannot be collected by slot while eviction '" +
+                                                   eviction_.name() + "' removes slots");
+  score_groups_ = 0;
+  for (const auto& layer : kv_) score_groups_ += static_cast<std::size_t>(layer.groups);
+  score_offsets_.clear();
+  std::size_t floats = 0;
+  for (const auto& entry : entries(batch)) {
+    if (scores.last_rows > 0 && (entry.count > options_.batch_tokens || batch.rows() > options_.batch_tokens))
+      refuse("scores of the last rows need a batch of at most batch_tokens " + std::to_string(options_.batch_tokens));
+    for (std::size_t g = 0; g < score_groups_; ++g) {
+      score_offsets_.push_back(floats);
+      floats += static_cast<std::size_t>(entry.session->length() + entry.count);
+    }
+  }
+  score_memory_ = model_.backend()->allocate(std::max<std::size_t>(floats, 1) * sizeof(float));
+  score_template_ = {scores.kind, scores.last_rows, nullptr};
+  score_sinks_.resize(kv_.size());
+}
+
+void DecoderImpl::collect_scores(const Batch& batch, AttentionScores& scores) {
+  std::vector<float> all(score_memory_.bytes() / sizeof(float));
+  model_.backend()->read(std::as_writable_bytes(std::span(all)), score_memory_.address());
+  score_memory_ = {};
+  scores.values.clear();
+  std::size_t at = 0;
+  for (const auto& entry : entries(batch)) {
+    const auto slots = entry.session->length() + (entry.kind == EntryKind::tree ? entry.count : 0);
+    auto& layers = scores.values.emplace_back(kv_.size());
+    for (std::size_t l = 0; l < kv_.size(); ++l)
+      for (int g = 0; g < kv_[l].groups; ++g, ++at) {
+        const auto* first = all.data() + score_offsets_[at];
+        layers[l].emplace_back(first, first + slots);
+      }
+  }
+}
+
+}  // namespace skald::inline v0::detail

@@ -1,0 +1,117 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include <skald/decoder/decoder.hpp>
+#include <skald/model/plan.hpp>
+#include <skald/state/paged_kv.hpp>
+
+namespace skald::inline v0::detail {
+
+/// One layer's place in KV memory.
+struct LayerKv {
+  std::shared_ptr<KvPool> pool;  // null: the layer has no attention
+  std::int32_t groups = 0;
+};
+
+/// Rows of one entry that go through the network together.
+struct Piece {
+  const Session* session = nullptr;
+  std::size_t entry = 0;
+  std::int64_t first = 0;  // row within the entry
+  std::int64_t count = 0;
+  std::int64_t logits_row = 0;    // first row of logits in the decoder's buffer
+  std::int64_t logits_count = 0;  // last n rows of the piece
+  bool last = false;              // ends its entry
+  bool embeddings = false;
+};
+
+/// Rows of logits that lie together: entries [begin, begin + count) of the head rows go to logits_row onwards.
+struct HeadRun {
+  std::int64_t logits_row = 0;
+  std::int64_t begin = 0;
+  std::int64_t count = 0;
+};
+
+class DecoderImpl final : public DecoderCore {
+ public:
+  DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options);
+
+  Session new_session() override;
+  Logits forward(const Batch& batch, const ForwardOptions& options) override;
+  [[nodiscard]] const EffectiveConfig& effective_config() const noexcept override { return config_; }
+  [[nodiscard]] DecoderCounters counters() const override;
+  [[nodiscard]] const Model& model() const noexcept override { return model_; }
+  [[nodiscard]] std::size_t memory_bytes() const noexcept override;
+
+ private:
+  void check_composition() const;
+  void make_pools(AnyKvFormat format);
+  void make_buffers();
+  void check_program();
+  void describe();
+
+  void check_batch(const Batch& batch) const;
+  std::int64_t cut(const Batch& batch, std::vector<Piece>& pieces);
+  void prepare_scores(const Batch& batch, AttentionScores& scores);
+  void collect_scores(const Batch& batch, AttentionScores& scores);
+  void run(const Batch& batch, const ForwardOptions& options);
+  void prepare_rows(const Batch& batch);
+  void prepare_tables();
+  void commit_pieces(const Batch& batch);
+  void reset_pieces(const Batch& batch) noexcept;
+  void check_finite(const Batch& batch) const;
+  void ensure_logits(std::int64_t rows);
+
+  // Turns the pass into ops (program.cpp). The sink gets each op and its layer, -1 outside the layers.
+  using OpSink = FunctionRef<void(const Op&, int)>;
+  void emit(std::int64_t rows, OpSink sink);
+  void emit_input(std::int64_t rows, OpSink sink);
+  void emit_attention(int layer, std::int64_t rows, OpSink sink);
+  void emit_ffn(int layer, std::int64_t rows, OpSink sink);
+  void emit_head(std::int64_t rows, OpSink sink);
+  [[nodiscard]] Matrix logits_matrix(const HeadRun& run) const noexcept;
+  [[nodiscard]] Norm norm(const NormSpec& spec, Role weight, Role bias, int layer) const;
+
+  Model model_;
+  AnyEviction eviction_;
+  DecoderOptions options_;
+  EffectiveConfig config_;
+  DecoderCounters counters_;
+  ActivationSizes sizes_;
+  std::vector<LayerKv> kv_;
+  std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
+
+  // Backend memory, made once.
+  Buffer x_, q_, k_, v_, attention_, ffn_, logits_;
+  std::vector<Buffer> rope_tables_;
+  std::unique_ptr<Stream> stream_;
+  std::int64_t logits_capacity_ = 0;
+  std::vector<float> host_logits_;  // only if the host cannot see backend memory
+
+  // Host data of the pass that is running; kept so that a step allocates nothing.
+  std::vector<Piece> pieces_;
+  std::vector<std::int64_t> entry_rows_;     // logits rows before each entry
+  std::vector<std::int64_t> entry_done_;     // rows of each entry that are done
+  std::vector<std::int32_t> row_tokens_;
+  std::vector<std::int32_t> positions_;
+  std::vector<std::int32_t> head_rows_;  // rows that get logits
+  std::vector<HeadRun> head_runs_;
+  std::vector<float> row_embeddings_;
+  std::vector<Segment> segments_;
+  std::vector<std::uint64_t> visible_;
+  std::vector<KvTable> tables_;
+  bool pass_has_embeddings_ = false;
+
+  // Attention scores, if asked for.
+  Buffer score_memory_;
+  std::vector<std::size_t> score_offsets_;  // [entry][layer][group], in floats
+  std::vector<float*> score_pointers_;      // [layer][segment][group] of the pass
+  std::vector<ScoreSink> score_sinks_;      // [layer]
+  std::size_t score_groups_ = 0;            // groups of all layers
+  bool scoring_ = false;
+  ScoreSink score_template_{};
+};
+
+}  // namespace skald::inline v0::detail

@@ -1,0 +1,167 @@
+// The network as a list of ops: the only place that knows how a ModelSpec is computed.
+#include "decoder/core.hpp"
+
+namespace skald::inline v0::detail {
+
+Norm DecoderImpl::norm(const NormSpec& spec, Role weight, Role bias, int layer) const {
+  return {spec.kind, spec.weight ? model_.vector(weight, layer) : nullptr,
+          spec.bias ? model_.vector(bias, layer) : nullptr, spec.epsilon};
+}
+
+Matrix DecoderImpl::logits_matrix(const HeadRun& run) const noexcept {
+  const auto vocabulary = model_.spec().vocabulary;
+  return logits_.matrix(static_cast<std::size_t>(run.logits_row * vocabulary) * sizeof(float), run.count, vocabulary);
+}
+
+void DecoderImpl::emit(std::int64_t rows, OpSink sink) {
+  emit_input(rows, sink);
+  for (int layer = 0; layer < model_.spec().layer_count(); ++layer) {
+    emit_attention(layer, rows, sink);
+    emit_ffn(layer, rows, sink);
+  }
+  emit_head(rows, sink);
+}
+
+void DecoderImpl::emit_input(std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  const auto* table = model_.weight(Role::token_embedding);
+  if (!pass_has_embeddings_) {
+    sink(EmbedOp{table, row_tokens_.data(), x_.matrix(0, rows, spec.dim), spec.embedding_scale}, -1);
+  } else {
+    for (std::size_t i = 0; i < segments_.size(); ++i) {
+      const std::int64_t begin = segments_[i].row_begin;
+      const auto out = x_.matrix(static_cast<std::size_t>(begin * spec.dim) * sizeof(float), segments_[i].row_count,
+                                 spec.dim);
+      if (pieces_[i].embeddings) sink(UploadOp{row_embeddings_.data() + begin * spec.dim, out}, -1);
+      else sink(EmbedOp{table, row_tokens_.data() + begin, out, spec.embedding_scale}, -1);
+    }
+  }
+  for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
+    const auto& frequencies = model_.rope(static_cast<std::int32_t>(i));
+    sink(RopeTableOp{positions_.data(), frequencies.inverse_frequencies.data(), frequencies.magnitude,
+                     rope_tables_[i].matrix(0, rows, spec.ropes[i].dims)},
+         -1);
+  }
+}
+
+void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  if (!layer_spec.attention) return;
+  const auto& attention = *layer_spec.attention;
+  const auto x = x_.matrix(0, rows, spec.dim);
+  const auto q = q_.matrix(0, rows, attention.q_cols());
+  const auto k = k_.matrix(0, rows, attention.k_cols());
+  const auto v = v_.matrix(0, rows, attention.v_cols());
+  const auto out = attention_.matrix(0, rows, attention.output_cols());
+
+  LinearOp project{};
+  project.x = x;
+  project.norm = norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer);
+  project.part_count = 3;
+  project.parts = {{{model_.weight(Role::query, layer), model_.vector(Role::query_bias, layer), q},
+                    {model_.weight(Role::key, layer), model_.vector(Role::key_bias, layer), k},
+                    {model_.weight(Role::value, layer), model_.vector(Role::value_bias, layer), v}}};
+  sink(project, layer);
+
+  const auto& place = kv_[static_cast<std::size_t>(layer)];
+  std::size_t table = 0;
+  for (int l = 0; l < layer; ++l)
+    table += static_cast<std::size_t>(kv_[static_cast<std::size_t>(l)].groups) * segments_.size();
+  const KvLayer kv{place.pool->base(), place.pool->layout(), place.groups, tables_.data() + table};
+
+  StoreKvOp store{};
+  store.q = q;
+  store.k = k;
+  store.v = v;
+  store.heads = attention.heads;
+  store.kv_heads = attention.kv_heads;
+  store.q_norm = norm(attention.q_norm, Role::query_norm, Role::query_norm, layer);
+  store.k_norm = norm(attention.k_norm, Role::key_norm, Role::key_norm, layer);
+  if (attention.rope >= 0) {
+    const auto& rope = spec.ropes[static_cast<std::size_t>(attention.rope)];
+    store.rope = rope.kind;
+    store.rope_dims = rope.dims;
+    store.rope_table = rope_tables_[static_cast<std::size_t>(attention.rope)].matrix(0, rows, rope.dims);
+  }
+  store.kv = kv;
+  store.segments = segments_.data();
+  store.segment_count = static_cast<std::int32_t>(segments_.size());
+  sink(store, layer);
+
+  AttentionOp attend{};
+  attend.q = q;
+  attend.out = out;
+  attend.heads = attention.heads;
+  attend.kv_heads = attention.kv_heads;
+  attend.scale = attention.scale;
+  attend.softcap = attention.softcap;
+  attend.window = attention.window;
+  attend.kv = kv;
+  attend.segments = segments_.data();
+  attend.segment_count = store.segment_count;
+  if (scoring_) {
+    auto& sink_of_layer = score_sinks_[static_cast<std::size_t>(layer)];
+    sink_of_layer = score_template_;
+    sink_of_layer.scores = score_pointers_.data() + table;
+    attend.sink = &sink_of_layer;
+  }
+  sink(attend, layer);
+
+  LinearOp project_out{};
+  project_out.x = out;
+  project_out.parts[0] = {model_.weight(Role::attention_output, layer),
+                          model_.vector(Role::attention_output_bias, layer), x};
+  project_out.epilogue = LinearEpilogue::add;
+  project_out.scale = layer_spec.residual_scale;
+  sink(project_out, layer);
+}
+
+void DecoderImpl::emit_ffn(int layer, std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  if (!layer_spec.ffn) return;
+  const auto& ffn = *layer_spec.ffn;
+  const auto x = x_.matrix(0, rows, spec.dim);
+  const auto inner = ffn_.matrix(0, rows, ffn.width);
+  const LinearPart up{model_.weight(Role::ffn_up, layer), model_.vector(Role::ffn_up_bias, layer), inner};
+
+  LinearOp widen{};
+  widen.x = x;
+  widen.norm = norm(layer_spec.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, layer);
+  widen.activation = ffn.activation;
+  if (ffn.gated) {
+    widen.part_count = 2;
+    widen.parts[0] = {model_.weight(Role::ffn_gate, layer), model_.vector(Role::ffn_gate_bias, layer), inner};
+    widen.parts[1] = up;
+    widen.epilogue = LinearEpilogue::gated;
+  } else {
+    widen.parts[0] = up;
+  }
+  sink(widen, layer);
+
+  LinearOp narrow{};
+  narrow.x = inner;
+  narrow.parts[0] = {model_.weight(Role::ffn_down, layer), model_.vector(Role::ffn_down_bias, layer), x};
+  narrow.epilogue = LinearEpilogue::add;
+  narrow.scale = layer_spec.residual_scale;
+  sink(narrow, layer);
+}
+
+void DecoderImpl::emit_head(std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  for (const auto& run : head_runs_) {
+    const auto logits = logits_matrix(run);
+    LinearOp head{};
+    head.x = x_.matrix(0, rows, spec.dim);
+    head.norm = norm(spec.final_norm, Role::final_norm, Role::final_norm_bias, -1);
+    head.rows = head_rows_.data() + run.begin;
+    head.row_count = static_cast<std::int32_t>(run.count);
+    head.parts[0] = {model_.weight(Role::head), model_.vector(Role::head_bias), logits};
+    if (spec.logit_softcap <= 0.0F) head.scale = spec.logit_scale;
+    sink(head, -1);
+    if (spec.logit_softcap > 0.0F) sink(SoftcapOp{logits, spec.logit_scale, spec.logit_softcap}, -1);
+  }
+}
+
+}  // namespace skald::inline v0::detail
