@@ -2,7 +2,9 @@
 
 // Part of simd/vec.hpp: AVX2, FMA, F16C.
 
-namespace skald::inline v0::kernels::SKALD_ISA {
+namespace skald::inline v0 {
+namespace kernels {
+namespace SKALD_ISA {
 namespace {
 
 struct f32x16 {
@@ -204,4 +206,6 @@ SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
 }
 
 }  // namespace
-}  // namespace skald::inline v0::kernels::SKALD_ISA
+}  // namespace SKALD_ISA
+}  // namespace kernels
+}  // namespace skald::inline v0

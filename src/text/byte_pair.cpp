@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <functional>
 
 #include <skald/core/error.hpp>
 
@@ -12,6 +11,7 @@ namespace skald::inline v0::detail {
 namespace {
 
 constexpr std::uint64_t no_key = ~std::uint64_t{0};
+constexpr std::uint32_t no_rank = ~std::uint32_t{0};
 
 constexpr std::uint64_t pair_key(TokenId left, TokenId right) noexcept {
   return std::uint64_t{static_cast<std::uint32_t>(left)} << 32 | static_cast<std::uint32_t>(right);
@@ -41,10 +41,10 @@ void MergeTable::build(const Vocabulary& vocabulary, const TokenIndex& index) {
   std::string result;
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const auto refuse = [&](std::string_view why) {
-      throw FormatError("text.tokenizer",
-                        "merges[" + std::to_string(rank) + "] = '" + printable(merges[rank], 80) + "' " +
-                            std::string(why),
-                        {.file = vocabulary.source, .key = vocabulary.key_prefix + "merges"});
+      throw FormatError(
+          "text.tokenizer",
+          "merges[" + std::to_string(rank) + "] = '" + printable(merges[rank], 80) + "' " + std::string(why),
+          {.file = vocabulary.source, .key = vocabulary.key_prefix + "merges"});
     };
     const std::string_view merge = merges[rank];
     // A part may itself begin with a space in vocabularies that were not mapped to printable characters.
@@ -76,8 +76,8 @@ void BytePairEncoder::build(const Vocabulary& vocabulary, const TokenIndex& inde
     const TokenId id = index.find(byte_level_char(static_cast<unsigned char>(byte)));
     byte_tokens_[byte] = id;
     // A user-defined token of that spelling stands for the character, not for the byte.
-    const bool normal = vocabulary.types.empty() ||
-                        (id >= 0 && vocabulary.types[static_cast<std::size_t>(id)] == TokenType::normal);
+    const bool normal =
+        vocabulary.types.empty() || (id >= 0 && vocabulary.types[static_cast<std::size_t>(id)] == TokenType::normal);
     spells_[byte] = id >= 0 && normal;
   }
 }
@@ -92,57 +92,73 @@ void BytePairEncoder::encode(std::string_view word, std::vector<TokenId>& tokens
       return;
     }
   }
-  const std::size_t size = word.size();
-  auto& [ids, previous, next, queue, spelling] = scratch;
-  ids.resize(size);
-  previous.resize(size);
-  next.resize(size);
+  auto& symbols = scratch.symbols;
+  const auto size = static_cast<std::int32_t>(word.size());
+  symbols.resize(word.size());
+  for (std::int32_t i = 0; i < size; ++i) {
+    const TokenId id = byte_tokens_[static_cast<unsigned char>(word[static_cast<std::size_t>(i)])];
+    symbols[static_cast<std::size_t>(i)] = {id, i - 1, i + 1 < size ? i + 1 : -1, no_rank};
+  }
+  for (std::int32_t i = 0; i < size; ++i) symbols[static_cast<std::size_t>(i)].rank = rank_at(symbols, i);
+  constexpr std::int32_t long_word = 64;
+  if (size <= long_word) merge_short(symbols);
+  else merge_long(symbols, scratch.queue);
+  for (std::int32_t i = 0; i >= 0 && i < size; i = symbols[static_cast<std::size_t>(i)].next) {
+    const TokenId id = symbols[static_cast<std::size_t>(i)].id;
+    if (id >= 0) tokens.push_back(id);
+  }
+}
+
+std::uint32_t BytePairEncoder::rank_at(const std::vector<Symbol>& symbols, std::int32_t left) const noexcept {
+  const Symbol& symbol = symbols[static_cast<std::size_t>(left)];
+  if (symbol.next < 0) return no_rank;
+  const auto* merge = merges_.find(symbol.id, symbols[static_cast<std::size_t>(symbol.next)].id);
+  return merge == nullptr ? no_rank : merge->rank;
+}
+
+// Joins a symbol with the next one and brings both ranks that change up to date.
+void BytePairEncoder::merge_at(std::vector<Symbol>& symbols, std::int32_t left) const noexcept {
+  Symbol& symbol = symbols[static_cast<std::size_t>(left)];
+  Symbol& right = symbols[static_cast<std::size_t>(symbol.next)];
+  symbol.id = merges_.find(symbol.id, right.id)->result;
+  symbol.next = right.next;
+  right.rank = no_rank;
+  if (symbol.next >= 0) symbols[static_cast<std::size_t>(symbol.next)].previous = left;
+  symbol.rank = rank_at(symbols, left);
+  if (symbol.previous >= 0) {
+    symbols[static_cast<std::size_t>(symbol.previous)].rank = rank_at(symbols, symbol.previous);
+  }
+}
+
+void BytePairEncoder::merge_short(std::vector<Symbol>& symbols) const noexcept {
+  while (!symbols.empty()) {
+    std::int32_t least = 0;
+    for (std::int32_t i = 0; i >= 0; i = symbols[static_cast<std::size_t>(i)].next) {
+      if (symbols[static_cast<std::size_t>(i)].rank < symbols[static_cast<std::size_t>(least)].rank) least = i;
+    }
+    if (symbols[static_cast<std::size_t>(least)].rank == no_rank) return;
+    merge_at(symbols, least);
+  }
+}
+
+void BytePairEncoder::merge_long(std::vector<Symbol>& symbols, MergeQueue& queue) const {
   queue.clear();
-  for (std::size_t i = 0; i < size; ++i) {
-    ids[i] = byte_tokens_[static_cast<unsigned char>(word[i])];
-    previous[i] = static_cast<std::int32_t>(i) - 1;
-    next[i] = i + 1 < size ? static_cast<std::int32_t>(i) + 1 : -1;
-  }
-  const auto merge_at = [&](std::int32_t left) {
-    const std::int32_t right = next[static_cast<std::size_t>(left)];
-    return right < 0 ? nullptr : merges_.find(ids[static_cast<std::size_t>(left)], ids[static_cast<std::size_t>(right)]);
-  };
-  // Rank in the upper half and position in the lower one: the least entry is the leftmost pair of lowest rank.
-  const auto entry_of = [](std::uint32_t rank, std::int32_t left) {
-    return std::uint64_t{rank} << 32 | static_cast<std::uint32_t>(left);
-  };
-  for (std::int32_t i = 0; i + 1 < static_cast<std::int32_t>(size); ++i) {
-    if (const auto* merge = merge_at(i)) queue.push_back(entry_of(merge->rank, i));
-  }
-  // Every merge takes one entry out and puts at most two in, so the queue never grows past this.
-  queue.reserve(2 * queue.size() + 2);
-  std::ranges::make_heap(queue, std::greater{});
   const auto push = [&](std::int32_t left) {
     if (left < 0) return;
-    if (const auto* merge = merge_at(left)) {
-      queue.push_back(entry_of(merge->rank, left));
-      std::ranges::push_heap(queue, std::greater{});
-    }
+    const std::uint32_t rank = symbols[static_cast<std::size_t>(left)].rank;
+    if (rank != no_rank) queue.push(rank, static_cast<std::uint32_t>(left));
   };
-  while (!queue.empty()) {
-    std::ranges::pop_heap(queue, std::greater{});
-    const std::uint64_t entry = queue.back();
-    queue.pop_back();
-    const auto left = static_cast<std::int32_t>(entry & 0xffff'ffff);
-    const auto at = static_cast<std::size_t>(left);
-    // Entries are not removed when a neighbour merges; a rank belongs to one pair only, so it tells.
-    const auto* merge = ids[at] == -2 ? nullptr : merge_at(left);
-    if (merge == nullptr || merge->rank != entry >> 32) continue;
-    const auto right = static_cast<std::size_t>(next[at]);
-    ids[at] = merge->result;
-    ids[right] = -2;
-    next[at] = next[right];
-    if (next[at] >= 0) previous[static_cast<std::size_t>(next[at])] = left;
-    push(previous[at]);
+  const auto count = std::ranges::count_if(symbols, [](const Symbol& symbol) { return symbol.rank != no_rank; });
+  // Every merge takes one entry out and puts at most two in, so the queue never grows past this.
+  queue.reserve(2 * static_cast<std::size_t>(count) + 2);
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(symbols.size()); ++i) push(i);
+  for (MergeQueue::Entry entry{}; queue.pop(entry);) {
+    // Entries stay when a neighbour merges; the rank of the symbol tells whether one still holds.
+    if (symbols[entry.position].rank != entry.rank) continue;
+    const auto left = static_cast<std::int32_t>(entry.position);
+    merge_at(symbols, left);
+    push(symbols[entry.position].previous);
     push(left);
-  }
-  for (const TokenId id : ids) {
-    if (id >= 0) tokens.push_back(id);
   }
 }
 

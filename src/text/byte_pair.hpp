@@ -8,6 +8,7 @@
 
 #include <skald/text/vocabulary.hpp>
 
+#include "text/merge_queue.hpp"
 #include "text/token_index.hpp"
 
 namespace skald::inline v0::detail {
@@ -37,17 +38,21 @@ class MergeTable {
 };
 
 /// Byte-pair encoding of single words: repeatedly the pair of lowest rank, leftmost first, becomes one token.
-/// O(n log n) in the length of the word, memory of about 28 bytes per byte.
+/// O(n log n) in the length of the word, memory of about 40 bytes per byte.
 class BytePairEncoder {
  public:
   /// `whole_words`: a word that is a token of type normal or user-defined is taken without merging.
   void build(const Vocabulary& vocabulary, const TokenIndex& index, bool whole_words);
 
   /// Memory that calls of one thread reuse.
+  struct Symbol {
+    TokenId id;
+    std::int32_t previous, next;
+    std::uint32_t rank;  // of the merge with the next symbol
+  };
   struct Scratch {
-    std::vector<TokenId> ids;
-    std::vector<std::int32_t> previous, next;
-    std::vector<std::uint64_t> queue;
+    std::vector<Symbol> symbols;
+    MergeQueue queue;
     std::string spelling;
   };
   /// Appends the tokens of `word`. Bytes without a token are left out.
@@ -56,6 +61,11 @@ class BytePairEncoder {
   [[nodiscard]] bool spells(unsigned char byte) const noexcept { return spells_[byte]; }
 
  private:
+  [[nodiscard]] std::uint32_t rank_at(const std::vector<Symbol>& symbols, std::int32_t left) const noexcept;
+  void merge_at(std::vector<Symbol>& symbols, std::int32_t left) const noexcept;
+  void merge_short(std::vector<Symbol>& symbols) const noexcept;
+  void merge_long(std::vector<Symbol>& symbols, MergeQueue& queue) const;
+
   MergeTable merges_;
   std::array<TokenId, 256> byte_tokens_{};
   std::array<bool, 256> spells_{};

@@ -171,8 +171,8 @@ struct PreTokenizer::Step {
 PreTokenizer::PreTokenizer(std::string_view name) {
   const PreTokenizerEntry* entry = find_pre_tokenizer(name.empty() ? "default" : name);
   if (entry == nullptr) {
-    throw UnsupportedError(where, "pre-tokenizer '" + printable(name) + "' is not known; known are: " +
-                                      pre_tokenizer_names(),
+    throw UnsupportedError(where,
+                           "pre-tokenizer '" + printable(name) + "' is not known; known are: " + pre_tokenizer_names(),
                            {.key = "tokenizer.ggml.pre"});
   }
   traits_ = entry->traits;

@@ -11,8 +11,8 @@ namespace skald::inline v0::detail {
 
 /// What a pre-tokenizer name stands for besides the splitting.
 struct PreTokenizerTraits {
-  bool add_bos = false;       ///< default of `Vocabulary::add_bos`
-  bool whole_words = false;   ///< a word that is a token is that token, whatever the merges say
+  bool add_bos = false;      ///< default of `Vocabulary::add_bos`
+  bool whole_words = false;  ///< a word that is a token is that token, whatever the merges say
   bool clean_up_spaces = true;
 };
 

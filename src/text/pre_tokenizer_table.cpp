@@ -11,12 +11,11 @@ namespace {
 // [^\P{L}a-z] reads "a letter, but not a to z".
 
 // Contractions, then runs of letters, numbers and other characters with a space before them (GPT-2, 2019).
-constexpr std::string_view gpt2_words =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr std::string_view gpt2_words = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 #define SKALD_CONTRACTIONS R"('(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD]))"
 #define SKALD_TAIL R"(|\s*[\r\n]+|\s+(?!\S)|\s+)"
-#define SKALD_HAN                                                                                        \
+#define SKALD_HAN \
   R"(\x{3400}-\x{4dbf}\x{4e00}-\x{9fff}\x{f900}-\x{faff}\x{20000}-\x{2a6df}\x{2a700}-\x{2ebef}\x{2f800}-\x{2fa1f})"
 
 // ~ counts neither as punctuation nor as a symbol here: the reference vectors are made that way.
@@ -31,18 +30,15 @@ constexpr std::array fallback{
     SplitStep{SplitKind::matches, R"([0-9][0-9][0-9])"},
 };
 constexpr std::array gpt2{SplitStep{SplitKind::matches, gpt2_words}};
-constexpr std::array llama3{SplitStep{
-    SplitKind::matches,
-    SKALD_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)" SKALD_TAIL}};
+constexpr std::array llama3{SplitStep{SplitKind::matches, SKALD_CONTRACTIONS
+                                      R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)" SKALD_TAIL}};
 constexpr std::array qwen2{SplitStep{
-    SplitKind::matches,
-    SKALD_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)" SKALD_TAIL}};
-constexpr std::array bailingmoe{SplitStep{
-    SplitKind::matches,
-    SKALD_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)"}};
+    SplitKind::matches, SKALD_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)" SKALD_TAIL}};
+constexpr std::array bailingmoe{
+    SplitStep{SplitKind::matches, SKALD_CONTRACTIONS
+              R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)"}};
 constexpr std::array seed_coder{SplitStep{
-    SplitKind::matches,
-    SKALD_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+)" SKALD_TAIL}};
+    SplitKind::matches, SKALD_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+)" SKALD_TAIL}};
 constexpr std::array starcoder{
     SplitStep{SplitKind::matches, R"(\p{N})"},
     SplitStep{SplitKind::matches, gpt2_words},
@@ -74,8 +70,7 @@ constexpr std::string_view asian_letters =
 constexpr std::array deepseek_llm{
     SplitStep{SplitKind::matches, R"([\r\n])"},
     SplitStep{SplitKind::matches, cased_letters},
-    SplitStep{SplitKind::matches,
-              R"(\s?[!-/:-~\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff5e}\x{2018}-\x{201f}\x{3001}\x{3002}]+)"},
+    SplitStep{SplitKind::matches, R"(\s?[!-/:-~\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff5e}\x{2018}-\x{201f}\x{3001}\x{3002}]+)"},
     // \s+$, but starting only where a run starts: otherwise every run is scanned once per character.
     SplitStep{SplitKind::matches, R"((?<![\s])\s++\z)"},
     SplitStep{SplitKind::matches, asian_letters},
@@ -99,8 +94,7 @@ constexpr std::array afmoe{
               R"(\x{1000}-\x{109f}\x{aa60}-\x{aa7f}\x{a9e0}-\x{a9ff}\x{ac00}-\x{d7af}\x{1100}-\x{11ff}]+)"},
     SplitStep{SplitKind::matches, SKALD_CJK_AWARE_WORDS},
 };
-constexpr std::string_view bloom_words =
-    R"( ?[^(\s|.,!?\x{2026}\x{3002}\x{ff0c}\x{3001}\x{964}\x{6d4}\x{60c})]+)";
+constexpr std::string_view bloom_words = R"( ?[^(\s|.,!?\x{2026}\x{3002}\x{ff0c}\x{3001}\x{964}\x{6d4}\x{60c})]+)";
 constexpr std::array bloom{SplitStep{SplitKind::matches, bloom_words}};
 constexpr std::array viking{
     SplitStep{SplitKind::matches, bloom_words},
@@ -108,25 +102,19 @@ constexpr std::array viking{
 };
 // Upper case means "no a to z" and lower case "no A to Z", for letters of all scripts.
 constexpr std::array tekken{SplitStep{
-    SplitKind::matches,
-    R"([^\r\n\p{L}\p{N}]?[^\P{L}a-z]*[^\P{L}A-Z]+|[^\r\n\p{L}\p{N}]?[^\P{L}a-z]+[^\P{L}A-Z]*|\p{N})"
-    R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*)" SKALD_TAIL}};
-constexpr std::array gpt4o{SplitStep{
-    SplitKind::matches,
-    R"([^\r\n\p{L}\p{N}]?[^\P{L}a-z]*[^\P{L}A-Z]+(?:)" SKALD_CONTRACTIONS
-    R"()?|[^\r\n\p{L}\p{N}]?[^\P{L}a-z]+[^\P{L}A-Z]*(?:)" SKALD_CONTRACTIONS
-    R"()?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*)" SKALD_TAIL}};
-constexpr std::array kimi_k2{SplitStep{
-    SplitKind::matches,
-    "[" SKALD_HAN R"(]+|[^\r\n\p{L}\p{N}]?[^\P{L})" SKALD_HAN "]+(?:" SKALD_CONTRACTIONS
-    R"()?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)" SKALD_TAIL}};
+    SplitKind::matches, R"([^\r\n\p{L}\p{N}]?[^\P{L}a-z]*[^\P{L}A-Z]+|[^\r\n\p{L}\p{N}]?[^\P{L}a-z]+[^\P{L}A-Z]*|\p{N})"
+                        R"(| ?[^\s\p{L}\p{N}]+[\r\n/]*)" SKALD_TAIL}};
+constexpr std::array gpt4o{SplitStep{SplitKind::matches,
+                                     R"([^\r\n\p{L}\p{N}]?[^\P{L}a-z]*[^\P{L}A-Z]+(?:)" SKALD_CONTRACTIONS
+                                     R"()?|[^\r\n\p{L}\p{N}]?[^\P{L}a-z]+[^\P{L}A-Z]*(?:)" SKALD_CONTRACTIONS
+                                     R"()?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*)" SKALD_TAIL}};
+constexpr std::array kimi_k2{SplitStep{SplitKind::matches, "[" SKALD_HAN R"(]+|[^\r\n\p{L}\p{N}]?[^\P{L})" SKALD_HAN
+                                                           "]+(?:" SKALD_CONTRACTIONS
+                                                           R"()?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)" SKALD_TAIL}};
 constexpr std::array chameleon{
-    SplitStep{SplitKind::matches, R"(<sentinel:[0-9]+>)"},
-    SplitStep{SplitKind::matches, R"(IMGIMG[A-I]{1,4}Z)"},
-    SplitStep{SplitKind::matches, R"([\t\n]|    |  )"},
-    SplitStep{SplitKind::matches, R"(\p{N})"},
-    SplitStep{SplitKind::matches, R"([\p{P}!-/:-@\[-`{-~])"},
-    SplitStep{SplitKind::matches, gpt2_words},
+    SplitStep{SplitKind::matches, R"(<sentinel:[0-9]+>)"},    SplitStep{SplitKind::matches, R"(IMGIMG[A-I]{1,4}Z)"},
+    SplitStep{SplitKind::matches, R"([\t\n]|    |  )"},       SplitStep{SplitKind::matches, R"(\p{N})"},
+    SplitStep{SplitKind::matches, R"([\p{P}!-/:-@\[-`{-~])"}, SplitStep{SplitKind::matches, gpt2_words},
 };
 constexpr std::array superbpe{
     SplitStep{SplitKind::matches, R"(\p{N}+)"},

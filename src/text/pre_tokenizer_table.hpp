@@ -23,8 +23,25 @@ struct SplitStep {
 
 /// The distinct ways of splitting; many names share one.
 enum class SplitBehaviour {
-  fallback, gpt2, llama3, qwen2, starcoder, falcon, deepseek_llm, deepseek_coder, deepseek_v3, bloom, viking, tekken,
-  gpt4o, chameleon, superbpe, bailingmoe, seed_coder, kimi_k2, afmoe,
+  fallback,
+  gpt2,
+  llama3,
+  qwen2,
+  starcoder,
+  falcon,
+  deepseek_llm,
+  deepseek_coder,
+  deepseek_v3,
+  bloom,
+  viking,
+  tekken,
+  gpt4o,
+  chameleon,
+  superbpe,
+  bailingmoe,
+  seed_coder,
+  kimi_k2,
+  afmoe,
 };
 
 struct PreTokenizerEntry {

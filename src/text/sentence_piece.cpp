@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string>
 
 #include <skald/core/error.hpp>
@@ -9,6 +10,11 @@
 #include "text/utf8.hpp"
 
 namespace skald::inline v0::detail {
+namespace {
+
+constexpr std::uint32_t no_rank = ~std::uint32_t{0};
+
+}  // namespace
 
 int byte_of_spelling(std::string_view text) noexcept {
   if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return -1;
@@ -25,7 +31,7 @@ int byte_of_spelling(std::string_view text) noexcept {
 void SentencePieceEncoder::build(const Vocabulary& vocabulary, const TokenIndex& index) {
   index_ = &index;
   const std::size_t count = vocabulary.tokens.size();
-  scores_ = vocabulary.scores.empty() ? std::vector<float>(count, 0.0F) : vocabulary.scores;
+  const std::vector<float>& scores = vocabulary.scores;
   is_text_.assign(count, true);
   byte_tokens_.fill(vocabulary.unk);
   for (std::size_t i = 0; i < count; ++i) {
@@ -33,7 +39,7 @@ void SentencePieceEncoder::build(const Vocabulary& vocabulary, const TokenIndex&
       throw FormatError("text.tokenizer", message,
                         {.file = vocabulary.source, .key = vocabulary.key_prefix + std::string(key)});
     };
-    if (std::isnan(scores_[i])) refuse("scores", "scores[" + std::to_string(i) + "] is not a number");
+    if (!scores.empty() && std::isnan(scores[i])) refuse("scores", "scores[" + std::to_string(i) + "] is not a number");
     const TokenType type = vocabulary.types.empty() ? TokenType::normal : vocabulary.types[i];
     is_text_[i] = type != TokenType::control && type != TokenType::unknown;
     const int byte = byte_of_spelling(vocabulary.tokens[i]);
@@ -43,6 +49,14 @@ void SentencePieceEncoder::build(const Vocabulary& vocabulary, const TokenIndex&
     }
     if (byte >= 0 && is_text_[i]) byte_tokens_[static_cast<std::size_t>(byte)] = static_cast<TokenId>(i);
   }
+  std::vector<float> sorted = scores;
+  std::ranges::sort(sorted, std::greater{});
+  sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
+  ranks_.assign(count, 0);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    const auto place = std::ranges::lower_bound(sorted, scores[i], std::greater{});
+    ranks_[i] = static_cast<std::uint32_t>(place - sorted.begin());
+  }
 }
 
 TokenId SentencePieceEncoder::find_text(std::string_view text) const noexcept {
@@ -51,8 +65,18 @@ TokenId SentencePieceEncoder::find_text(std::string_view text) const noexcept {
   return id >= 0 && is_text_[static_cast<std::size_t>(id)] ? id : -1;
 }
 
+std::uint32_t SentencePieceEncoder::rank_at(std::string_view text, const std::vector<Symbol>& symbols,
+                                            std::int32_t left) const noexcept {
+  const Symbol& symbol = symbols[static_cast<std::size_t>(left)];
+  if (symbol.next < 0) return no_rank;
+  const std::uint32_t size = symbol.size + symbols[static_cast<std::size_t>(symbol.next)].size;
+  const TokenId id = find_text(text.substr(symbol.begin, size));
+  return id < 0 ? no_rank : ranks_[static_cast<std::size_t>(id)];
+}
+
 void SentencePieceEncoder::encode(std::string_view text, std::vector<TokenId>& tokens, Scratch& scratch) const {
-  auto& [symbols, queue] = scratch;
+  std::vector<Symbol>& symbols = scratch.symbols;
+  MergeQueue& queue = scratch.queue;
   symbols.clear();
   queue.clear();
   std::size_t count = 0;
@@ -61,47 +85,30 @@ void SentencePieceEncoder::encode(std::string_view text, std::vector<TokenId>& t
   for (std::size_t at = 0; at < text.size();) {
     const std::uint32_t size = utf8_step(text.substr(at)).size;
     const auto i = static_cast<std::int32_t>(symbols.size());
-    symbols.push_back({static_cast<std::uint32_t>(at), size, i - 1, at + size < text.size() ? i + 1 : -1});
+    symbols.push_back({static_cast<std::uint32_t>(at), size, i - 1, at + size < text.size() ? i + 1 : -1, no_rank});
     at += size;
   }
-  const auto less = [](const Entry& a, const Entry& b) {
-    return a.score < b.score || (a.score == b.score && a.left > b.left);
+  const auto update = [&](std::int32_t left) {
+    if (left < 0) return;
+    const std::uint32_t rank = rank_at(text, symbols, left);
+    symbols[static_cast<std::size_t>(left)].rank = rank;
+    if (rank != no_rank) queue.push(rank, static_cast<std::uint32_t>(left));
   };
-  const auto candidate = [&](std::int32_t left, Entry& entry) {
-    if (left < 0) return false;
-    const Symbol& symbol = symbols[static_cast<std::size_t>(left)];
-    if (symbol.next < 0) return false;
-    const std::uint32_t size = symbol.size + symbols[static_cast<std::size_t>(symbol.next)].size;
-    const TokenId id = find_text(text.substr(symbol.begin, size));
-    if (id < 0) return false;
-    entry = {scores_[static_cast<std::size_t>(id)], static_cast<std::uint32_t>(left), size};
-    return true;
-  };
-  Entry entry{};
-  for (std::int32_t i = 0; i < static_cast<std::int32_t>(symbols.size()); ++i) {
-    if (candidate(i, entry)) queue.push_back(entry);
-  }
-  queue.reserve(2 * queue.size() + 2);  // every merge takes one entry out and puts at most two in
-  std::ranges::make_heap(queue, less);
-  while (!queue.empty()) {
-    std::ranges::pop_heap(queue, less);
-    const Entry top = queue.back();
-    queue.pop_back();
-    Symbol& left = symbols[top.left];
-    if (left.size == 0 || left.next < 0) continue;
+  for (std::int32_t i = 0; i < static_cast<std::int32_t>(symbols.size()); ++i) update(i);
+  for (MergeQueue::Entry entry{}; queue.pop(entry);) {
+    // Entries stay when a neighbour merges; the rank of the symbol tells whether one still holds. If it holds for
+    // another pair of the same rank, that pair has the same place in the order.
+    Symbol& left = symbols[entry.position];
+    if (left.rank != entry.rank) continue;
     Symbol& right = symbols[static_cast<std::size_t>(left.next)];
-    // Symbols only grow, so the size tells whether the pair is still the one that was entered.
-    if (left.size + right.size != top.size) continue;
-    left.size = top.size;
-    right.size = 0;
+    left.size += right.size;
     left.next = right.next;
-    if (left.next >= 0) symbols[static_cast<std::size_t>(left.next)].previous = static_cast<std::int32_t>(top.left);
-    for (const std::int32_t at : {left.previous, static_cast<std::int32_t>(top.left)}) {
-      if (candidate(at, entry)) {
-        queue.push_back(entry);
-        std::ranges::push_heap(queue, less);
-      }
-    }
+    right.size = 0;
+    right.rank = no_rank;
+    const auto position = static_cast<std::int32_t>(entry.position);
+    if (left.next >= 0) symbols[static_cast<std::size_t>(left.next)].previous = position;
+    update(left.previous);
+    update(position);
   }
   for (const Symbol& symbol : symbols) {
     if (symbol.size == 0) continue;

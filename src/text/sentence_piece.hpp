@@ -7,6 +7,7 @@
 
 #include <skald/text/vocabulary.hpp>
 
+#include "text/merge_queue.hpp"
 #include "text/token_index.hpp"
 
 namespace skald::inline v0::detail {
@@ -19,25 +20,24 @@ class SentencePieceEncoder {
   void build(const Vocabulary& vocabulary, const TokenIndex& index);
 
   struct Symbol {
-    std::uint32_t begin, size;  // size 0: merged into a symbol further left
+    std::uint32_t begin, size;
     std::int32_t previous, next;
-  };
-  struct Entry {
-    float score;
-    std::uint32_t left, size;
+    std::uint32_t rank;  // of the token that it makes with the next symbol
   };
   /// Memory that calls of one thread reuse.
   struct Scratch {
     std::vector<Symbol> symbols;
-    std::vector<Entry> queue;
+    MergeQueue queue;
   };
   /// Appends the tokens of `text`, in which spaces are U+2581 already.
   void encode(std::string_view text, std::vector<TokenId>& tokens, Scratch& scratch) const;
 
  private:
+  [[nodiscard]] std::uint32_t rank_at(std::string_view text, const std::vector<Symbol>& symbols,
+                                      std::int32_t left) const noexcept;
   [[nodiscard]] TokenId find_text(std::string_view text) const noexcept;
   const TokenIndex* index_ = nullptr;
-  std::vector<float> scores_;
+  std::vector<std::uint32_t> ranks_;  // of the scores, 0 for the greatest; equal scores have equal ranks
   std::vector<bool> is_text_;
   std::array<TokenId, 256> byte_tokens_{};
 };

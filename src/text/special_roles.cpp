@@ -31,8 +31,9 @@ std::vector<TokenId> resolve_special_roles(Vocabulary& vocabulary, const TokenIn
             {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
              "_<EOT>", "<｜end▁of▁sentence｜>", "<end_of_utterance>"});
   find_role(v, index, v.eom, {"<|eom_id|>"});
-  find_role(v, index, v.fim_prefix,
-            {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"});
+  find_role(
+      v, index, v.fim_prefix,
+      {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"});
   find_role(v, index, v.fim_suffix,
             {"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"});
   find_role(v, index, v.fim_middle,
@@ -43,8 +44,8 @@ std::vector<TokenId> resolve_special_roles(Vocabulary& vocabulary, const TokenIn
 
   std::vector<TokenId> ends = v.extra_eog;
   for (const std::string_view spelling :
-       {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
-        "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>"}) {
+       {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+        "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>"}) {
     if (const TokenId id = index.find(spelling); id >= 0) {
       set_type(v, id, TokenType::control);
       ends.push_back(id);
@@ -63,7 +64,7 @@ std::vector<TokenId> resolve_special_roles(Vocabulary& vocabulary, const TokenIn
   }
   std::erase(ends, -1);
   std::ranges::sort(ends);
-  ends.erase(std::ranges::unique(ends).begin(), ends.end());
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
   return ends;
 }
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,8 +13,8 @@ namespace skald::inline v0::detail {
 /// Finds tokens that are matched in the text as a whole, before it is split into words.
 ///
 /// Longer tokens win over shorter ones, wherever they begin; among equally long ones the leftmost wins. (So it is
-/// the same as cutting out the tokens one by one, longest first.) Work is linear in the text times the length of the
-/// longest token that the text can begin.
+/// the same as cutting out the tokens one by one, longest first.) One pass over the text with an automaton (Aho and
+/// Corasick 1975) finds the candidates, so work is linear in the text, however many and long the tokens are.
 class SpecialTokens {
  public:
   struct Match {
@@ -29,11 +30,16 @@ class SpecialTokens {
   void find(std::string_view text, std::vector<Match>& matches) const;
 
  private:
+  // Node of the trie of all texts read backwards; node 0 is the root. Going through a text from right to left, the
+  // node says which tokens begin here.
   struct Node {
     TokenId token = -1;
     std::uint32_t depth = 0;
-    std::uint32_t shorter = 0;  // the longest proper prefix that is a token, or 0
+    std::uint32_t parent = 0;
+    std::uint32_t fallback = 0;  // the longest proper suffix of this path that is a path too
+    std::uint32_t longest = 0;   // this node if it is a token, else that of the fallback; 0 if there is none
     std::uint32_t first_edge = 0, edge_end = 0;
+    unsigned char byte = 0;
   };
   struct Edge {
     std::uint32_t from;
@@ -41,10 +47,12 @@ class SpecialTokens {
     std::uint32_t to;
   };
   [[nodiscard]] std::uint32_t child(std::uint32_t node, unsigned char byte) const noexcept;
-  [[nodiscard]] std::uint32_t longest_at(std::string_view text) const noexcept;
+  [[nodiscard]] std::uint32_t step(std::uint32_t node, unsigned char byte) const noexcept;
+  void add_path(std::string_view reversed, std::string_view last, std::vector<std::uint32_t>& path, TokenId token);
+  void link();
 
   struct Text {
-    std::string_view text;
+    std::string reversed;
     TokenId token;
   };
   std::vector<Text> texts_;  // until finish()

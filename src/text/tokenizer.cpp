@@ -26,6 +26,16 @@ constexpr std::string_view sentence_piece_space = "\xe2\x96\x81";  // U+2581
   throw FormatError(where, message, {.file = vocabulary.source, .key = vocabulary.key_prefix + std::string(key)});
 }
 
+std::size_t count_invalid_bytes(std::string_view text) noexcept {
+  std::size_t count = 0;
+  for (std::size_t at = detail::utf8_valid_prefix(text); at < text.size();) {
+    const detail::Utf8Step step = detail::utf8_step(text.substr(at));
+    if (step.kind != detail::Utf8Step::Kind::valid) count += step.size;
+    at += step.size;
+  }
+  return count;
+}
+
 bool is_special(TokenType type) noexcept { return type == TokenType::control || type == TokenType::unknown; }
 
 bool is_space(char c) noexcept { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -44,19 +54,25 @@ void check_ids(const Vocabulary& vocabulary) {
   const auto count = static_cast<std::int64_t>(vocabulary.tokens.size());
   const auto check = [&](TokenId id, std::string_view key, bool may_be_absent) {
     if (id >= (may_be_absent ? -1 : 0) && id < count) return;
-    refuse(vocabulary, key, "token id " + std::to_string(id) + " is outside the vocabulary of " +
-                                std::to_string(count) + " tokens");
+    refuse(vocabulary, key,
+           "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(count) + " tokens");
   };
   const Vocabulary& v = vocabulary;
-  const std::initializer_list<std::pair<TokenId, std::string_view>> ids = {
-      {v.bos, "bos_token_id"},        {v.eos, "eos_token_id"},
-      {v.eot, "eot_token_id"},        {v.eom, "eom_token_id"},
-      {v.unk, "unknown_token_id"},    {v.sep, "seperator_token_id"},
-      {v.pad, "padding_token_id"},    {v.mask, "mask_token_id"},
-      {v.cls, "cls_token_id"},        {v.fim_prefix, "fim_pre_token_id"},
-      {v.fim_suffix, "fim_suf_token_id"}, {v.fim_middle, "fim_mid_token_id"},
-      {v.fim_pad, "fim_pad_token_id"},    {v.fim_repo, "fim_rep_token_id"},
-      {v.fim_separator, "fim_sep_token_id"}};
+  const std::initializer_list<std::pair<TokenId, std::string_view>> ids = {{v.bos, "bos_token_id"},
+                                                                           {v.eos, "eos_token_id"},
+                                                                           {v.eot, "eot_token_id"},
+                                                                           {v.eom, "eom_token_id"},
+                                                                           {v.unk, "unknown_token_id"},
+                                                                           {v.sep, "seperator_token_id"},
+                                                                           {v.pad, "padding_token_id"},
+                                                                           {v.mask, "mask_token_id"},
+                                                                           {v.cls, "cls_token_id"},
+                                                                           {v.fim_prefix, "fim_pre_token_id"},
+                                                                           {v.fim_suffix, "fim_suf_token_id"},
+                                                                           {v.fim_middle, "fim_mid_token_id"},
+                                                                           {v.fim_pad, "fim_pad_token_id"},
+                                                                           {v.fim_repo, "fim_rep_token_id"},
+                                                                           {v.fim_separator, "fim_sep_token_id"}};
   for (const auto& [id, key] : ids) check(id, key, true);
   for (const TokenId id : v.extra_eog) check(id, "eog_token_ids", false);
   for (const TokenId id : v.strip_left) check(id, "strip_left", false);
@@ -65,10 +81,11 @@ void check_ids(const Vocabulary& vocabulary) {
 
 void check_vocabulary(const Vocabulary& vocabulary) {
   if (vocabulary.model != "gpt2" && vocabulary.model != "llama") {
-    throw UnsupportedError(where,
-                           "tokenizer model '" + printable(vocabulary.model) +
-                               "' is not supported; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)",
-                           {.file = vocabulary.source, .key = vocabulary.key_prefix + "model"});
+    throw UnsupportedError(
+        where,
+        "tokenizer model '" + printable(vocabulary.model) +
+            "' is not supported; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)",
+        {.file = vocabulary.source, .key = vocabulary.key_prefix + "model"});
   }
   const std::size_t count = vocabulary.tokens.size();
   if (count == 0) refuse(vocabulary, "tokens", "there are no tokens");
@@ -89,8 +106,8 @@ void check_vocabulary(const Vocabulary& vocabulary) {
     if (text.size() > longest) refuse_token("is longer than " + std::to_string(longest) + " bytes");
     const int type = vocabulary.types.empty() ? 1 : static_cast<int>(vocabulary.types[i]);
     if (type < 0 || type > 6) {
-      refuse(vocabulary, "token_type", "token_type[" + std::to_string(i) + "] is " + std::to_string(type) +
-                                           "; allowed are 0 to 6");
+      refuse(vocabulary, "token_type",
+             "token_type[" + std::to_string(i) + "] is " + std::to_string(type) + "; allowed are 0 to 6");
     }
   }
   check_ids(vocabulary);
@@ -116,8 +133,8 @@ std::string clean_up(std::string_view text) {
   std::string third;
   for (std::size_t i = 0; i < second.size(); ++i) {
     const std::string_view rest = std::string_view(second).substr(i);
-    const bool contraction = rest.starts_with("'s") || rest.starts_with("'m") || rest.starts_with("'re") ||
-                             rest.starts_with("'ve");
+    const bool contraction =
+        rest.starts_with("'s") || rest.starts_with("'m") || rest.starts_with("'re") || rest.starts_with("'ve");
     if (contraction && i > 0 && second[i - 1] == ' ') third.pop_back();
     third += second[i];
   }
@@ -137,6 +154,7 @@ struct Tokenizer::Impl {
   detail::SpecialTokens always, when_parsing;
   std::vector<bool> strips_left, strips_right;
   std::vector<TokenId> ends;
+  std::vector<TokenId> replacement;  // U+FFFD in byte-level tokens
   std::string pieces;
   std::vector<std::size_t> piece_begin;
   Vocabulary roles;
@@ -163,8 +181,9 @@ Tokenizer::Impl::Impl(Vocabulary from) : vocabulary(std::move(from)) {
   check_vocabulary(vocabulary);
   if (vocabulary.types.empty()) vocabulary.types.assign(vocabulary.tokens.size(), TokenType::normal);
   index = detail::TokenIndex(vocabulary.tokens, [&](TokenId first, TokenId second) {
-    refuse(vocabulary, "tokens", "tokens " + std::to_string(first) + " and " + std::to_string(second) + " are both '" +
-                                     printable(vocabulary.tokens[static_cast<std::size_t>(first)], 80) + "'");
+    refuse(vocabulary, "tokens",
+           "tokens " + std::to_string(first) + " and " + std::to_string(second) + " are both '" +
+               printable(vocabulary.tokens[static_cast<std::size_t>(first)], 80) + "'");
   });
   ends = detail::resolve_special_roles(vocabulary, index);
   byte_level = vocabulary.model == "gpt2";
@@ -172,6 +191,8 @@ Tokenizer::Impl::Impl(Vocabulary from) : vocabulary(std::move(from)) {
     splitter.emplace_back(vocabulary.pre);
     traits = splitter.front().traits();
     byte_pair.build(vocabulary, index, traits.whole_words);
+    detail::BytePairEncoder::Scratch scratch;
+    byte_pair.encode(detail::replacement_character, replacement, scratch);
   } else {
     traits = {.add_bos = true, .whole_words = false, .clean_up_spaces = false};
     sentence_piece.build(vocabulary, index);
@@ -258,8 +279,10 @@ void Tokenizer::Impl::encode_byte_level(std::string_view text, std::vector<Token
   std::string_view valid = text;
   auto& raw_bytes = scratch.raw_bytes;  // offsets in `valid` of the characters that stand for one byte of `text`
   raw_bytes.clear();
-  if (detail::utf8_valid_prefix(text) != text.size()) {
+  if (const std::size_t bad = count_invalid_bytes(text)) {
+    raw_bytes.reserve(bad);
     scratch.valid.clear();
+    scratch.valid.reserve(text.size() + bad * detail::replacement_character.size());
     for (std::size_t at = 0; at < text.size();) {
       const detail::Utf8Step step = detail::utf8_step(text.substr(at));
       if (step.kind == detail::Utf8Step::Kind::valid) {
@@ -267,9 +290,11 @@ void Tokenizer::Impl::encode_byte_level(std::string_view text, std::vector<Token
         at += step.size;
         continue;
       }
-      raw_bytes.push_back(static_cast<std::uint32_t>(scratch.valid.size()));
-      scratch.valid += detail::replacement_character;
-      ++at;
+      for (std::uint32_t i = 0; i < step.size; ++i) {
+        raw_bytes.push_back(static_cast<std::uint32_t>(scratch.valid.size()));
+        scratch.valid += detail::replacement_character;
+      }
+      at += step.size;
     }
     valid = scratch.valid;
   }
@@ -283,11 +308,15 @@ void Tokenizer::Impl::encode_byte_level(std::string_view text, std::vector<Token
     return;
   }
   std::string& word = scratch.escaped;
+  word.clear();
+  const auto flush = [&] {
+    byte_pair.encode(word, tokens, scratch.byte_pair);
+    word.clear();
+  };
   std::size_t begin = 0;
   std::size_t source = 0;  // offset in `text`
   auto raw = raw_bytes.begin();
   for (const std::uint32_t end : scratch.word_ends) {
-    word.clear();
     while (begin < end) {
       const std::size_t stop = raw != raw_bytes.end() && *raw < end ? *raw : end;
       word += text.substr(source, stop - begin);
@@ -295,12 +324,16 @@ void Tokenizer::Impl::encode_byte_level(std::string_view text, std::vector<Token
       begin = stop;
       if (begin == end) break;
       const char byte = text[source++];
-      if (byte_pair.spells(static_cast<unsigned char>(byte))) word += byte;
-      else word += detail::replacement_character;
+      if (byte_pair.spells(static_cast<unsigned char>(byte))) {
+        word += byte;
+      } else {
+        flush();
+        tokens.insert(tokens.end(), replacement.begin(), replacement.end());
+      }
       begin += detail::replacement_character.size();
       ++raw;
     }
-    byte_pair.encode(word, tokens, scratch.byte_pair);
+    flush();
   }
 }
 
@@ -308,7 +341,10 @@ void Tokenizer::Impl::encode_text(std::string_view text, bool space_prefix, std:
                                   Scratch& scratch) const {
   if (text.empty()) return;
   if (byte_level) return encode_byte_level(text, tokens, scratch);
-  scratch.escaped.assign(space_prefix ? sentence_piece_space : "");
+  scratch.escaped.clear();
+  const auto spaces = static_cast<std::size_t>(std::ranges::count(text, ' ')) + 1;
+  scratch.escaped.reserve(text.size() + spaces * sentence_piece_space.size());
+  if (space_prefix) scratch.escaped = sentence_piece_space;
   for (const char c : text) {
     if (c == ' ') scratch.escaped += sentence_piece_space;
     else scratch.escaped += c;
@@ -367,7 +403,8 @@ std::string Tokenizer::decode(std::span<const TokenId> tokens, DecodeOptions opt
 
 std::string_view Tokenizer::piece(TokenId token) const {
   const std::size_t i = impl_->checked(token);
-  return std::string_view(impl_->pieces).substr(impl_->piece_begin[i], impl_->piece_begin[i + 1] - impl_->piece_begin[i]);
+  return std::string_view(impl_->pieces)
+      .substr(impl_->piece_begin[i], impl_->piece_begin[i + 1] - impl_->piece_begin[i]);
 }
 
 std::string_view Tokenizer::token_text(TokenId token) const { return impl_->vocabulary.tokens[impl_->checked(token)]; }

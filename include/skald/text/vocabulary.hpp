@@ -27,12 +27,12 @@ enum class TokenType : std::int8_t {
 /// Token texts are as in the file: byte-level vocabularies write bytes as printable characters, SentencePiece
 /// vocabularies write spaces as U+2581.
 struct Vocabulary {
-  std::string model{};                  ///< "gpt2": byte-level BPE; "llama": SentencePiece BPE
-  std::string pre{};                    ///< pre-tokenizer name of GGUF files (byte-level BPE only); empty: "default"
-  std::vector<std::string> tokens{};    ///< text of every token; UTF-8, no two equal
-  std::vector<float> scores{};          ///< empty, or one per token; greater merges first (SentencePiece)
-  std::vector<TokenType> types{};       ///< empty (all normal), or one per token
-  std::vector<std::string> merges{};    ///< byte-level BPE: "left right", in order of rank
+  std::string model{};                ///< "gpt2": byte-level BPE; "llama": SentencePiece BPE
+  std::string pre{};                  ///< pre-tokenizer name of GGUF files (byte-level BPE only); empty: "default"
+  std::vector<std::string> tokens{};  ///< text of every token; UTF-8, no two equal
+  std::vector<float> scores{};        ///< empty, or one per token; greater merges first (SentencePiece)
+  std::vector<TokenType> types{};     ///< empty (all normal), or one per token
+  std::vector<std::string> merges{};  ///< byte-level BPE: "left right", in order of rank
 
   TokenId bos = -1;   ///< beginning of a sequence
   TokenId eos = -1;   ///< end of a sequence
@@ -57,7 +57,7 @@ struct Vocabulary {
   std::optional<bool> add_eos{};           ///< absent: the family's default
   std::optional<bool> add_space_prefix{};  ///< SentencePiece: a space before text at the start and after special tokens
 
-  std::string source{};                         ///< name of the file, for error messages
+  std::string source{};                        ///< name of the file, for error messages
   std::string key_prefix = "tokenizer.ggml.";  ///< put before the field names in error messages
 };
 

@@ -59,7 +59,9 @@ TEST_CASE("text.detokenizer: gives U+FFFD for what never becomes a code point") 
   const auto ids = [&](std::string_view bytes) { return tokenizer.encode(bytes, {.add_special = false}); };
   StreamingDetokenizer detokenizer(tokenizer);
   CHECK(detokenizer.push(ids("\xe2").front()) == "");
-  CHECK(detokenizer.push(ids("a").front()) == "\xef\xbf\xbd" "a");
+  CHECK(detokenizer.push(ids("a").front()) ==
+        "\xef\xbf\xbd"
+        "a");
   CHECK(detokenizer.push(ids("\x80").front()) == "\xef\xbf\xbd");
   CHECK(detokenizer.push(ids("\xf0").front()) == "");
   CHECK(detokenizer.push(ids("\x9f").front()) == "");

@@ -36,7 +36,8 @@ std::string expected_text(const Json& value, const std::string& text) {
   if (value.is_string()) return value.get<std::string>();
   const auto hex = value.at("hex").get<std::string>();
   std::string bytes;
-  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  for (std::size_t i = 0; i + 1 < hex.size(); i += 2)
+    bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
   return bytes;
 }
 

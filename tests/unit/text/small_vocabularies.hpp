@@ -51,7 +51,8 @@ inline skald::Vocabulary small_sentence_piece() {
     add(std::string("<0x") + digits[byte / 16] + digits[byte % 16] + ">", 0, skald::TokenType::byte);
   }
   float score = -1;
-  for (const char* text : {"▁", "h", "i", "hi", "▁hi", "s>", "<s", "<", "s", ">", "l", "ll", "llll", "▁▁", "aa", "11"}) {
+  for (const char* text :
+       {"▁", "h", "i", "hi", "▁hi", "s>", "<s", "<", "s", ">", "l", "ll", "llll", "▁▁", "aa", "11"}) {
     add(text, score--, skald::TokenType::normal);
   }
   return vocabulary;

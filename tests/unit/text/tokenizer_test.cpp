@@ -97,7 +97,8 @@ TEST_CASE("text.tokenizer: makes control tokens of text only when asked to") {
       return count;
     };
     Random random(7);
-    const std::vector<std::string> parts = {"<s>", "</s>", "<|im_end|>", "<|im_start|>", "<s", ">", " ", "hello", "<", "|"};
+    const std::vector<std::string> parts = {"<s>",   "</s>", "<|im_end|>", "<|im_start|>", "<s", ">", " ",
+                                            "hello", "<",    "|"};
     int parsed = 0;
     for (int i = 0; i < 10'000; ++i) {
       std::string text;
@@ -272,23 +273,40 @@ TEST_CASE("text.tokenizer: refuses vocabularies that contradict themselves, nami
   };
   const auto bpe = small_byte_level();
   const auto spm = small_sentence_piece();
-  refused("tokens", [](Vocabulary& v) { v = {.model = "gpt2"}; }, bpe);
-  refused("tokens", [](Vocabulary& v) { v.tokens[3] = "\xff"; }, bpe);
-  refused("tokens", [](Vocabulary& v) { v.tokens[3] = v.tokens[4]; }, spm);
-  refused("tokens", [](Vocabulary& v) { v.tokens.back().assign(100'000, 'x'); }, bpe);
-  refused("tokens", [](Vocabulary& v) { v.types[5] = TokenType::byte, v.tokens[5] = "<0xGG>"; }, spm);
-  refused("scores", [](Vocabulary& v) { v.scores.pop_back(); }, spm);
-  refused("scores", [](Vocabulary& v) { v.scores[3] = std::nanf(""); }, spm);
-  refused("token_type", [](Vocabulary& v) { v.types.push_back(TokenType::normal); }, bpe);
-  refused("token_type", [](Vocabulary& v) { v.types[0] = static_cast<TokenType>(7); }, bpe);
-  refused("merges", [](Vocabulary& v) { v.merges.push_back(v.merges[0]); }, bpe);
-  refused("merges", [](Vocabulary& v) { v.merges.emplace_back("he zz"); }, bpe);
-  refused("merges", [](Vocabulary& v) { v.merges.emplace_back("h h"); }, bpe);
-  refused("merges", [](Vocabulary& v) { v.merges.emplace_back("hh"); }, bpe);
-  refused("merges", [](Vocabulary& v) { v.merges.emplace_back(""); }, bpe);
-  refused("bos_token_id", [](Vocabulary& v) { v.bos = static_cast<TokenId>(v.tokens.size()); }, bpe);
-  refused("eos_token_id", [](Vocabulary& v) { v.eos = -2; }, spm);
-  refused("eog_token_ids", [](Vocabulary& v) { v.extra_eog = {-1}; }, bpe);
+  refused(
+      "tokens", [](Vocabulary& v) { v = {.model = "gpt2"}; }, bpe);
+  refused(
+      "tokens", [](Vocabulary& v) { v.tokens[3] = "\xff"; }, bpe);
+  refused(
+      "tokens", [](Vocabulary& v) { v.tokens[3] = v.tokens[4]; }, spm);
+  refused(
+      "tokens", [](Vocabulary& v) { v.tokens.back().assign(100'000, 'x'); }, bpe);
+  refused(
+      "tokens", [](Vocabulary& v) { v.types[5] = TokenType::byte, v.tokens[5] = "<0xGG>"; }, spm);
+  refused(
+      "scores", [](Vocabulary& v) { v.scores.pop_back(); }, spm);
+  refused(
+      "scores", [](Vocabulary& v) { v.scores[3] = std::nanf(""); }, spm);
+  refused(
+      "token_type", [](Vocabulary& v) { v.types.push_back(TokenType::normal); }, bpe);
+  refused(
+      "token_type", [](Vocabulary& v) { v.types[0] = static_cast<TokenType>(7); }, bpe);
+  refused(
+      "merges", [](Vocabulary& v) { v.merges.push_back(v.merges[0]); }, bpe);
+  refused(
+      "merges", [](Vocabulary& v) { v.merges.emplace_back("he zz"); }, bpe);
+  refused(
+      "merges", [](Vocabulary& v) { v.merges.emplace_back("h h"); }, bpe);
+  refused(
+      "merges", [](Vocabulary& v) { v.merges.emplace_back("hh"); }, bpe);
+  refused(
+      "merges", [](Vocabulary& v) { v.merges.emplace_back(""); }, bpe);
+  refused(
+      "bos_token_id", [](Vocabulary& v) { v.bos = static_cast<TokenId>(v.tokens.size()); }, bpe);
+  refused(
+      "eos_token_id", [](Vocabulary& v) { v.eos = -2; }, spm);
+  refused(
+      "eog_token_ids", [](Vocabulary& v) { v.extra_eog = {-1}; }, bpe);
 }
 
 TEST_CASE("text.tokenizer: names the tokenizer models and pre-tokenizers it does not know") {
@@ -341,12 +359,12 @@ TEST_CASE("text.tokenizer: encodes a MiB of anything on a stack of 256 KiB") {
   constexpr std::size_t size = 1 << 18;  // every text of 1 MiB takes too long without optimization
   Random random(3);
   const std::vector<std::string> texts = {
-      repeated("a", size),     repeated("A", size),          repeated("1", size),        repeated(" ", size),
-      repeated("\n", size),    repeated(" \n", size),        repeated("l", 1 << 20),     repeated("hello ", size),
-      repeated("!", size),     repeated("~", size),          repeated("'", size),        repeated("\xff", size),
-      repeated("中", size),    repeated("<|im_end|>", size), repeated("<s><", size),     repeated("e\xcc\x81", size),
-      repeated("   x", size),  repeated(" ", size) + "x",    repeated("\t \v", size),    repeated("aB1 ", size),
-      repeated("½1", size),    random.bytes(size),           random.utf8_text(size / 3), repeated("\xf0\x9f", size)};
+      repeated("a", size),    repeated("A", size),          repeated("1", size),        repeated(" ", size),
+      repeated("\n", size),   repeated(" \n", size),        repeated("l", 1 << 20),     repeated("hello ", size),
+      repeated("!", size),    repeated("~", size),          repeated("'", size),        repeated("\xff", size),
+      repeated("中", size),   repeated("<|im_end|>", size), repeated("<s><", size),     repeated("e\xcc\x81", size),
+      repeated("   x", size), repeated(" ", size) + "x",    repeated("\t \v", size),    repeated("aB1 ", size),
+      repeated("½1", size),   random.bytes(size),           random.utf8_text(size / 3), repeated("\xf0\x9f", size)};
   for (const Vocabulary& vocabulary : vocabularies) {
     const Tokenizer tokenizer(vocabulary);
     std::string failure;
