@@ -96,6 +96,8 @@ struct StreamLimits {
   std::int64_t head_dim = 0;  ///< elements of a key or value
   std::int64_t context = 0;   ///< KV slots of one sequence
   std::int64_t segments = 1;  ///< sequences in one batch
+  /// Formats of the weights that LinearOps multiply with; empty: any. Read only during the call.
+  std::span<const DType> weight_types{};
 };
 
 /// An ordered queue of ops. Ops run in the order given, each seeing the results of those before it. A stream is used

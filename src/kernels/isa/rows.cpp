@@ -20,7 +20,9 @@ SKALD_INLINE void for_each_vector(std::int64_t n, F&& f) noexcept {
   for (; i + lanes <= n; i += lanes) f(i, lanes);
   if (i < n) f(i, static_cast<int>(n - i));
 }
-SKALD_INLINE f32x16 load_some(const float* p, int count) noexcept { return count == lanes ? load(p) : load_n(p, count); }
+SKALD_INLINE f32x16 load_some(const float* p, int count) noexcept {
+  return count == lanes ? load(p) : load_n(p, count);
+}
 SKALD_INLINE void store_some(float* p, f32x16 a, int count) noexcept {
   if (count == lanes) {
     store(p, a);
@@ -93,9 +95,8 @@ SKALD_INLINE f32x16 act(f32x16 x) noexcept {
 
 template <int K>
 void activate_as(const float* x, std::int64_t n, float* y) noexcept {
-  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
-    store_some(y + i, act<K>(load_some(x + i, count)), count);
-  });
+  for_each_vector(n, [&](std::int64_t i, int count)
+                         SKALD_INLINE_LAMBDA { store_some(y + i, act<K>(load_some(x + i, count)), count); });
 }
 template <int K>
 void gated_as(const float* gate, const float* up, std::int64_t n, float* y) noexcept {
@@ -181,9 +182,8 @@ void softcap(const float* x, float scale, float cap, std::int64_t n, float* y) n
   const f32x16 factor = set1(scale);
   const f32x16 caps = set1(cap);
   if (cap == 0.0F) {
-    for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
-      store_some(y + i, factor * load_some(x + i, count), count);
-    });
+    for_each_vector(n, [&](std::int64_t i, int count)
+                           SKALD_INLINE_LAMBDA { store_some(y + i, factor * load_some(x + i, count), count); });
     return;
   }
   for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {

@@ -221,7 +221,8 @@ TEST_CASE("backend.linear: applies norm, bias, scale, activation and epilogue", 
                   if (epilogue == LinearEpilogue::gated) expected(i, r) = oracle_activation(pa, activation) * pb;
                 }
               }
-              CHECK(distance(out.dense(), expected) < 1e-5);
+              // Squares and products of sums of 96 terms in float.
+              CHECK(distance(out.dense(), expected) < 5e-5);
             }
           }
         }
@@ -431,11 +432,11 @@ TEST_CASE("backend.weights: a bad source is refused, a failing reader's exceptio
       if (first > 0) throw IoError("test", "disk on fire");
     };
     CHECK_THROWS_AS(
-        backend.make_weight({.type = DType::f32, .rows = 3000, .cols = 4, .read = fail}, WeightLayout::packed, {}),
+        backend.make_weight({.type = DType::f32, .rows = 200000, .cols = 4, .read = fail}, WeightLayout::packed, {}),
         IoError);
     std::stop_source stop;
     stop.request_stop();
-    CHECK_THROWS_AS(backend.make_weight({.type = DType::f32, .rows = 3000, .cols = 4, .read = read},
+    CHECK_THROWS_AS(backend.make_weight({.type = DType::f32, .rows = 200000, .cols = 4, .read = read},
                                         WeightLayout::packed, stop.get_token()),
                     CancelledError);
   }

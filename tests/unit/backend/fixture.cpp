@@ -1,5 +1,7 @@
 #include "fixture.hpp"
 
+#include <skald/simd/isa.hpp>
+
 namespace skald_test {
 
 std::vector<double> oracle_norm(std::vector<double> x, NormKind kind, const std::vector<double>& weight,
@@ -33,7 +35,13 @@ double oracle_activation(double x, Activation kind) {
 
 std::vector<Subject> subjects() {
   std::vector<Subject> all;
-  all.push_back({"reference", make_reference_backend(), false, 1e-6});
+  all.push_back({"reference", make_reference_backend(), false});
+  for (const Isa isa : available_isas()) {
+    CpuOptions options;
+    options.isa = to_string(isa);
+    options.threads = 3;
+    all.push_back({"cpu " + options.isa, make_cpu_backend(options), true});
+  }
   return all;
 }
 

@@ -29,8 +29,6 @@ struct Subject {
   AnyBackend backend;
   /// True if linear products take activations in the format's own integer form.
   bool integer_activations = false;
-  /// Largest relative error of elementwise functions.
-  double tolerance = 1e-6;
 };
 
 /// The reference backend and the cpu backend on every instruction set of this machine.

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stop_token>
+#include <string_view>
+
+#include "backend/cpu/kernel_set.hpp"
+
+#include <skald/backend/backend.hpp>
+#include <skald/core/memory.hpp>
+
+namespace skald::inline v0::cpu {
+
+/// A weight of the cpu backend: panels of sixteen rows, or the rows of the file.
+class CpuWeight final : public Weight {
+ public:
+  CpuWeight(const WeightSource& source, WeightLayout layout, const kernels::MatmulKernel& kernel,
+            std::size_t row_bytes) noexcept
+      : Weight(source.type, source.rows, source.cols),
+        kernel_(kernel),
+        layout_(layout),
+        row_bytes_(row_bytes),
+        panel_bytes_(kernel.panel_bytes(source.cols)) {}
+
+  [[nodiscard]] std::size_t bytes() const noexcept override {
+    return layout_ == WeightLayout::rows ? row_bytes_ * static_cast<std::size_t>(rows())
+                                         : panel_bytes_ * static_cast<std::size_t>(panels());
+  }
+  [[nodiscard]] std::string_view layout() const noexcept override {
+    return layout_ == WeightLayout::rows ? "rows" : "panel16";
+  }
+
+  [[nodiscard]] const kernels::MatmulKernel& kernel() const noexcept { return kernel_; }
+  [[nodiscard]] std::int64_t panels() const noexcept {
+    return (rows() + kernels::panel_rows - 1) / kernels::panel_rows;
+  }
+  [[nodiscard]] bool packed() const noexcept { return layout_ == WeightLayout::packed; }
+  [[nodiscard]] std::size_t panel_bytes() const noexcept { return panel_bytes_; }
+  [[nodiscard]] std::size_t row_bytes() const noexcept { return row_bytes_; }
+  /// Panel p of a packed weight.
+  [[nodiscard]] const std::byte* panel(std::int64_t p) const noexcept {
+    return data_ + static_cast<std::size_t>(p) * panel_bytes_;
+  }
+  /// Row r of a weight in file order.
+  [[nodiscard]] const std::byte* row(std::int64_t r) const noexcept {
+    return data_ + static_cast<std::size_t>(r) * row_bytes_;
+  }
+  /// Makes panel p of a weight in file order.
+  void pack(std::int64_t p, std::byte* panel) const noexcept;
+
+ private:
+  friend std::shared_ptr<const Weight> make_cpu_weight(const WeightSource&, WeightLayout, const KernelSet&,
+                                                       const AnyExecutor&, int, MemoryOptions, const std::stop_token&);
+  const kernels::MatmulKernel& kernel_;
+  WeightLayout layout_;
+  std::size_t row_bytes_;
+  std::size_t panel_bytes_;
+  AlignedBuffer own_{};
+  const std::byte* data_ = nullptr;
+};
+
+/// Reads and rearranges a weight on up to `participants` threads. Beside the weight itself it holds at most about
+/// 1 MiB (or sixteen rows) per thread. @throws UsageError, UnsupportedError, CancelledError, what `source.read` throws.
+std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, WeightLayout layout, const KernelSet& kernels,
+                                              const AnyExecutor& executor, int participants, MemoryOptions memory,
+                                              const std::stop_token& stop);
+
+}  // namespace skald::inline v0::cpu

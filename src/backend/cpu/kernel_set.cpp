@@ -1,0 +1,52 @@
+#include "backend/cpu/kernel_set.hpp"
+
+#include <skald/backend/ops.hpp>
+
+namespace skald::inline v0::cpu {
+
+// The row kernels know these enumerations by number.
+static_assert(static_cast<int>(Activation::silu) == 1 && static_cast<int>(Activation::gelu_tanh) == 2 &&
+              static_cast<int>(Activation::gelu_erf) == 3 && static_cast<int>(Activation::relu) == 4 &&
+              static_cast<int>(Activation::relu_squared) == 5);
+static_assert(static_cast<int>(RopeKind::interleaved) == 1 && static_cast<int>(RopeKind::half) == 2);
+static_assert(static_cast<int>(ScoreKind::sum) == 0 && static_cast<int>(ScoreKind::max) == 1);
+
+namespace {
+
+#define SKALD_FILL_TABLE(isa_name)                                                \
+  table.name = #isa_name;                                                         \
+  table.matmul = kernels::isa_name::matmul_kernels(&table.matmul_count);          \
+  table.attention = kernels::isa_name::attention_kernels(&table.attention_count); \
+  table.rows = kernels::isa_name::row_kernels()
+
+}  // namespace
+
+kernels::KernelTable kernel_table(Isa isa) noexcept {
+  kernels::KernelTable table{};
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512vnni: SKALD_FILL_TABLE(avx512vnni); break;
+    case Isa::avx512: SKALD_FILL_TABLE(avx512); break;
+    case Isa::avx2: SKALD_FILL_TABLE(avx2); break;
+#endif
+    default: SKALD_FILL_TABLE(baseline); break;
+  }
+  return table;
+}
+#undef SKALD_FILL_TABLE
+
+const kernels::MatmulKernel* KernelSet::matmul(DType type) const noexcept {
+  for (const auto& kernel : all_matmul()) {
+    if (kernel.type == type) return &kernel;
+  }
+  return nullptr;
+}
+
+const kernels::AttentionKernel* KernelSet::attention(DType type) const noexcept {
+  for (const auto& kernel : all_attention()) {
+    if (kernel.type == type) return &kernel;
+  }
+  return nullptr;
+}
+
+}  // namespace skald::inline v0::cpu

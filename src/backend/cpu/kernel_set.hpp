@@ -1,0 +1,38 @@
+#pragma once
+
+// The kernels of one instruction set, found by type.
+
+#include <span>
+
+#include "kernels/kernel_table.hpp"
+
+#include <skald/core/dtype.hpp>
+#include <skald/simd/isa.hpp>
+
+namespace skald::inline v0::cpu {
+
+/// Kernels of an instruction set that was compiled in and that this machine has.
+[[nodiscard]] kernels::KernelTable kernel_table(Isa isa) noexcept;
+
+class KernelSet {
+ public:
+  explicit KernelSet(Isa isa) : isa_(isa), table_(kernel_table(isa)) {}
+  [[nodiscard]] Isa isa() const noexcept { return isa_; }
+  [[nodiscard]] const kernels::RowKernels& rows() const noexcept { return *table_.rows; }
+  /// Kernel of a weight format, or null.
+  [[nodiscard]] const kernels::MatmulKernel* matmul(DType type) const noexcept;
+  /// Kernel of a KV format, or null.
+  [[nodiscard]] const kernels::AttentionKernel* attention(DType type) const noexcept;
+  [[nodiscard]] std::span<const kernels::MatmulKernel> all_matmul() const noexcept {
+    return {table_.matmul, static_cast<std::size_t>(table_.matmul_count)};
+  }
+  [[nodiscard]] std::span<const kernels::AttentionKernel> all_attention() const noexcept {
+    return {table_.attention, static_cast<std::size_t>(table_.attention_count)};
+  }
+
+ private:
+  Isa isa_;
+  kernels::KernelTable table_;
+};
+
+}  // namespace skald::inline v0::cpu

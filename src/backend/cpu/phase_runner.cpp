@@ -1,0 +1,142 @@
+#include "backend/cpu/phase_runner.hpp"
+
+#include <algorithm>
+#include <thread>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace skald::inline v0::cpu {
+
+namespace {
+
+void pause() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A few microseconds of spinning; the thread that is waited for may need this core.
+constexpr int spins_before_yield = 200;
+
+/// How the units of a phase are divided: each participant has `share` of its own, the rest is the common tail.
+struct Division {
+  std::int64_t share;
+  std::int64_t tail_begin;
+  Division(std::int64_t units, int participants) noexcept
+      : share(units * 4 / (5 * std::int64_t{participants})), tail_begin(share * participants) {}
+};
+
+}  // namespace
+
+class PhaseRunner::Region {
+ public:
+  Region(const PhaseRunner& runner, const PhaseHead* const* phases, std::int64_t count, const std::stop_token& token)
+      : lines_(runner.lines_.get()),
+        participants_(runner.participants_),
+        phases_(phases),
+        count_(count),
+        stop_(token) {}
+
+  void participate(int index, std::byte* memory) noexcept {
+    Participant me{.index = index, .stop = &stop_, .memory = memory};
+    for (std::int64_t p = 0; p < count_; ++p) {
+      const std::int64_t units = phases_[p]->units;
+      std::atomic<std::int64_t>& done = line(p, 0);
+      if (done.load(std::memory_order_acquire) == units) continue;
+      me.phase = p;
+      if (const std::int64_t mine = work(p, me); mine > 0) done.fetch_add(mine, std::memory_order_release);
+      if (!wait(done, units)) return;
+    }
+  }
+
+  [[nodiscard]] bool finished() const noexcept {
+    return count_ == 0 || line(count_ - 1, 0).load(std::memory_order_acquire) == phases_[count_ - 1]->units;
+  }
+  [[nodiscard]] bool stopped() const noexcept { return stop_.raised(); }
+
+ private:
+  [[nodiscard]] std::atomic<std::int64_t>& line(std::int64_t phase, std::int64_t which) const noexcept {
+    return lines_[phase * (participants_ + 2) + which].value;
+  }
+
+  /// Does units until none is left to claim. @return how many.
+  std::int64_t work(std::int64_t p, Participant& me) noexcept {
+    const Division division(phases_[p]->units, participants_);
+    std::int64_t mine = 0;
+    if (division.share > 0) mine += drain(p, me, line(p, 2 + me.index), me.index * division.share, division.share);
+    mine += drain(p, me, line(p, 1), division.tail_begin, phases_[p]->units - division.tail_begin);
+    if (division.share == 0) return mine;
+    for (int i = 1; i < participants_; ++i) {
+      const int other = (me.index + i) % participants_;
+      mine += drain(p, me, line(p, 2 + other), other * division.share, division.share);
+    }
+    return mine;
+  }
+
+  /// Claims from one cursor. The order of claims needs no synchronization: `done` carries it.
+  std::int64_t drain(std::int64_t p, Participant& me, std::atomic<std::int64_t>& cursor, std::int64_t begin,
+                     std::int64_t count) noexcept {
+    std::int64_t mine = 0;
+    while (cursor.load(std::memory_order_relaxed) < count) {
+      if (stop_.check()) break;
+      const std::int64_t claimed = cursor.fetch_add(1, std::memory_order_relaxed);
+      if (claimed >= count) break;
+      phases_[p]->run(*phases_[p], begin + claimed, me);
+      ++mine;
+    }
+    return mine;
+  }
+
+  /// @return false if the region ends early.
+  bool wait(const std::atomic<std::int64_t>& done, std::int64_t units) const noexcept {
+    for (int spins = 0; done.load(std::memory_order_acquire) != units; ++spins) {
+      if (stop_.raised()) return false;
+      if (spins < spins_before_yield) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    return true;
+  }
+
+  Line* lines_;
+  int participants_;
+  const PhaseHead* const* phases_;
+  std::int64_t count_;
+  StopFlag stop_;
+};
+
+PhaseRunner::PhaseRunner(int participants) : participants_(std::max(1, participants)) {}
+
+bool PhaseRunner::run(const AnyExecutor& executor, const PhaseHead* const* phases, std::int64_t count,
+                      std::byte* memory, std::size_t memory_each, const std::stop_token& token) {
+  const auto lines = static_cast<std::size_t>(count * (participants_ + 2));
+  if (count > capacity_) {
+    lines_ = std::make_unique<Line[]>(lines);
+    capacity_ = count;
+  }
+  std::int64_t widest = 0;
+  for (std::int64_t p = 0; p < count; ++p) widest = std::max(widest, phases[p]->units);
+  for (std::size_t i = 0; i < lines; ++i) lines_[i].value.store(0, std::memory_order_relaxed);
+
+  Region region(*this, phases, count, token);
+  // Work that cannot be shared wakes nobody.
+  const int wanted = static_cast<int>(std::min<std::int64_t>(participants_, widest));
+  if (wanted > 1) {
+    executor.run(wanted, [&](int index) {
+      if (index >= 0 && index < participants_) {
+        region.participate(index, memory + static_cast<std::size_t>(index) * memory_each);
+      }
+    });
+  }
+  // Also if the executor ran less than it was asked to.
+  if (!region.finished() && !region.stopped()) region.participate(0, memory);
+  return !region.stopped();
+}
+
+}  // namespace skald::inline v0::cpu

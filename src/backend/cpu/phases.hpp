@@ -1,0 +1,144 @@
+#pragma once
+
+// What the units of each op's phases do. A Phase is plain data; plan_* functions fill it from an op.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "backend/cpu/cpu_weight.hpp"
+#include "backend/cpu/kernel_set.hpp"
+#include "backend/cpu/phase_runner.hpp"
+
+#include <skald/backend/backend.hpp>
+#include <skald/core/memory.hpp>
+
+namespace skald::inline v0::cpu {
+
+/// Up to this many columns every participant prepares the activations for itself, which saves a phase.
+inline constexpr std::int64_t private_columns = 4;
+
+/// How the work memory of a stream is divided. Offsets are in bytes from the start of a part.
+struct WorkSizes {
+  static constexpr int max_ids = 8;
+
+  /// Prepared activations: one place per activation format.
+  struct Acts {
+    int id = 0;
+    std::size_t shared_offset = 0;
+    std::size_t private_offset = 0;
+  };
+  std::array<Acts, max_ids> acts{};
+  int acts_count = 0;
+
+  // Of each participant.
+  std::size_t rows_offset = 0;  ///< normalized rows
+  std::int64_t row_count = 0;   ///< how many of them
+  std::int64_t row_stride = 0;  ///< floats
+  std::size_t acts_offset = 0;
+  std::size_t multiply_offset = 0;
+  std::size_t tile_offset = 0;
+  std::int64_t tile_floats = 0;
+  std::size_t panel_offset = 0;
+  std::size_t attention_offset = 0;
+  std::size_t participant_bytes = 0;
+
+  // Shared, after the participants' parts.
+  std::size_t shared_acts_offset = 0;
+  std::size_t partials_offset = 0;
+  std::size_t partials_bytes = 0;
+  std::size_t total = 0;
+
+  [[nodiscard]] const Acts* find_acts(int id) const noexcept {
+    for (int i = 0; i < acts_count; ++i) {
+      if (acts[static_cast<std::size_t>(i)].id == id) return &acts[static_cast<std::size_t>(i)];
+    }
+    return nullptr;
+  }
+};
+
+[[nodiscard]] WorkSizes work_sizes(const KernelSet& kernels, const StreamLimits& limits, int participants);
+
+/// Rows of one segment and KV-head group in an attention op.
+struct AttentionSpan {
+  std::int64_t unit_begin = 0;
+  std::size_t partials_offset = 0;
+  std::int32_t segment = 0;
+  std::int32_t group = 0;
+  std::int32_t blocks = 0;       ///< row blocks
+  std::int32_t first_chunk = 0;  ///< when split by chunks
+  std::int32_t chunks = 0;
+};
+
+/// What all phases of a stream share.
+struct StreamState {
+  const KernelSet& kernels;
+  int participants;
+  WorkSizes sizes;
+  AlignedBuffer memory;
+  std::vector<AttentionSpan> spans{};
+
+  [[nodiscard]] std::byte* shared_acts() noexcept { return memory.data() + sizes.shared_acts_offset; }
+  [[nodiscard]] std::byte* partials() noexcept { return memory.data() + sizes.partials_offset; }
+};
+
+struct LinearPartPlan {
+  const CpuWeight* weight = nullptr;
+  std::size_t acts_offset = 0;
+  std::int64_t unit_begin = 0;
+  std::int64_t panel_ranges = 0;
+};
+struct LinearPlan {
+  std::int64_t columns = 0;
+  std::int64_t unit_panels = 0;
+  std::int64_t unit_columns = 0;
+  std::int64_t column_block = 1;
+  std::array<LinearPartPlan, 3> parts{};
+  int part_count = 0;  ///< parts with units of their own: 1 for `gated`
+  bool private_acts = false;
+};
+struct RowsPlan {
+  std::int64_t unit_rows = 0;
+  std::int64_t unit_cols = 0;
+  std::int64_t pieces = 1;  ///< pieces of a row
+};
+struct AttentionPlan {
+  std::size_t span_begin = 0;
+  std::size_t span_count = 0;
+  std::int32_t block_rows = 0;
+  std::size_t partial_stride = 0;
+};
+
+struct Phase : PhaseHead {
+  StreamState* state = nullptr;
+  const Op* op = nullptr;
+  union {
+    LinearPlan linear;
+    RowsPlan rows;
+    AttentionPlan attention;
+  };
+  Phase() noexcept : linear{} {}
+};
+
+/// Appends the phases of an op whose shapes and host data were checked.
+void plan_linear(StreamState& state, const Op& op, std::vector<Phase>& phases);
+void plan_rows(StreamState& state, const Op& op, std::vector<Phase>& phases);
+void plan_attention(StreamState& state, const Op& op, std::vector<Phase>& phases);
+
+[[nodiscard]] inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept { return (a + b - 1) / b; }
+[[nodiscard]] inline std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return ceil_div(a, b) * b; }
+
+/// y = norm(x) for one row; they may be the same memory.
+inline void normalize(const kernels::RowKernels& rows, const Norm& norm, const float* x, std::int64_t n,
+                      float* y) noexcept {
+  if (norm.kind == NormKind::rms) {
+    rows.rms_norm(x, norm.weight, norm.epsilon, n, y);
+  } else if (norm.kind == NormKind::layer) {
+    rows.layer_norm(x, norm.weight, norm.bias, norm.epsilon, n, y);
+  } else if (x != y) {
+    __builtin_memcpy(y, x, static_cast<std::size_t>(n) * sizeof(float));
+  }
+}
+
+}  // namespace skald::inline v0::cpu

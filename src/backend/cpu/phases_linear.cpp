@@ -1,0 +1,235 @@
+#include <algorithm>
+#include <numeric>
+
+#include "backend/cpu/phases.hpp"
+#include "backend/op_check.hpp"
+
+namespace skald::inline v0::cpu {
+
+namespace {
+
+using kernels::MatmulColumns;
+using kernels::MatmulKernel;
+using kernels::panel_rows;
+
+const LinearOp& linear_op(const Phase& phase) noexcept { return *std::get_if<LinearOp>(phase.op); }
+
+/// Normalizes and prepares columns [begin, end) of an op into `acts`, made for all its columns.
+void prepare_columns(const Phase& phase, std::int64_t begin, std::int64_t end, std::byte* acts, bool shared,
+                     std::byte* memory) noexcept {
+  const LinearOp& op = linear_op(phase);
+  const WorkSizes& sizes = phase.state->sizes;
+  auto* rows = reinterpret_cast<float*>(memory + sizes.rows_offset);
+  const std::int64_t cols = op.x.cols;
+  const bool direct = op.rows == nullptr && op.norm.kind == NormKind::none;
+  for (int p = 0; p < op.part_count; ++p) {
+    const MatmulKernel& kernel = phase.linear.parts[static_cast<std::size_t>(p)].weight->kernel();
+    bool seen = false;
+    for (int q = 0; q < p; ++q) {
+      seen = seen ||
+             phase.linear.parts[static_cast<std::size_t>(q)].weight->kernel().activation_id == kernel.activation_id;
+    }
+    if (seen) continue;
+    const WorkSizes::Acts& place = *sizes.find_acts(kernel.activation_id);
+    std::byte* to = acts + (shared ? place.shared_offset : place.private_offset);
+    if (direct) {
+      kernel.prepare(op.x.data + begin * op.x.stride, op.x.stride, cols, begin, end, to, phase.linear.columns);
+      continue;
+    }
+    const std::int64_t step = std::max<std::int64_t>(sizes.row_count / kernel.column_block, 1) * kernel.column_block;
+    for (std::int64_t t = begin; t < end; t += step) {
+      const std::int64_t last = std::min(end, t + step);
+      for (std::int64_t i = t; i < last; ++i) {
+        const std::int64_t source = op.rows != nullptr ? op.rows[i] : i;
+        normalize(phase.state->kernels.rows(), op.norm, op.x.data + source * op.x.stride, cols,
+                  rows + (i - t) * sizes.row_stride);
+      }
+      kernel.prepare(rows, sizes.row_stride, cols, t, last, to, phase.linear.columns);
+    }
+  }
+}
+
+void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const std::int64_t begin = unit * phase.linear.unit_columns;
+  const std::int64_t end = std::min(begin + phase.linear.unit_columns, phase.linear.columns);
+  prepare_columns(phase, begin, end, phase.state->shared_acts(), true, me.memory);
+}
+
+/// Rows and columns of the output that one unit makes.
+struct Tile {
+  std::int64_t panel, panels;  // first panel, number of panels
+  std::int64_t row, rows;
+  std::int64_t begin, end;  // columns
+};
+
+/// out[c * stride + r] = products of the tile; `out` is the tile's first element.
+void multiply(const Phase& phase, const LinearPartPlan& part, const Tile& tile, const std::byte* acts,
+              std::byte* memory, float* out, std::int64_t stride) noexcept {
+  const CpuWeight& weight = *part.weight;
+  const MatmulKernel& kernel = weight.kernel();
+  const MatmulColumns columns{acts + part.acts_offset, phase.linear.columns, tile.begin, tile.end};
+  // The kernel writes column c to out + c * stride.
+  float* base = out - tile.begin * stride;
+  std::byte* scratch = memory + phase.state->sizes.multiply_offset;
+  if (weight.packed()) {
+    kernel.multiply(weight.panel(tile.panel), tile.rows, weight.cols(), columns, base, stride, scratch);
+    return;
+  }
+  std::byte* panel = memory + phase.state->sizes.panel_offset;
+  for (std::int64_t p = 0; p < tile.panels; ++p) {
+    weight.pack(tile.panel + p, panel);
+    const std::int64_t rows = std::min<std::int64_t>(panel_rows, tile.rows - p * panel_rows);
+    kernel.multiply(panel, rows, weight.cols(), columns, base + p * panel_rows, stride, scratch);
+  }
+}
+
+void add_bias(const kernels::RowKernels& rows, const float* bias, const Tile& tile, float* y) noexcept {
+  if (bias != nullptr) rows.add(bias + tile.row, 1.0F, tile.rows, y);
+}
+
+/// The unit of part `index` for one tile, with its epilogue.
+void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std::byte* acts,
+              std::byte* memory) noexcept {
+  const LinearOp& op = linear_op(phase);
+  const kernels::RowKernels& rows = phase.state->kernels.rows();
+  const LinearPart& part = op.parts[index];
+  const LinearPartPlan& plan = phase.linear.parts[index];
+  const std::int64_t stride = part.out.stride;
+  float* out = part.out.data + tile.begin * stride + tile.row;
+  auto* temporary = reinterpret_cast<float*>(memory + phase.state->sizes.tile_offset);
+  const std::int64_t temporary_stride = tile.panels * panel_rows;
+  const std::int64_t columns = tile.end - tile.begin;
+
+  switch (op.epilogue) {
+    case LinearEpilogue::store:
+      multiply(phase, plan, tile, acts, memory, out, stride);
+      for (std::int64_t c = 0; c < columns; ++c) {
+        float* y = out + c * stride;
+        add_bias(rows, part.bias, tile, y);
+        if (op.scale != 1.0F) rows.softcap(y, op.scale, 0.0F, tile.rows, y);
+        if (op.activation != Activation::none) rows.activate(y, static_cast<int>(op.activation), tile.rows, y);
+      }
+      return;
+    case LinearEpilogue::add:
+      multiply(phase, plan, tile, acts, memory, temporary, temporary_stride);
+      for (std::int64_t c = 0; c < columns; ++c) {
+        float* y = temporary + c * temporary_stride;
+        add_bias(rows, part.bias, tile, y);
+        rows.add(y, op.scale, tile.rows, out + c * stride);
+      }
+      return;
+    case LinearEpilogue::gated:
+      multiply(phase, plan, tile, acts, memory, out, stride);
+      multiply(phase, phase.linear.parts[1], tile, acts, memory, temporary, temporary_stride);
+      for (std::int64_t c = 0; c < columns; ++c) {
+        float* gate = out + c * stride;
+        float* up = temporary + c * temporary_stride;
+        add_bias(rows, part.bias, tile, gate);
+        add_bias(rows, op.parts[1].bias, tile, up);
+        rows.gated(gate, up, static_cast<int>(op.activation), tile.rows, gate);
+      }
+      return;
+  }
+}
+
+void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const LinearPlan& plan = phase.linear;
+  std::byte* acts = phase.state->shared_acts();
+  if (plan.private_acts) {
+    acts = me.memory + phase.state->sizes.acts_offset;
+    if (me.prepared != me.phase) {
+      prepare_columns(phase, 0, plan.columns, acts, false, me.memory);
+      me.prepared = me.phase;
+    }
+  }
+  std::size_t index = 0;
+  while (index + 1 < static_cast<std::size_t>(plan.part_count) && unit >= plan.parts[index + 1].unit_begin) ++index;
+  const LinearPartPlan& part = plan.parts[index];
+  const std::int64_t local = unit - part.unit_begin;
+  Tile tile{};
+  // Units that follow each other share their columns, so that these stay in the cache.
+  tile.panel = local % part.panel_ranges * plan.unit_panels;
+  tile.panels = std::min(plan.unit_panels, part.weight->panels() - tile.panel);
+  tile.row = tile.panel * panel_rows;
+  tile.rows = std::min(tile.panels * panel_rows, part.weight->rows() - tile.row);
+  const std::int64_t begin = local / part.panel_ranges * plan.unit_columns;
+  const std::int64_t end = std::min(begin + plan.unit_columns, plan.columns);
+  // As many columns at once as the temporary tile holds.
+  const std::int64_t fit = phase.state->sizes.tile_floats / (tile.panels * panel_rows);
+  const std::int64_t step = std::max<std::int64_t>(1, fit / plan.column_block) * plan.column_block;
+  for (tile.begin = begin; tile.begin < end; tile.begin = tile.end) {
+    tile.end = std::min(tile.begin + step, end);
+    run_tile(phase, index, tile, acts, me.memory);
+  }
+}
+
+/// Chooses the units' shape: enough of them for every thread, big enough to be worth a claim, and such that the
+/// activations of one unit stay in the second-level cache and a stop request is met soon.
+void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_per_column, int participants) noexcept {
+  const std::int64_t wanted = participants > 1 ? std::int64_t{8} * participants : 1;
+  if (plan.columns < 24) {
+    plan.unit_panels = std::clamp<std::int64_t>(panels / wanted, 1, 8);
+    if (plan.unit_panels > 4 && plan.unit_panels < 8) plan.unit_panels = 4;
+    plan.unit_columns = plan.columns;
+    return;
+  }
+  // Weights are expanded two panels at a time.
+  plan.unit_panels = std::clamp<std::int64_t>(panels / wanted / 2 * 2, 2, 4);
+  constexpr std::int64_t cache_bytes = 1 << 20;
+  const std::int64_t in_cache =
+      std::max<std::int64_t>(48, cache_bytes / std::max<std::int64_t>(act_bytes_per_column, 1));
+  const std::int64_t ranges =
+      std::max(ceil_div(plan.columns, in_cache), ceil_div(wanted, ceil_div(panels, plan.unit_panels)));
+  plan.unit_columns = std::max<std::int64_t>(24, ceil_div(plan.columns, ranges));
+  plan.unit_columns = round_up(plan.unit_columns, plan.column_block);
+}
+
+}  // namespace
+
+void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases) {
+  const LinearOp& op = *std::get_if<LinearOp>(&whole);
+  const std::int64_t columns = detail::input_rows(op);
+  if (columns == 0) return;
+  Phase phase;
+  phase.state = &state;
+  phase.op = &whole;
+  LinearPlan& plan = phase.linear;
+  plan.columns = columns;
+  plan.private_acts = columns <= private_columns;
+  plan.part_count = op.epilogue == LinearEpilogue::gated ? 1 : op.part_count;
+  std::int64_t panels = 0;
+  std::int64_t act_bytes = 0;
+  for (int p = 0; p < op.part_count; ++p) {
+    LinearPartPlan& part = plan.parts[static_cast<std::size_t>(p)];
+    part.weight = static_cast<const CpuWeight*>(op.parts[static_cast<std::size_t>(p)].weight);
+    const MatmulKernel& kernel = part.weight->kernel();
+    const WorkSizes::Acts& place = *state.sizes.find_acts(kernel.activation_id);
+    part.acts_offset = plan.private_acts ? place.private_offset : place.shared_offset;
+    plan.column_block = std::lcm(plan.column_block, std::int64_t{kernel.column_block});
+    const auto block = std::int64_t{kernel.column_block};
+    act_bytes = std::max(act_bytes, static_cast<std::int64_t>(kernel.acts_bytes(op.x.cols, block)) / block);
+    if (p < plan.part_count) panels += part.weight->panels();
+  }
+  shape_units(plan, panels, act_bytes, state.participants);
+  const std::int64_t column_ranges = ceil_div(columns, plan.unit_columns);
+
+  if (!plan.private_acts) {
+    Phase prepare = phase;
+    prepare.run = run_prepare;
+    prepare.linear.unit_columns = plan.column_block;
+    prepare.units = ceil_div(columns, plan.column_block);
+    phases.push_back(prepare);
+  }
+  phase.run = run_multiply;
+  for (int p = 0; p < plan.part_count; ++p) {
+    LinearPartPlan& part = plan.parts[static_cast<std::size_t>(p)];
+    part.unit_begin = phase.units;
+    part.panel_ranges = ceil_div(part.weight->panels(), plan.unit_panels);
+    phase.units += part.panel_ranges * column_ranges;
+  }
+  phases.push_back(phase);
+}
+
+}  // namespace skald::inline v0::cpu

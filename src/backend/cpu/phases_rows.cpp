@@ -1,0 +1,141 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backend/cpu/phases.hpp"
+
+#include <skald/quant/row_codec.hpp>
+
+namespace skald::inline v0::cpu {
+
+namespace {
+
+/// Rows and columns of one unit.
+struct Piece {
+  std::int64_t row, last_row;
+  std::int64_t col, cols;
+};
+Piece piece_of(const Phase& phase, std::int64_t unit, const Matrix& m) noexcept {
+  const RowsPlan& plan = phase.rows;
+  const std::int64_t row = unit / plan.pieces * plan.unit_rows;
+  const std::int64_t col = unit % plan.pieces * plan.unit_cols;
+  return {row, std::min(row + plan.unit_rows, m.rows), col, std::min(plan.unit_cols, m.cols - col)};
+}
+
+template <class O>
+const O& op_of(const Phase& phase) noexcept {
+  return *std::get_if<O>(phase.op);
+}
+
+std::size_t float_bytes(std::int64_t n) noexcept { return static_cast<std::size_t>(n) * sizeof(float); }
+
+void unit(const Phase& phase, const EmbedOp& op, const Piece& piece) noexcept {
+  const auto& table = static_cast<const CpuWeight&>(*op.table);
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    float* out = op.out.data + i * op.out.stride;
+    const std::int64_t token = op.tokens[i];
+    if (table.packed()) {
+      table.kernel().unpack_row(table.panel(token / kernels::panel_rows), static_cast<int>(token % kernels::panel_rows),
+                                table.cols(), out);
+    } else {
+      format_ops(table.type()).decode_row(table.row(token), out, static_cast<std::size_t>(table.cols()));
+    }
+    if (op.scale != 1.0F) phase.state->kernels.rows().softcap(out, op.scale, 0.0F, op.out.cols, out);
+  }
+}
+
+void unit(const Phase& /*phase*/, const UploadOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    std::memcpy(op.out.data + i * op.out.stride + piece.col, op.host + i * op.out.cols + piece.col,
+                float_bytes(piece.cols));
+  }
+}
+
+void unit(const Phase& /*phase*/, const DownloadOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    std::memcpy(op.host + i * op.x.cols + piece.col, op.x.data + i * op.x.stride + piece.col, float_bytes(piece.cols));
+  }
+}
+
+void unit(const Phase& phase, const NormOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    normalize(phase.state->kernels.rows(), op.norm, op.x.data + i * op.x.stride, op.x.cols,
+              op.out.data + i * op.out.stride);
+  }
+}
+
+void unit(const Phase& phase, const AddOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    phase.state->kernels.rows().add(op.y.data + i * op.y.stride + piece.col, op.scale, piece.cols,
+                                    op.x.data + i * op.x.stride + piece.col);
+  }
+}
+
+void unit(const Phase& phase, const SoftcapOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    float* x = op.x.data + i * op.x.stride + piece.col;
+    phase.state->kernels.rows().softcap(x, op.scale, op.softcap, piece.cols, x);
+  }
+}
+
+void unit(const Phase& /*phase*/, const RopeTableOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    float* out = op.out.data + i * op.out.stride;
+    for (std::int64_t j = 0; j < op.out.cols / 2; ++j) {
+      const double angle = static_cast<double>(op.positions[i]) * op.inverse_frequencies[j];
+      const double magnitude = op.magnitude;
+      out[2 * j] = static_cast<float>(magnitude * std::cos(angle));
+      out[2 * j + 1] = static_cast<float>(magnitude * std::sin(angle));
+    }
+  }
+}
+
+const Matrix& main_matrix(const EmbedOp& op) noexcept { return op.out; }
+const Matrix& main_matrix(const UploadOp& op) noexcept { return op.out; }
+const Matrix& main_matrix(const DownloadOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const NormOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const AddOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const SoftcapOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const RopeTableOp& op) noexcept { return op.out; }
+
+template <class O>
+void run_rows(const PhaseHead& head, std::int64_t number, Participant& /*me*/) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const O& op = op_of<O>(phase);
+  unit(phase, op, piece_of(phase, number, main_matrix(op)));
+}
+
+/// @param elements about how many make a unit worth a claim. @param whole_rows rows must not be cut.
+template <class O>
+void plan(StreamState& state, const Op& whole, const O& op, std::int64_t elements, bool whole_rows,
+          std::vector<Phase>& phases) {
+  const Matrix& m = main_matrix(op);
+  if (m.rows == 0) return;
+  Phase phase;
+  phase.state = &state;
+  phase.op = &whole;
+  phase.run = run_rows<O>;
+  phase.rows = RowsPlan{};
+  phase.rows.unit_rows = std::max<std::int64_t>(1, elements / m.cols);
+  phase.rows.unit_cols = whole_rows ? m.cols : std::min(m.cols, elements);
+  phase.rows.pieces = ceil_div(m.cols, phase.rows.unit_cols);
+  phase.units = ceil_div(m.rows, phase.rows.unit_rows) * phase.rows.pieces;
+  phases.push_back(phase);
+}
+
+}  // namespace
+
+void plan_rows(StreamState& state, const Op& whole, std::vector<Phase>& phases) {
+  constexpr std::int64_t light = 16384;  // copies and sums
+  constexpr std::int64_t medium = 4096;  // norms, functions
+  constexpr std::int64_t heavy = 256;    // sines
+  if (const auto* op = std::get_if<EmbedOp>(&whole)) plan(state, whole, *op, medium, true, phases);
+  if (const auto* op = std::get_if<UploadOp>(&whole)) plan(state, whole, *op, light, false, phases);
+  if (const auto* op = std::get_if<DownloadOp>(&whole)) plan(state, whole, *op, light, false, phases);
+  if (const auto* op = std::get_if<NormOp>(&whole)) plan(state, whole, *op, medium, true, phases);
+  if (const auto* op = std::get_if<AddOp>(&whole)) plan(state, whole, *op, light, false, phases);
+  if (const auto* op = std::get_if<SoftcapOp>(&whole)) plan(state, whole, *op, medium, false, phases);
+  if (const auto* op = std::get_if<RopeTableOp>(&whole)) plan(state, whole, *op, heavy, true, phases);
+}
+
+}  // namespace skald::inline v0::cpu
