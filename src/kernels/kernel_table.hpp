@@ -75,8 +75,10 @@ struct AttentionTask {
 
 struct AttentionKernel {
   DType type;  ///< of keys and values
-  /// Bytes for one partial result per (row, head): maximum, sum and head_dim_v accumulators.
+  /// Bytes of the partial results of one chunk: maximum, sum and head_dim_v accumulators for every row and head of
+  /// the task.
   std::size_t (*partial_bytes)(const AttentionTask& task) noexcept;
+  /// Bytes of scratch for tasks of at most `rows` rows; bounded, whatever the number of rows.
   std::size_t (*scratch_bytes)(std::int32_t head_dim_k, std::int32_t head_dim_v, std::int32_t heads,
                                std::int32_t rows) noexcept;
   /// Computes chunk `chunk` (slots [256 chunk, 256 chunk + 256)) for all rows and heads into `partial`.

@@ -1,0 +1,226 @@
+#pragma once
+
+// Register tiles of the attention kernels. Included by src/kernels/isa/attention.cpp alone, inside the anonymous
+// namespace of its instruction set: nothing here may have external linkage.
+
+#if defined(__clang__)
+#define SKALD_UNROLL _Pragma("unroll")
+#else
+#define SKALD_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/// Queries and 16-lane vectors of the widest tile: what fits in the registers beside one row of operands.
+#if SKALD_VEC_REGISTERS == 1
+inline constexpr int tile_queries = 6;
+inline constexpr int tile_vectors = 4;
+#elif SKALD_VEC_REGISTERS == 2
+inline constexpr int tile_queries = 6;
+inline constexpr int tile_vectors = 1;
+#else
+inline constexpr int tile_queries = 3;
+inline constexpr int tile_vectors = 1;
+#endif
+
+/// e^x for x <= 0, at most 2 units in the last place off; exactly 0 below -87; NaN stays NaN.
+SKALD_INLINE f32x16 exp(f32x16 x) noexcept {
+  // x = n ln 2 + r with |r| <= ln 2 / 2; the first part of ln 2 has 9 bits, so that n times it is exact.
+  const f32x16 magic = set1(12582912.0F);  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
+  const f32x16 shifted = fma(x, set1(1.44269504F), magic);
+  const f32x16 n = shifted - magic;
+  f32x16 r = fma(n, set1(-0.693359375F), x);
+  r = fma(n, set1(2.12194440e-4F), r);
+  // 1 + r + r^2 P(r), P of degree 4 with least relative error on the interval: 2^-28.
+  f32x16 p = set1(0x1.6a234ep-10F);
+  p = fma(p, r, set1(0x1.123a6cp-7F));
+  p = fma(p, r, set1(0x1.5558f4p-5F));
+  p = fma(p, r, set1(0x1.555490p-3F));
+  p = fma(p, r, set1(0x1.fffffcp-2F));
+  p = fma(p, r, set1(1.0F));
+  p = fma(p, r, set1(1.0F));
+  const f32x16 power = from_bits(shl<23>(bits(shifted)) + set1(0x3F800000));
+  return select(less(x, set1(-87.0F)), zero_f32(), p * power);
+}
+
+/// tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|): absolute error of a few 2^-24.
+SKALD_INLINE f32x16 tanh(f32x16 x) noexcept {
+  const f32x16 e = exp(abs(x) * set1(-2.0F));
+  const f32x16 one = set1(1.0F);
+  const i32x16 sign = bits(x) & set1(INT32_MIN);
+  return from_bits(bits((one - e) / (one + e)) | sign);
+}
+
+/// How keys and values are stored: conversion of one vector.
+struct Single {
+  using Stored = float;
+  static constexpr DType type = DType::f32;
+  static constexpr bool converts = false;
+  SKALD_INLINE static f32x16 read(const Stored* p) noexcept { return load(p); }
+  SKALD_INLINE static f32x16 read_n(const Stored* p, int n) noexcept { return load_n(p, n); }
+  SKALD_INLINE static void write(Stored* p, f32x16 a) noexcept { store(p, a); }
+};
+struct Half {
+  using Stored = std::uint16_t;
+  static constexpr DType type = DType::f16;
+  static constexpr bool converts = true;
+  SKALD_INLINE static f32x16 read(const Stored* p) noexcept { return load_f16(p); }
+  SKALD_INLINE static f32x16 read_n(const Stored* p, int n) noexcept { return load_f16_n(p, n); }
+  SKALD_INLINE static void write(Stored* p, f32x16 a) noexcept { store_f16(p, a); }
+};
+struct Brain {
+  using Stored = std::uint16_t;
+  static constexpr DType type = DType::bf16;
+  static constexpr bool converts = true;
+  SKALD_INLINE static f32x16 read(const Stored* p) noexcept { return load_bf16(p); }
+  SKALD_INLINE static f32x16 read_n(const Stored* p, int n) noexcept { return load_bf16_n(p, n); }
+  SKALD_INLINE static void write(Stored* p, f32x16 a) noexcept { store_bf16(p, a); }
+};
+
+/// Fetches into the second-level cache: the first level can wait for too few lines to keep the memory busy.
+SKALD_INLINE void prefetch_far(const void* p) noexcept { __builtin_prefetch(p, 0, 2); }
+
+/// A piece of the score fold: dimensions [0, dims) of NQ queries with NV groups of 16 keys.
+struct ScorePiece {
+  const float* q;  ///< [dims][NQ]
+  int dims;
+  float* scores;  ///< query i, group v: scores + i * score_stride + 16 v
+  bool first;     ///< starts from zero, else from what is in `scores`
+  bool last;      ///< multiplies the sums by `scale`
+  float scale;
+  const std::byte* next;  ///< memory that is needed after this piece, or null
+};
+
+/// Folds over the head dimension; one key per lane. keys[v] points to [dims][16].
+template <class Element, int NQ, int NV>
+void score_tile(const ScorePiece& piece, const typename Element::Stored* const* keys) noexcept {
+  const typename Element::Stored* k[NV];
+  f32x16 acc[NQ][NV];
+  SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+    k[v] = keys[v];
+    SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+      acc[i][v] = piece.first ? zero_f32() : load(piece.scores + i * score_stride + 16 * v);
+    }
+  }
+  const float* q = piece.q;
+  // Without anything to fetch, the same line of q is touched again and again.
+  const auto* next = piece.next != nullptr ? piece.next : reinterpret_cast<const std::byte*>(q);
+  const std::ptrdiff_t step = piece.next != nullptr ? std::ptrdiff_t{16 * NV * sizeof(typename Element::Stored)} : 0;
+  const int dims = piece.dims;
+  for (int d = 0; d < dims; ++d) {
+    prefetch_far(next);
+    if constexpr (16 * NV * sizeof(typename Element::Stored) > 64) prefetch_far(next + 64);
+    next += step;
+    f32x16 key[NV];
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+      key[v] = Element::read(k[v]);
+      k[v] += 16;
+    }
+    SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+      const f32x16 x = set1(q[i]);
+      SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, key[v], acc[i][v]);
+    }
+    q += NQ;
+  }
+  const f32x16 scale = set1(piece.last ? piece.scale : 1.0F);
+  float* scores = piece.scores;
+  SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) store(scores + i * score_stride + 16 * v, acc[i][v] * scale);
+  }
+}
+
+/// A piece of the weighted sum: `tokens` consecutive value rows for NQ queries and 16 NV dimensions.
+struct ValuePiece {
+  const float* p;  ///< query i, token t: p[i * score_stride + t]
+  int tokens;
+  float* out;  ///< query i: out + i * out_stride; added to
+  std::ptrdiff_t out_stride;
+  std::ptrdiff_t value_stride;  ///< elements from token to token
+  std::ptrdiff_t ahead;         ///< bytes to the memory that is needed later
+};
+
+/// Folds over tokens; one dimension per lane.
+template <class Element, int NQ, int NV>
+void value_tile(const ValuePiece& piece, const typename Element::Stored* values) noexcept {
+  f32x16 acc[NQ][NV];
+  SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = load(piece.out + i * piece.out_stride + 16 * v);
+  }
+  const float* p = piece.p;
+  const std::ptrdiff_t stride = piece.value_stride;
+  const std::ptrdiff_t ahead = piece.ahead;
+  const int tokens = piece.tokens;
+  for (int t = 0; t < tokens; ++t) {
+    if constexpr (Element::converts) {
+      const auto* next = reinterpret_cast<const std::byte*>(values) + ahead;
+      prefetch_far(next);
+      if constexpr (16 * NV * sizeof(typename Element::Stored) > 64) prefetch_far(next + 64);
+    }
+    f32x16 value[NV];
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) value[v] = Element::read(values + 16 * v);
+    SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+      const f32x16 weight = set1(p[i * score_stride]);
+      SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = fma(weight, value[v], acc[i][v]);
+    }
+    ++p;
+    values += stride;
+  }
+  float* out = piece.out;
+  const std::ptrdiff_t out_stride = piece.out_stride;
+  SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) store(out + i * out_stride + 16 * v, acc[i][v]);
+  }
+}
+
+/// Queries in the next tile when n are left. A tile's shape has no influence on its results.
+SKALD_INLINE int next_tile(int n) noexcept {
+  if (tile_queries == 3) return n == 4 ? 2 : n < 3 ? n : 3;
+  if (n >= 9 || n == 6) return 6;
+  if (n >= 7 || n == 4) return 4;
+  return n == 5 ? 3 : n;
+}
+SKALD_INLINE int next_vectors(int n) noexcept {
+  if (tile_vectors == 1) return 1;
+  return n >= 4 ? 4 : n >= 2 ? 2 : 1;
+}
+
+/// Calls f.template operator()<NQ, NV>() for the shape.
+template <class F>
+SKALD_INLINE void with_shape(int queries, int vectors, F f) noexcept {
+#define SKALD_SHAPE(nq, nv)             \
+  if (queries == nq && vectors == nv) { \
+    f.template call<nq, nv>();          \
+    return;                             \
+  }
+#if SKALD_VEC_REGISTERS == 1
+#define SKALD_SHAPES(nq) SKALD_SHAPE(nq, 4) SKALD_SHAPE(nq, 2) SKALD_SHAPE(nq, 1)
+  SKALD_SHAPES(6)
+  SKALD_SHAPES(4)
+#elif SKALD_VEC_REGISTERS == 2
+#define SKALD_SHAPES(nq) SKALD_SHAPE(nq, 1)
+  SKALD_SHAPES(6)
+  SKALD_SHAPES(4)
+#else
+#define SKALD_SHAPES(nq) SKALD_SHAPE(nq, 1)
+#endif
+  SKALD_SHAPES(3) SKALD_SHAPES(2) SKALD_SHAPES(1)
+#undef SKALD_SHAPES
+#undef SKALD_SHAPE
+}
+
+template <class Element>
+struct ScoreCall {
+  const ScorePiece& piece;
+  const typename Element::Stored* const* keys;
+  template <int NQ, int NV>
+  SKALD_INLINE void call() const noexcept {
+    score_tile<Element, NQ, NV>(piece, keys);
+  }
+};
+template <class Element>
+struct ValueCall {
+  const ValuePiece& piece;
+  const typename Element::Stored* values;
+  template <int NQ, int NV>
+  SKALD_INLINE void call() const noexcept {
+    value_tile<Element, NQ, NV>(piece, values);
+  }
+};

@@ -1,0 +1,600 @@
+// Softmax attention over pages of keys and values.
+//
+// Scores have one key per lane and fold over the head dimension; the weighted sum has one dimension per lane and folds
+// over the tokens: neither sums across lanes, so a query's bits do not depend on what else is in its register tile.
+// Only visible tokens enter the second fold, and scores of invisible ones are replaced before they are used: what lies
+// in slots that a row does not see, NaN included, has no influence on it.
+
+#include "simd/vec.hpp"
+
+#include "kernels/kernel_table.hpp"
+
+namespace skald::inline v0 {
+namespace kernels {
+namespace SKALD_ISA {
+namespace {
+
+inline constexpr int chunk_slots = 256;                ///< slots per partial result
+inline constexpr int part_slots = 64;                  ///< slots that are converted and used together
+inline constexpr int part_dims = 64;                   ///< dimensions that are converted together
+inline constexpr int score_stride = chunk_slots + 16;  ///< not a power of two: rows must not share cache sets
+inline constexpr int block_queries = 64;               ///< about as many (row, head) pairs share each key and value
+inline constexpr float minus_infinity = -__builtin_inff();
+
+#include "kernels/attention_tiles.inl.hpp"
+
+SKALD_INLINE int least(int a, int b) noexcept { return a < b ? a : b; }
+SKALD_INLINE int most(int a, int b) noexcept { return a > b ? a : b; }
+SKALD_INLINE std::size_t round_up16(std::size_t n) noexcept { return (n + 15) / 16 * 16; }
+
+/// Partial results and running states: maximum, sum, padding to a register, then the accumulators.
+SKALD_INLINE std::size_t state_floats(int head_dim_v) noexcept {
+  return 16 + round_up16(static_cast<std::size_t>(head_dim_v));
+}
+
+/// Some rows of a task with all their heads; query r * heads + h is head h of row r of the block.
+struct Block {
+  const AttentionTask* task;
+  int row;  ///< first row, counted in the segment
+  int rows;
+  int heads;
+  int queries;  ///< rows * heads
+  int dims_k;
+  int dims_v;
+  std::ptrdiff_t state_stride;
+  const float* q;  ///< of its first row
+  float* out;
+  std::size_t page_bytes;
+  std::size_t head_offset;    ///< bytes from the page to the keys of the head
+  std::size_t values_offset;  ///< bytes from the page to the values of the head
+  float* packed;              ///< queries in tile order: for each tile [dims_k][tile]
+  float* scores;              ///< [queries][score_stride]
+  float* stage;               ///< converted keys or values
+  float* state;               ///< [queries][state_stride] running results
+  float* partial;             ///< [queries][state_stride] results of one chunk
+  float* sums;                ///< [chunk_slots]
+
+  /// Slots that row r of the block may see: [low(r), high(r)). Both ascend with r.
+  SKALD_INLINE int high(int r) const noexcept { return task->slot_base + row + r + 1; }
+  SKALD_INLINE int low(int r) const noexcept { return task->window > 0 ? most(0, high(r) - task->window) : 0; }
+  SKALD_INLINE bool sees(int r, int slot) const noexcept {
+    const int j = slot - task->slot_base;
+    if (task->visible == nullptr || j < 0) return true;
+    const std::int64_t words = (task->segment_rows + 63) / 64;
+    return (task->visible[(row + r) * words + j / 64] >> (j % 64) & 1) != 0;
+  }
+  SKALD_INLINE const std::byte* page_of(int slot) const noexcept {
+    return task->pool + task->pages[slot / task->layout.page_tokens] * page_bytes;
+  }
+  /// The 16 keys of the group that begins at `slot`.
+  template <class Stored>
+  SKALD_INLINE const Stored* keys(int slot) const noexcept {
+    return reinterpret_cast<const Stored*>(page_of(slot) + head_offset) +
+           static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * dims_k;
+  }
+  template <class Stored>
+  SKALD_INLINE const Stored* values(int slot) const noexcept {
+    return reinterpret_cast<const Stored*>(page_of(slot) + values_offset) +
+           static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * dims_v;
+  }
+  /// More than one tile reads the keys and values: they are converted once.
+  SKALD_INLINE bool several_tiles() const noexcept { return next_tile(queries) < queries; }
+};
+
+SKALD_INLINE int rows_per_block(int heads) noexcept { return most(1, block_queries / heads); }
+
+struct ScratchSizes {
+  std::size_t packed, scores, stage, states, sums;  ///< in floats
+};
+SKALD_INLINE ScratchSizes scratch_sizes(int dims_k, int dims_v, int heads, int rows) noexcept {
+  const auto queries = static_cast<std::size_t>(least(rows, rows_per_block(heads)) * heads);
+  return {round_up16(queries * static_cast<std::size_t>(dims_k)), queries * score_stride,
+          std::size_t{part_slots} * part_dims, queries * state_floats(dims_v), chunk_slots};
+}
+
+std::size_t scratch_bytes(std::int32_t dims_k, std::int32_t dims_v, std::int32_t heads, std::int32_t rows) noexcept {
+  const ScratchSizes n = scratch_sizes(dims_k, dims_v, heads, rows);
+  return (n.packed + n.scores + n.stage + 2 * n.states + n.sums) * sizeof(float) + 64;
+}
+
+std::size_t partial_bytes(const AttentionTask& task) noexcept {
+  return static_cast<std::size_t>(task.rows) * static_cast<std::size_t>(task.heads) *
+         state_floats(task.layout.head_dim_v) * sizeof(float);
+}
+
+/// Describes rows [begin, …) of the task and packs their queries.
+Block make_block(const AttentionTask& task, int begin, std::byte* scratch) noexcept {
+  const KvPageLayout& layout = task.layout;
+  const ScratchSizes n = scratch_sizes(layout.head_dim_k, layout.head_dim_v, task.heads, task.rows);
+  Block b{};
+  b.task = &task;
+  b.row = task.first_row + begin;
+  b.rows = least(task.rows - begin, rows_per_block(task.heads));
+  b.heads = task.heads;
+  b.queries = b.rows * b.heads;
+  b.dims_k = layout.head_dim_k;
+  b.dims_v = layout.head_dim_v;
+  b.state_stride = static_cast<std::ptrdiff_t>(state_floats(b.dims_v));
+  b.q = task.q + begin * task.q_stride;
+  b.out = task.out + begin * task.out_stride;
+  const std::size_t element = layout.dtype == DType::f32 ? 4 : 2;
+  const auto tokens = static_cast<std::size_t>(layout.page_tokens);
+  const std::size_t head_bytes = tokens * static_cast<std::size_t>(b.dims_k + b.dims_v) * element;
+  b.page_bytes = (static_cast<std::size_t>(layout.heads) * head_bytes + 63) / 64 * 64;
+  b.head_offset = static_cast<std::size_t>(task.head) * head_bytes;
+  b.values_offset = b.head_offset + tokens * static_cast<std::size_t>(b.dims_k) * element;
+  const auto address = reinterpret_cast<std::uintptr_t>(scratch);
+  b.packed = reinterpret_cast<float*>(scratch + ((64 - address % 64) % 64));
+  b.scores = b.packed + n.packed;
+  b.stage = b.scores + n.scores;
+  b.state = b.stage + n.stage;
+  b.partial = b.state + n.states;
+  b.sums = b.partial + n.states;
+  for (int first = 0, width; first < b.queries; first += width) {
+    width = next_tile(b.queries - first);
+    float* tile = b.packed + static_cast<std::ptrdiff_t>(first) * b.dims_k;
+    for (int i = 0; i < width; ++i) {
+      const int query = first + i;
+      const float* q =
+          b.q + (query / b.heads) * task.q_stride + static_cast<std::ptrdiff_t>(query % b.heads) * b.dims_k;
+      for (int d = 0; d < b.dims_k; ++d) tile[static_cast<std::ptrdiff_t>(d) * width + i] = q[d];
+    }
+  }
+  return b;
+}
+
+/// A piece of the keys of one chunk: groups [begin, end) of 16, dimensions [dim, dim + dims).
+template <class Element>
+struct KeyPiece {
+  const typename Element::Stored* keys[part_slots / 16];  ///< of groups begin, begin + 1, …
+  int begin, end;
+  int dim, dims;
+  const std::byte* next;
+};
+
+/// Scores of all queries of the block for a piece of the keys.
+template <class Element>
+void score_piece(const Block& b, int base, const KeyPiece<Element>& keys) noexcept {
+  for (int first = 0, width; first < b.queries; first += width) {
+    width = next_tile(b.queries - first);
+    const int tile_low = b.low(first / b.heads) - base;
+    const int tile_high = b.high((first + width - 1) / b.heads) - base;
+    const int begin = most(keys.begin, most(tile_low, 0) / 16);
+    const int end = least(keys.end, (most(tile_high, 0) + 15) / 16);
+    ScorePiece piece{};
+    piece.q = b.packed + static_cast<std::ptrdiff_t>(first) * b.dims_k + static_cast<std::ptrdiff_t>(keys.dim) * width;
+    piece.dims = keys.dims;
+    piece.first = keys.dim == 0;
+    piece.last = keys.dim + keys.dims == b.dims_k;
+    piece.scale = b.task->scale;
+    for (int group = begin, count; group < end; group += count) {
+      count = next_vectors(end - group);
+      const std::ptrdiff_t skipped = std::ptrdiff_t{16} * (group - keys.begin) * b.dims_k;
+      piece.next = keys.next == nullptr ? nullptr : keys.next + skipped * std::ptrdiff_t{sizeof(*keys.keys[0])};
+      piece.scores = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + 16 * group;
+      with_shape(width, count, ScoreCall<Element>{piece, keys.keys + (group - keys.begin)});
+    }
+  }
+}
+
+/// scale * q k for all queries and the slots [begin, end) of the chunk that starts at slot `base`.
+template <class Element>
+void score_chunk(const Block& b, int base, int begin, int end) noexcept {
+  using Stored = typename Element::Stored;
+  for (int part = base; part < end; part += part_slots) {
+    const int from = most(part, begin) / 16 * 16;
+    const int to = least(part + part_slots, end);
+    if (from >= to) continue;
+    KeyPiece<Element> direct{};
+    direct.begin = (from - base) / 16;
+    direct.end = (to - base + 15) / 16;
+    for (int slot = from; slot < to; slot += 16) direct.keys[(slot - from) / 16] = b.keys<Stored>(slot);
+    direct.next = reinterpret_cast<const std::byte*>(part + part_slots < end ? b.keys<Stored>(part + part_slots)
+                                                                             : b.values<Stored>(begin));
+    if (!(Element::converts && b.several_tiles())) {
+      direct.dims = b.dims_k;
+      score_piece(b, base, direct);
+      continue;
+    }
+    KeyPiece<Single> staged{};
+    staged.begin = direct.begin;
+    staged.end = direct.end;
+    for (int dim = 0; dim < b.dims_k; dim += part_dims) {
+      staged.dim = dim;
+      staged.dims = least(part_dims, b.dims_k - dim);
+      for (int group = 0; group < direct.end - direct.begin; ++group) {
+        float* to_keys = b.stage + std::ptrdiff_t{16} * part_dims * group;
+        staged.keys[group] = to_keys;
+        const Stored* keys = direct.keys[group] + std::ptrdiff_t{16} * dim;
+        const std::byte* next = direct.next + ((keys - direct.keys[0]) * std::ptrdiff_t{sizeof(Stored)});
+        for (int d = 0; d < staged.dims; ++d) {
+          store(to_keys + 16 * d, Element::read(keys + 16 * d));
+          prefetch_far(next + 16 * sizeof(Stored) * static_cast<std::size_t>(d));
+        }
+      }
+      score_piece(b, base, staged);
+    }
+  }
+}
+
+/// Caps the scores of a query and puts -infinity where row r does not see the slot; [begin, end) is the part of the
+/// row's range in the chunk. Returns whether it sees any.
+bool mask_scores(const Block& b, int r, int base, int begin, int end, float* scores) noexcept {
+  const int first = (begin - base) / 16 * 16;
+  const int last = (end - base + 15) / 16 * 16;
+  if (b.task->softcap > 0) {
+    const f32x16 cap = set1(b.task->softcap);
+    const f32x16 inverse = set1(1.0F / b.task->softcap);
+    for (int i = first; i < last; i += 16) store(scores + i, cap * tanh(load(scores + i) * inverse));
+  }
+  for (int i = first; i < begin - base; ++i) scores[i] = minus_infinity;
+  for (int i = end - base; i < last; ++i) scores[i] = minus_infinity;
+  if (b.task->visible == nullptr || end <= b.task->slot_base) return true;
+  bool any = begin < b.task->slot_base;
+  for (int slot = most(begin, b.task->slot_base); slot < end; ++slot) {
+    if (b.sees(r, slot)) any = true;
+    else scores[slot - base] = minus_infinity;
+  }
+  return any;
+}
+
+/// Turns scores into weights exp(s - m) and leaves m and their sum in the partial results; 0 as the sum says that the
+/// row sees nothing in this chunk.
+void soften_chunk(const Block& b, int base) noexcept {
+  for (int r = 0; r < b.rows; ++r) {
+    const int begin = most(base, b.low(r));
+    const int end = least(base + chunk_slots, b.high(r));
+    for (int h = 0; h < b.heads; ++h) {
+      const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
+      float* result = b.partial + query * b.state_stride;
+      float* scores = b.scores + query * score_stride;
+      result[0] = minus_infinity;
+      result[1] = 0.0F;
+      if (begin >= end || !mask_scores(b, r, base, begin, end, scores)) continue;
+      const int first = (begin - base) / 16 * 16;
+      const int last = (end - base + 15) / 16 * 16;
+      f32x16 top = set1(minus_infinity);
+      for (int i = first; i < last; i += 16) top = max(top, load(scores + i));
+      const float maximum = reduce_max(top);
+      f32x16 sum = zero_f32();
+      // All scores overflowed to -infinity: they weigh nothing, where infinity - infinity would be NaN.
+      const f32x16 shift = set1(maximum == minus_infinity ? 0.0F : maximum);
+      for (int i = first; i < last; i += 16) {
+        const f32x16 weight = exp(load(scores + i) - shift);
+        store(scores + i, weight);
+        sum += weight;
+      }
+      result[0] = maximum;
+      result[1] = reduce_add(sum);
+    }
+  }
+}
+
+/// A piece of the values of one chunk: slots [begin, end), dimensions [dim, dim + dims), dims a multiple of 16.
+template <class Element>
+struct ValueSlice {
+  const typename Element::Stored* values;  ///< of slot `begin`
+  std::ptrdiff_t stride;
+  int base;
+  int begin, end;
+  int dim, dims;
+  std::ptrdiff_t ahead;
+};
+
+/// Adds the weighted values of slots [begin, end) for queries [first, last), all of which see all of them.
+template <class Element>
+void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin, int end) noexcept {
+  if (begin >= end) return;
+  ValuePiece piece{};
+  piece.tokens = end - begin;
+  piece.out_stride = b.state_stride;
+  piece.value_stride = slice.stride;
+  piece.ahead = slice.ahead;
+  const typename Element::Stored* values = slice.values + (begin - slice.begin) * slice.stride;
+  for (int width; first < last; first += width) {
+    width = next_tile(last - first);
+    piece.p = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + (begin - slice.base);
+    for (int dim = 0, count; dim < slice.dims; dim += 16 * count) {
+      count = next_vectors((slice.dims - dim) / 16);
+      piece.out = b.partial + first * b.state_stride + 16 + slice.dim + dim;
+      with_shape(width, count, ValueCall<Element>{piece, values + dim});
+    }
+  }
+}
+
+/// The same for slots of which queries [first, last) may not see all: row by row, run by run.
+template <class Element>
+void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin,
+                        int end) noexcept {
+  if (begin >= end) return;
+  for (int query = first; query < last;) {
+    const int r = query / b.heads;
+    const int row_end = least(last, (r + 1) * b.heads);
+    const int to = least(end, b.high(r));
+    for (int slot = most(begin, b.low(r)); slot < to;) {
+      int run = slot;
+      if (b.task->visible == nullptr) run = to;
+      while (run < to && b.sees(r, run)) ++run;
+      add_values(b, slice, query, row_end, slot, run);
+      slot = run + 1;
+    }
+    query = row_end;
+  }
+}
+
+template <class Element>
+void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
+  for (int first = 0, width; first < b.queries; first += width) {
+    width = next_tile(b.queries - first);
+    // What all queries of the tile see; before the segment, if the segment has a matrix of its own.
+    int low = b.low((first + width - 1) / b.heads);
+    int high = b.high(first / b.heads);
+    if (b.task->visible != nullptr) high = least(high, b.task->slot_base);
+    if (low >= high) low = high = slice.end;
+    low = least(most(low, slice.begin), slice.end);
+    high = least(most(high, low), slice.end);
+    add_visible_values(b, slice, first, first + width, slice.begin, low);
+    add_values(b, slice, first, first + width, low, high);
+    add_visible_values(b, slice, first, first + width, high, slice.end);
+  }
+}
+
+/// Weighted sums of the values in the slots [begin, end) of the chunk that starts at slot `base`. `next` is memory
+/// that is needed afterwards, or null.
+template <class Element>
+void value_chunk(const Block& b, int base, int begin, int end, const std::byte* next) noexcept {
+  using Stored = typename Element::Stored;
+  const int padded = static_cast<int>(b.state_stride) - 16;
+  for (int i = 0; i < b.queries; ++i) {
+    float* sums = b.partial + i * b.state_stride + 16;
+    for (int d = 0; d < padded; d += 16) store(sums + d, zero_f32());
+  }
+  const int page = b.task->layout.page_tokens;
+  for (int part = base; part < end; part += part_slots) {
+    const int from = most(part, begin);
+    const int to = least(part + part_slots, end);
+    if (from >= to) continue;
+    if (part + part_slots < end) next = reinterpret_cast<const std::byte*>(b.values<Stored>(part + part_slots));
+    if (!(Element::converts && b.several_tiles()) && b.dims_v % 16 == 0) {
+      for (int slot = from, stop; slot < to; slot = stop) {
+        stop = least(to, (slot / page + 1) * page);
+        const Stored* values = b.values<Stored>(slot);
+        const std::ptrdiff_t ahead = next == nullptr ? 0 : next - reinterpret_cast<const std::byte*>(values);
+        value_slice(b, ValueSlice<Element>{values, b.dims_v, base, slot, stop, 0, b.dims_v, ahead});
+      }
+      continue;
+    }
+    for (int dim = 0; dim < padded; dim += part_dims) {
+      const int dims = least(part_dims, padded - dim);
+      for (int slot = from; slot < to; ++slot) {
+        const Stored* values = b.values<Stored>(slot) + dim;
+        float* row = b.stage + std::ptrdiff_t{part_dims} * (slot - from);
+        if (next != nullptr) {
+          const std::ptrdiff_t row_bytes = std::ptrdiff_t{sizeof(Stored)} * b.dims_v;
+          const std::byte* ahead = next + (slot - from) * row_bytes + std::ptrdiff_t{sizeof(Stored)} * dim;
+          for (int byte = 0; byte < dims * static_cast<int>(sizeof(Stored)); byte += 64) prefetch_far(ahead + byte);
+        }
+        int d = 0;
+        for (; d + 16 <= b.dims_v - dim && d < dims; d += 16) store(row + d, Element::read(values + d));
+        if (d < dims) store(row + d, Element::read_n(values + d, b.dims_v - dim - d));
+      }
+      value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, 0});
+    }
+  }
+}
+
+/// Maximum and sum of what was merged so far.
+struct Running {
+  float maximum = minus_infinity;
+  float sum = 0.0F;
+};
+enum class Merge { skip, take, scale_old, scale_new };
+
+/// Takes in a chunk's maximum and sum; `factor` is what the old or the new accumulators are multiplied by.
+SKALD_INLINE Merge merge_sums(Running& running, float maximum, float sum, float& factor) noexcept {
+  if (sum == 0.0F) return Merge::skip;
+  if (running.sum == 0.0F) {
+    running = {maximum, sum};
+    return Merge::take;
+  }
+  const float difference = running.maximum - maximum;
+  float lane[16];
+  store(lane, exp(set1(difference < 0 ? difference : -difference)));
+  factor = lane[0];
+  if (difference < 0) {
+    running = {maximum, running.sum * factor + sum};
+    return Merge::scale_old;
+  }
+  running.sum = sum * factor + running.sum;
+  return Merge::scale_new;
+}
+SKALD_INLINE f32x16 merge_values(Merge merge, f32x16 old_values, f32x16 new_values, f32x16 factor) noexcept {
+  if (merge == Merge::take) return new_values;
+  return merge == Merge::scale_old ? fma(old_values, factor, new_values) : fma(new_values, factor, old_values);
+}
+
+SKALD_INLINE void write_out(float* out, f32x16 values, int dims) noexcept {
+  if (dims >= 16) store(out, values);
+  else store_n(out, values, dims);
+}
+
+/// One chunk of a block into b.partial.
+template <class Element>
+void block_chunk(const Block& b, int base, const std::byte* next) noexcept {
+  const int begin = most(base, b.low(0));
+  const int end = least(base + chunk_slots, b.high(b.rows - 1));
+  if (begin < end) score_chunk<Element>(b, base, begin, end);
+  soften_chunk(b, base);
+  value_chunk<Element>(b, base, begin, end, next);
+}
+
+template <class Element>
+void chunk(const AttentionTask& task, std::int32_t index, std::byte* partial, std::byte* scratch) noexcept {
+  for (int begin = 0; begin < task.rows; begin += rows_per_block(task.heads)) {
+    Block b = make_block(task, begin, scratch);
+    b.partial = reinterpret_cast<float*>(partial) + begin * task.heads * b.state_stride;
+    block_chunk<Element>(b, index * chunk_slots, nullptr);
+  }
+}
+
+void merge(const AttentionTask& task, const std::byte* partials, std::size_t stride, std::int32_t count) noexcept {
+  const int dims = task.layout.head_dim_v;
+  const auto state_stride = static_cast<std::ptrdiff_t>(state_floats(dims));
+  for (int query = 0; query < task.rows * task.heads; ++query) {
+    float* out =
+        task.out + query / task.heads * task.out_stride + static_cast<std::ptrdiff_t>(query % task.heads) * dims;
+    for (int dim = 0; dim < dims; dim += 64) {
+      const int vectors = least(4, (dims - dim + 15) / 16);
+      Running running;
+      f32x16 values[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+      for (std::int32_t c = 0; c < count; ++c) {
+        const auto* part =
+            reinterpret_cast<const float*>(partials + static_cast<std::size_t>(c) * stride) + query * state_stride;
+        float factor = 1.0F;
+        const Merge how = merge_sums(running, part[0], part[1], factor);
+        if (how == Merge::skip) continue;
+        for (int v = 0; v < vectors; ++v) {
+          values[v] = merge_values(how, values[v], load(part + 16 + dim + 16 * v), set1(factor));
+        }
+      }
+      const f32x16 inverse = set1(1.0F / running.sum);
+      for (int v = 0; v < vectors; ++v) write_out(out + dim + 16 * v, values[v] * inverse, dims - dim - 16 * v);
+    }
+  }
+}
+
+/// Merges b.partial into b.state; `values`: the accumulators too.
+SKALD_INLINE void merge_block(const Block& b, bool values) noexcept {
+  for (int query = 0; query < b.queries; ++query) {
+    float* state = b.state + query * b.state_stride;
+    const float* part = b.partial + query * b.state_stride;
+    Running running{state[0], state[1]};
+    float factor = 1.0F;
+    const Merge how = merge_sums(running, part[0], part[1], factor);
+    if (how == Merge::skip) continue;
+    state[0] = running.maximum;
+    state[1] = running.sum;
+    if (!values) continue;
+    const f32x16 f = set1(factor);
+    for (std::ptrdiff_t d = 16; d < b.state_stride; d += 16) {
+      store(state + d, merge_values(how, load(state + d), load(part + d), f));
+    }
+  }
+}
+SKALD_INLINE void clear_state(const Block& b) noexcept {
+  for (int query = 0; query < b.queries; ++query) {
+    float* state = b.state + query * b.state_stride;
+    state[0] = minus_infinity;
+    for (std::ptrdiff_t d = 1; d < b.state_stride; ++d) state[d] = 0.0F;
+  }
+}
+
+template <class Element>
+void whole(const AttentionTask& task, std::byte* scratch) noexcept {
+  const int dims = task.layout.head_dim_v;
+  for (int begin = 0; begin < task.rows; begin += rows_per_block(task.heads)) {
+    const Block b = make_block(task, begin, scratch);
+    clear_state(b);
+    const int end = b.high(b.rows - 1);
+    for (int base = b.low(0) / chunk_slots * chunk_slots; base < end; base += chunk_slots) {
+      const bool more = base + chunk_slots < end;
+      const auto* next = more ? b.keys<typename Element::Stored>(base + chunk_slots) : nullptr;
+      block_chunk<Element>(b, base, reinterpret_cast<const std::byte*>(next));
+      merge_block(b, true);
+    }
+    for (int query = 0; query < b.queries; ++query) {
+      const float* state = b.state + query * b.state_stride;
+      float* out = b.out + query / b.heads * task.out_stride + static_cast<std::ptrdiff_t>(query % b.heads) * dims;
+      const f32x16 inverse = set1(1.0F / state[1]);
+      for (int d = 0; d < dims; d += 16) write_out(out + d, load(state + 16 + d) * inverse, dims - d);
+    }
+  }
+}
+
+/// Adds the probabilities of the slots of one chunk, given every query's maximum and sum in b.state.
+void add_probabilities(const Block& b, int base, int low, int high, int kind, float* scores) noexcept {
+  for (int slot = low; slot < high; ++slot) b.sums[slot - base] = scores[slot];
+  for (int r = 0; r < b.rows; ++r) {
+    const int begin = most(base, b.low(r));
+    const int end = least(base + chunk_slots, b.high(r));
+    if (begin >= end) continue;
+    for (int h = 0; h < b.heads; ++h) {
+      const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
+      float* s = b.scores + query * score_stride;
+      if (!mask_scores(b, r, base, begin, end, s)) continue;
+      const f32x16 maximum = set1(b.state[query * b.state_stride]);
+      const f32x16 inverse = set1(1.0F / b.state[query * b.state_stride + 1]);
+      for (int i = (begin - base) / 16 * 16; i < end - base; i += 16) {
+        const f32x16 probability = exp(load(s + i) - maximum) * inverse;
+        const f32x16 old = load(b.sums + i);
+        store(b.sums + i, kind == 0 ? old + probability : max(old, probability));
+      }
+    }
+  }
+  for (int slot = low; slot < high; ++slot) scores[slot] = b.sums[slot - base];
+}
+
+template <class Element>
+void add_scores(const AttentionTask& task, int kind, float* scores, std::byte* scratch) noexcept {
+  for (int begin = 0; begin < task.rows; begin += rows_per_block(task.heads)) {
+    const Block b = make_block(task, begin, scratch);
+    clear_state(b);
+    const int low = b.low(0);
+    const int high = b.high(b.rows - 1);
+    for (int i = 0; i < chunk_slots; ++i) b.sums[i] = 0.0F;
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int base = low / chunk_slots * chunk_slots; base < high; base += chunk_slots) {
+        const int from = most(base, low);
+        const int to = least(base + chunk_slots, high);
+        score_chunk<Element>(b, base, from, to);
+        if (pass == 0) {
+          soften_chunk(b, base);
+          merge_block(b, false);
+        } else {
+          add_probabilities(b, base, from, to, kind, scores);
+        }
+      }
+    }
+  }
+}
+
+template <class Element>
+void store_row(const float* k, const float* v, std::byte* page, const KvPageLayout& layout, std::int32_t head,
+               std::int32_t slot) noexcept {
+  using Stored = typename Element::Stored;
+  const auto tokens = static_cast<std::size_t>(layout.page_tokens);
+  const auto dims_k = static_cast<std::size_t>(layout.head_dim_k);
+  const auto dims_v = static_cast<std::size_t>(layout.head_dim_v);
+  auto* elements = reinterpret_cast<Stored*>(page) + static_cast<std::size_t>(head) * tokens * (dims_k + dims_v);
+  Stored* keys = elements + static_cast<std::size_t>(slot / 16) * 16 * dims_k + slot % 16;
+  Stored* values = elements + tokens * dims_k + static_cast<std::size_t>(slot) * dims_v;
+  Stored converted[16];
+  for (std::size_t d = 0; d < dims_k; d += 16) {
+    const int n = least(16, static_cast<int>(dims_k - d));
+    Element::write(converted, n == 16 ? load(k + d) : load_n(k + d, n));
+    for (int i = 0; i < n; ++i) keys[(d + static_cast<std::size_t>(i)) * 16] = converted[i];
+  }
+  for (std::size_t d = 0; d < dims_v; d += 16) {
+    const int n = least(16, static_cast<int>(dims_v - d));
+    Element::write(converted, n == 16 ? load(v + d) : load_n(v + d, n));
+    for (int i = 0; i < n; ++i) values[d + static_cast<std::size_t>(i)] = converted[i];
+  }
+}
+
+template <class Element>
+constexpr AttentionKernel make_kernel() noexcept {
+  return {Element::type, partial_bytes,  scratch_bytes,       chunk<Element>,
+          merge,         whole<Element>, add_scores<Element>, store_row<Element>};
+}
+constexpr AttentionKernel table[] = {make_kernel<Single>(), make_kernel<Half>(), make_kernel<Brain>()};
+
+}  // namespace
+
+const AttentionKernel* attention_kernels(int* count) noexcept {
+  *count = sizeof table / sizeof table[0];
+  return table;
+}
+
+}  // namespace SKALD_ISA
+}  // namespace kernels
+}  // namespace skald::inline v0
