@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::string_view where = "model.plan";
 constexpr std::uint64_t alignment = 64;
+constexpr std::int64_t default_context = 4096;
 
 // Sums and products of sizes, refused instead of wrapped.
 class Bytes {
@@ -53,10 +54,11 @@ void check_range(std::string_view what, std::int64_t value, std::int64_t min, st
 PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
   PlanOptions options = given;
   if (!options.backend) options.backend = make_reference_backend();
-  if (options.context == 0) options.context = spec.context_length;
+  if (options.context == 0) options.context = std::min<std::int64_t>(spec.context_length, default_context);
   if (options.logits_rows == 0) options.logits_rows = options.sequences;
   check_range("context", options.context, 1, limits::context);
   check_range("sequences", options.sequences, 1, 1 << 20);
+  check_range("heads_per_group", options.heads_per_group, 1, limits::heads);
   check_range("batch_tokens", options.batch_tokens, 1, limits::vocabulary);
   check_range("logits_rows", options.logits_rows, 1, limits::vocabulary);
   check_range("page_tokens", options.page_tokens, KvPageLayout::lane_tokens, attention_chunk);
@@ -77,10 +79,14 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
     if (!layer.attention) continue;
     const KvPageLayout page{.dtype = options.kv_type,
                             .page_tokens = options.page_tokens,
-                            .heads = 1,
+                            .heads = options.heads_per_group,
                             .head_dim_k = layer.attention->head_dim_k,
                             .head_dim_v = layer.attention->head_dim_v};
-    kv = kv + size(layer.attention->kv_heads) * size(options.sequences) * size(pages) * page.page_bytes();
+    if (layer.attention->kv_heads % options.heads_per_group != 0)
+      throw UsageError(where, fmt::format("heads_per_group {} does not divide {} KV heads", options.heads_per_group,
+                                          layer.attention->kv_heads));
+    kv = kv + size(layer.attention->kv_heads / options.heads_per_group) * size(options.sequences) * size(pages) *
+                  page.page_bytes();
     per_token = per_token + size(layer.attention->k_cols() + layer.attention->v_cols()) * page.element_bytes();
   }
   plan.kv = kv.value();

@@ -24,7 +24,16 @@
 #include <cstdint>
 
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512) || defined(SKALD_ISA_avx512vnni)
+// GCC 12 and 13 warn about the undefined operands that their own intrinsics pass on (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 #define SKALD_INLINE inline __attribute__((always_inline))
@@ -41,9 +50,7 @@
 #endif
 
 // What follows from the primitives.
-namespace skald::inline v0 {
-namespace kernels {
-namespace SKALD_ISA {
+namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
 inline constexpr int lanes = 16;
@@ -52,6 +59,7 @@ SKALD_INLINE f32x16& operator+=(f32x16& a, f32x16 b) noexcept { return a = a + b
 SKALD_INLINE f32x16& operator-=(f32x16& a, f32x16 b) noexcept { return a = a - b; }
 SKALD_INLINE f32x16& operator*=(f32x16& a, f32x16 b) noexcept { return a = a * b; }
 SKALD_INLINE i32x16& operator+=(i32x16& a, i32x16 b) noexcept { return a = a + b; }
+SKALD_INLINE i32x16& operator-=(i32x16& a, i32x16 b) noexcept { return a = a - b; }
 SKALD_INLINE f32x16 operator-(f32x16 a) noexcept { return from_bits(bits(a) ^ set1(INT32_MIN)); }
 
 SKALD_INLINE f32x16 load_bf16_n(const std::uint16_t* p, int n) noexcept {
@@ -104,6 +112,4 @@ SKALD_INLINE void unroll(F&& f) noexcept {
 #define SKALD_INLINE_LAMBDA __attribute__((always_inline))
 
 }  // namespace
-}  // namespace SKALD_ISA
-}  // namespace kernels
-}  // namespace skald::inline v0
+}  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -2,9 +2,7 @@
 
 // Part of simd/vec.hpp: AVX2, FMA, F16C.
 
-namespace skald::inline v0 {
-namespace kernels {
-namespace SKALD_ISA {
+namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
 struct f32x16 {
@@ -206,6 +204,4 @@ SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
 }
 
 }  // namespace
-}  // namespace SKALD_ISA
-}  // namespace kernels
-}  // namespace skald::inline v0
+}  // namespace skald::inline v0::kernels::SKALD_ISA

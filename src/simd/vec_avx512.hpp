@@ -2,9 +2,7 @@
 
 // Part of simd/vec.hpp: AVX-512 F, BW, DQ, VL.
 
-namespace skald::inline v0 {
-namespace kernels {
-namespace SKALD_ISA {
+namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
 struct f32x16 {
@@ -161,6 +159,4 @@ SKALD_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 a) noexcept { return {_mm512
 #endif
 
 }  // namespace
-}  // namespace SKALD_ISA
-}  // namespace kernels
-}  // namespace skald::inline v0
+}  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -2,11 +2,7 @@
 
 // Part of simd/vec.hpp: 16-byte vectors of the compiler, which GCC and Clang map to SSE2, NEON or plain code.
 
-#include <skald/core/half.hpp>
-
-namespace skald::inline v0 {
-namespace kernels {
-namespace SKALD_ISA {
+namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
 typedef float f32x4 __attribute__((vector_size(16)));
@@ -286,6 +282,4 @@ SKALD_INLINE i32x16 sra8_16(i32x16 a) noexcept {
 #undef SKALD_VEC_EACH
 
 }  // namespace
-}  // namespace SKALD_ISA
-}  // namespace kernels
-}  // namespace skald::inline v0
+}  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -11,16 +11,17 @@
 
 namespace skald::inline v0 {
 
-/// What a pipeline will be asked to do.
+/// What a pipeline will be asked to do. The defaults are those of a decoder.
 struct PlanOptions {
   AnyBackend backend{};  ///< null: make_cpu_backend()
   WeightLayout layout = WeightLayout::packed;
-  std::int64_t context = 0;         ///< tokens of one sequence; 0: the model's context length
-  std::int32_t sequences = 1;       ///< sequences that are full at the same time
-  DType kv_type = DType::f16;       ///< f32, f16 or bf16
-  std::int32_t page_tokens = 64;    ///< see KvPageLayout
-  std::int64_t batch_tokens = 512;  ///< most tokens of one batch
-  std::int64_t logits_rows = 0;     ///< most rows of logits of one batch; 0: one per sequence
+  std::int64_t context = 0;          ///< tokens of one sequence; 0: the model's context length, at most 4096
+  std::int32_t sequences = 4;        ///< sequences that are full at the same time
+  DType kv_type = DType::f16;        ///< f32, f16 or bf16
+  std::int32_t page_tokens = 64;     ///< see KvPageLayout
+  std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
+  std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together
+  std::int64_t logits_rows = 0;      ///< most rows of logits of one batch; 0: one per sequence
 };
 
 /// Bytes that a pipeline takes, before any is allocated.

@@ -43,6 +43,9 @@ class Cursor {
   }
 
   void read(void* out, std::uint64_t bytes, const char* what) {
+    if (bytes > left())
+      fail(position_, "the file of " + std::to_string(size_) + " bytes ends within the " + what + " of " +
+                          std::to_string(bytes) + " bytes");
     require(bytes, 1, what);
     auto* to = static_cast<std::byte*>(out);
     while (bytes > 0) {

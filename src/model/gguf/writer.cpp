@@ -1,15 +1,12 @@
 #include <skald/model/gguf/writer.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <skald/core/error.hpp>
+#include <skald/core/file.hpp>
 
 #include "model/gguf/format.hpp"
 
@@ -88,56 +85,6 @@ bool valid_name(std::string_view text, std::uint64_t max_bytes) {
 std::uint64_t aligned(std::uint64_t value, std::uint64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
 }
-
-/// A file that gets its name only when it is complete.
-class NewFile {
- public:
-  explicit NewFile(const std::string& path) : path_(path) {
-    for (int attempt = 0; attempt < 100 && fd_ < 0; ++attempt) {
-      partial_ = path + ".part" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
-      fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-      if (fd_ < 0 && errno != EEXIST) fail("cannot create", partial_);
-    }
-    if (fd_ < 0) fail("cannot create", partial_);
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-  ~NewFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!done_) ::unlink(partial_.c_str());
-  }
-
-  void write(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const auto put = ::write(fd_, bytes.data(), bytes.size());
-      if (put < 0) {
-        if (errno == EINTR) continue;
-        fail("cannot write", path_);
-      }
-      bytes = bytes.subspan(static_cast<std::size_t>(put));
-    }
-  }
-  void commit() {
-    // Without this, a power cut after the rename can leave a named but empty file.
-    if (::fsync(fd_) != 0) fail("cannot write", path_);
-    const int fd = fd_;
-    fd_ = -1;
-    if (::close(fd) != 0) fail("cannot write", path_);
-    if (::rename(partial_.c_str(), path_.c_str()) != 0) fail("cannot rename to", path_);
-    done_ = true;
-  }
-
- private:
-  [[noreturn]] static void fail(const char* what, const std::string& path) {
-    const int error = errno;
-    throw IoError(place, std::string(what) + ": " + std::strerror(error), {.file = path});
-  }
-
-  std::string path_;
-  std::string partial_{};
-  int fd_ = -1;
-  bool done_ = false;
-};
 
 }  // namespace
 
@@ -247,7 +194,7 @@ void GgufWriter::write(const Sink& sink) const {
 std::uint64_t GgufWriter::file_bytes() const { return header().size() + data_bytes_; }
 
 void GgufWriter::write_file(const std::string& path) const {
-  NewFile file(path);
+  AtomicFile file(path);
   write([&](std::span<const std::byte> bytes) { file.write(bytes); });
   file.commit();
 }

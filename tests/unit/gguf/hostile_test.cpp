@@ -166,6 +166,34 @@ TEST_CASE("model.gguf: a header that exceeds the limit is refused before it is r
   CHECK(memory.peak_bytes() < mebibyte);
 }
 
+TEST_CASE("model.gguf: a sparse file of a tebibyte cannot make the reader allocate what its header claims") {
+  auto raw = parse_raw(sample_writer().to_bytes());
+  const std::uint64_t claimed = std::uint64_t{1} << 39;
+  const Bytes claims[] = {bytes_of(std::uint32_t{raw_array}, std::uint32_t{raw_u8}, claimed),
+                          bytes_of(std::uint32_t{raw_array}, std::uint32_t{raw_string}, claimed / 8),
+                          bytes_of(std::uint32_t{raw_array}, std::uint32_t{raw_bool}, claimed),
+                          bytes_of(std::uint32_t{raw_string}, claimed)};
+  for (const auto& claim : claims) {
+    const auto start = bytes_of(raw.magic, raw.version, std::uint64_t{0}, std::uint64_t{1}) + gguf_string("k") + claim;
+    const AnyByteSource source(CallbackSource(std::uint64_t{1} << 40,
+                                              [&](std::uint64_t offset, std::span<std::byte> out) {
+                                                for (std::size_t i = 0; i < out.size(); ++i)
+                                                  out[i] = offset + i < start.size() ? start[offset + i] : std::byte{};
+                                              }),
+                               "sparse");
+    const AllocationCounter memory;
+    try {
+      (void)read_gguf(source);
+      FAIL_CHECK("accepted");
+    } catch (const FormatError& error) {
+      INFO(error.what());
+      CHECK(error.message().find("header limit") != std::string::npos);
+      CHECK(error.context().key == "k");
+    }
+    CHECK(memory.peak_bytes() < mebibyte);
+  }
+}
+
 TEST_CASE("model.gguf: many keys and tensors, and colliding prefixes, are read in linear work") {
   GgufWriter writer;
   const std::vector<std::byte> bytes(4);

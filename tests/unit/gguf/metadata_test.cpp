@@ -54,6 +54,8 @@ TEST_CASE("model.metadata: integers are read from any integer type whose value f
   CHECK(m.find_u64("absent") == std::nullopt);
   CHECK(m.find_u32("absent").value_or(9) == 9);
   CHECK(m.find_u32("u8") == 7u);
+  CHECK(m.find_i64("i64") == -5);
+  CHECK(!m.find_i64("absent"));
   refused([&] { (void)m.get_u64("i64"); }, "found -5, allowed is 0 to 18446744073709551615");
   refused([&] { (void)m.get_i64("u64"); }, "found 18446744073709551615");
   refused([&] { (void)m.get_u32("u64"); }, "allowed is 0 to 4294967295");
@@ -82,6 +84,8 @@ TEST_CASE("model.metadata: floats must be finite and fit") {
   CHECK(m.get_f64("f32") == 0.5);
   CHECK(m.get_f64("f64") == 1e300);
   CHECK(!m.find_f32("absent"));
+  CHECK(m.find_f64("f64") == 1e300);
+  CHECK(!m.find_f64("absent"));
   refused([&] { (void)m.get_f32("f64"); }, "does not fit f32");
   refused([&] { (void)m.get_f32("nan"); }, "finite");
   refused([&] { (void)m.get_f64("u8"); }, "found u8, allowed is f32 or f64");
@@ -90,6 +94,8 @@ TEST_CASE("model.metadata: floats must be finite and fit") {
 TEST_CASE("model.metadata: bool, string and strings come from their own type only") {
   const auto m = sample();
   CHECK(m.get_bool("bool"));
+  CHECK(m.find_bool("bool") == true);
+  CHECK(m.find_bool("absent").value_or(true));
   CHECK(m.get_string("text") == "hello");
   CHECK(*m.find_string("text") == "hello");
   CHECK(m.find_string("absent") == nullptr);
@@ -119,6 +125,7 @@ TEST_CASE("model.metadata: arrays convert element by element") {
   refused([&] { (void)m.get_array<std::int32_t>("flags"); }, "found array of bool");
   refused([&] { (void)m.get_array<std::int32_t>("u8"); }, "found u8, allowed is an array of integers");
   refused([&] { (void)m.get_array<std::string>("ints"); }, "an array of string");
+  refused([&] { (void)m.get_array<float>("words"); }, "found array of string, allowed is an array of f32 or f64");
 }
 
 TEST_CASE("model.metadata: keeps the order of insertion and refuses a second value for a key") {

@@ -127,6 +127,11 @@ TEST_CASE("model.gguf: other versions and byte orders are unsupported, and the e
   contains(message_of([&] { (void)read_gguf(with_version(1)); }), "found GGUF version 1, supported are 2 and 3");
   contains(message_of([&] { (void)read_gguf(with_version(0x03000000)); }), "big-endian");
   auto raw = parse_raw(valid);
+  contains(message_of([&] {
+             const auto bytes = sample_writer().to_bytes();
+             (void)read_gguf(memory_source({bytes.begin(), bytes.begin() + 14}));
+           }),
+           "sample.gguf: offset 8: the file of 14 bytes ends within the tensor count of 8 bytes");
   raw.tensors[2].type = 36;
   contains(message_of([&] { (void)read_gguf(memory_source(raw.encode())); }), "'c.weight'");
   contains(message_of([&] { (void)read_gguf(memory_source(raw.encode())); }), "type 36");

@@ -128,6 +128,26 @@ TEST_CASE("quant.activation: ties round to even and codes stay in [-127, 127]", 
   }
 }
 
+TEST_CASE("quant.activation: on the borders between codes it is x * (127 / top), not another order", "[quant]") {
+  TestRandom random(78);
+  std::size_t differs = 0;
+  for (int round = 0; round < 500; ++round) {
+    const auto top = static_cast<float>(0.5 + random.uniform());
+    std::vector<float> x(32);
+    for (int i = 0; i < 31; ++i) {
+      x[static_cast<std::size_t>(i)] = static_cast<float>((static_cast<int>(random.bits() % 127) + 0.5) * top / 127);
+    }
+    x[31] = top;
+    const float inverse = 127.0F / top;
+    const ActivationRow row(x, ActivationKind::q8_32);
+    for (std::size_t i = 0; i < 32; ++i) {
+      REQUIRE(row.view().codes[i] == static_cast<int>(std::nearbyint(x[i] * inverse)));
+      differs += std::nearbyint(x[i] / (top / 127.0F)) != std::nearbyint(x[i] * inverse);
+    }
+  }
+  CHECK(differs > 100);  // the data does tell the two apart
+}
+
 TEST_CASE("quant.activation: zero and tiny blocks have scale 0, a value that is not finite poisons its block",
           "[quant]") {
   for (const auto kind : int8_kinds) {

@@ -10,6 +10,7 @@
 #include "support/shared_data.hpp"
 
 using namespace skald_test;
+using skald::DType;
 
 namespace {
 
@@ -67,6 +68,9 @@ TEST_CASE("quant.encode: the error on a model's tensors is at most that of the r
     }
     REQUIRE(tensors == 8);
     INFO(name << ": rmse relative to the reference " << std::sqrt(ours / theirs));
-    CHECK(std::sqrt(ours / theirs) <= 1.0);
+    // The simple formats follow the same rule; the search of the K formats measured 0.9777, 0.9528 and 0.9716, and
+    // without its refinement of the block's scales 0.980, 0.958 and 0.973.
+    const double limit = type == DType::q4_k ? 0.979 : type == DType::q5_k ? 0.954 : type == DType::q6_k ? 0.9725 : 1.0;
+    CHECK(std::sqrt(ours / theirs) <= limit);
   }
 }

@@ -14,7 +14,7 @@ struct GgufOptions {
   /// (SIGBUS): switch off for files that may change.
   bool map = true;
   /// Largest header (metadata and tensor table) that is read; the largest published ones take about 30 MB.
-  std::uint64_t max_header_bytes = std::uint64_t{256} << 20;
+  std::uint64_t max_header_bytes = std::uint64_t{128} << 20;
 };
 
 /// Reads the structure of a GGUF container, version 2 or 3, little-endian (specification: github.com/ggml-org/ggml,

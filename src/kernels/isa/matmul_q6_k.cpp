@@ -1,0 +1,8 @@
+#include "kernels/matmul_drivers.inl.hpp"
+#include "kernels/matmul_parts.hpp"
+
+namespace skald::inline v0::kernels::SKALD_ISA {
+
+SKALD_DEFINE_MULTIPLY(q6_k, multiply<FormatQ6_K>)
+
+}  // namespace skald::inline v0::kernels::SKALD_ISA

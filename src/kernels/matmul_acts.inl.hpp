@@ -1,0 +1,190 @@
+#pragma once
+
+// Prepared activations: groups of up to twelve columns, each with its codes interleaved so that one 32-bit broadcast gives
+// four consecutive k of one column.
+//
+//   group of w columns (w = 12 but for the last), K columns of the weight:
+//     q8_32    codes [K / 4][w][4] int8, scales [K / 32][w] float, negated sums [K / 32][w] int32
+//     q8_256   codes [K / 4][w][4] int8, scales [K / 256][w] float, pairs of sums of 32 [K / 256][4][w],
+//              pairs of sums of 16 [K / 256][8][w]; a pair is two int16 in one int32
+//     f32      [K][w] float
+//   groups follow each other at multiples of 64 bytes
+//
+// Pairs of sums hold sums (0, 2), (1, 3), (4, 6), (5, 7) and so on: the order in which masks take 16-bit scale pairs out
+// of four packed bytes. Quantization is specified in skald/quant/activation.hpp.
+
+#include "simd/vec.hpp"
+
+namespace skald::inline v0::kernels::SKALD_ISA {
+namespace {
+
+inline constexpr int group_columns = 12;
+
+SKALD_INLINE int width_of_group(std::int64_t count, std::int64_t group) noexcept {
+  const std::int64_t left = count - group * group_columns;
+  return left < group_columns ? static_cast<int>(left) : group_columns;
+}
+
+struct ActsF32 {
+  static constexpr int id = 0;
+  static constexpr std::size_t group_bytes(std::int64_t cols, int width) noexcept {
+    return (static_cast<std::size_t>(cols) * static_cast<std::size_t>(width) * 4 + 63) / 64 * 64;
+  }
+};
+
+struct Acts32 {
+  static constexpr int id = 1;
+  static constexpr std::size_t group_bytes(std::int64_t cols, int width) noexcept {
+    return (static_cast<std::size_t>(cols + cols / 32 * 8) * static_cast<std::size_t>(width) + 63) / 64 * 64;
+  }
+  const std::byte* codes;
+  const float* scales;
+  const std::int32_t* negated_sums;
+  int width;
+
+  SKALD_INLINE Acts32(const std::byte* group, std::int64_t cols, int group_width, int column) noexcept {
+    const std::ptrdiff_t blocks = cols / 32;
+    width = group_width;
+    codes = group + 4 * column;
+    const std::byte* after = group + cols * width;
+    scales = reinterpret_cast<const float*>(after) + column;
+    negated_sums = reinterpret_cast<const std::int32_t*>(after) + blocks * width + column;
+  }
+  SKALD_INLINE void next() noexcept {
+    codes += 32 * width;
+    scales += width;
+    negated_sums += width;
+  }
+};
+
+struct Acts256 {
+  static constexpr int id = 2;
+  static constexpr std::size_t group_bytes(std::int64_t cols, int width) noexcept {
+    return (static_cast<std::size_t>(cols + cols / 256 * 52) * static_cast<std::size_t>(width) + 63) / 64 * 64;
+  }
+  const std::byte* codes;
+  const float* scales;
+  const std::int32_t* pairs32;
+  const std::int32_t* pairs16;
+  int width;
+
+  SKALD_INLINE Acts256(const std::byte* group, std::int64_t cols, int group_width, int column) noexcept {
+    const std::ptrdiff_t blocks = cols / 256;
+    width = group_width;
+    codes = group + 4 * column;
+    const std::byte* after = group + cols * width;
+    scales = reinterpret_cast<const float*>(after) + column;
+    pairs32 = reinterpret_cast<const std::int32_t*>(after) + blocks * width + column;
+    pairs16 = reinterpret_cast<const std::int32_t*>(after) + 5 * blocks * width + column;
+  }
+  SKALD_INLINE void next() noexcept {
+    codes += 256 * width;
+    scales += width;
+    pairs32 += 4 * width;
+    pairs16 += 8 * width;
+  }
+};
+
+template <class A>
+std::size_t acts_bytes(std::int64_t cols, std::int64_t count) noexcept {
+  const std::int64_t full = count / group_columns;
+  const int rest = static_cast<int>(count % group_columns);
+  return static_cast<std::size_t>(full) * A::group_bytes(cols, group_columns) + (rest ? A::group_bytes(cols, rest) : 0);
+}
+
+/// Quantizes N elements (32 or 256) to codes; returns the scale.
+template <int N>
+SKALD_INLINE float quantize_block(const float* x, std::int8_t* codes) noexcept {
+  const i32x16 magnitude_mask = set1(INT32_MAX);
+  i32x16 top = zero_i32();
+  for (int i = 0; i < N; i += 16) top = max(top, bits(load(x + i)) & magnitude_mask);
+  const std::int32_t top_bits = reduce_max(top);
+  if (top_bits >= 0x7F800000 || top_bits < 0x0D800000) {  // infinite or NaN; below 2^-100
+    for (int i = 0; i < N; ++i) codes[i] = 0;
+    return top_bits >= 0x7F800000 ? __builtin_nanf("") : 0.0F;
+  }
+  float largest;
+  __builtin_memcpy(&largest, &top_bits, 4);
+  const f32x16 inverse = set1(127.0F / largest);
+  const i32x16 limit = set1(127), lower = set1(-127);
+  for (int i = 0; i < N; i += 16)
+    store_i8(codes + i, max(min(round_to_i32(load(x + i) * inverse), limit), lower));
+  return largest / 127.0F;
+}
+
+SKALD_INLINE std::int32_t sum_of_16(const std::int8_t* codes) noexcept {
+  std::int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += codes[i];
+  return sum;
+}
+SKALD_INLINE std::int32_t pair_of(std::int32_t low, std::int32_t high) noexcept {
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(high) << 16) |
+                                   (static_cast<std::uint32_t>(low) & 0xFFFFu));
+}
+/// Spreads N codes over the four-byte fields of a column.
+template <int N>
+SKALD_INLINE void store_codes(std::byte* to, const std::int8_t* codes, std::ptrdiff_t width) noexcept {
+  for (int i = 0; i < N; i += 4) __builtin_memcpy(to + i * width, codes + i, 4);
+}
+
+SKALD_INLINE void prepare_token(ActsF32*, const float* x, std::int64_t cols, std::byte* group, int width,
+                                int column) noexcept {
+  float* to = reinterpret_cast<float*>(group) + column;
+  if (width == 1) {
+    __builtin_memcpy(to, x, static_cast<std::size_t>(cols) * 4);
+    return;
+  }
+  for (std::int64_t k = 0; k < cols; ++k) to[k * width] = x[k];
+}
+
+SKALD_INLINE void prepare_token(Acts32*, const float* x, std::int64_t cols, std::byte* group, int width,
+                                int column) noexcept {
+  const std::ptrdiff_t blocks = cols / 32;
+  auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
+  auto* sums = reinterpret_cast<std::int32_t*>(group + cols * width) + blocks * width + column;
+  for (std::ptrdiff_t b = 0; b < blocks; ++b) {
+    alignas(64) std::int8_t codes[32];
+    scales[b * width] = quantize_block<32>(x + 32 * b, codes);
+    store_codes<32>(group + 32 * b * width + 4 * column, codes, width);
+    sums[b * width] = -(sum_of_16(codes) + sum_of_16(codes + 16));
+  }
+}
+
+SKALD_INLINE void prepare_token(Acts256*, const float* x, std::int64_t cols, std::byte* group, int width,
+                                int column) noexcept {
+  const std::ptrdiff_t blocks = cols / 256;
+  auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
+  auto* pairs32 = reinterpret_cast<std::int32_t*>(group + cols * width) + blocks * width + column;
+  auto* pairs16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 5 * blocks * width + column;
+  for (std::ptrdiff_t b = 0; b < blocks; ++b) {
+    alignas(64) std::int8_t codes[256];
+    scales[b * width] = quantize_block<256>(x + 256 * b, codes);
+    store_codes<256>(group + 256 * b * width + 4 * column, codes, width);
+    std::int32_t s16[16], s32[8];
+    for (int i = 0; i < 16; ++i) s16[i] = sum_of_16(codes + 16 * i);
+    for (int i = 0; i < 8; ++i) s32[i] = s16[2 * i] + s16[2 * i + 1];
+    for (int i = 0; i < 4; ++i) {
+      const int first = i / 2 * 4 + i % 2;
+      pairs32[(4 * b + i) * width] = pair_of(s32[first], s32[first + 2]);
+    }
+    for (int i = 0; i < 8; ++i) {
+      const int first = i / 2 * 4 + i % 2;
+      pairs16[(8 * b + i) * width] = pair_of(s16[first], s16[first + 2]);
+    }
+  }
+}
+
+template <class A>
+void prepare_acts(const float* x, std::int64_t x_stride, std::int64_t cols, std::int64_t begin, std::int64_t end,
+                  std::byte* acts, std::int64_t count) noexcept {
+  const std::size_t full_bytes = A::group_bytes(cols, group_columns);
+  for (std::int64_t t = begin; t < end; ++t) {
+    const std::int64_t group = t / group_columns;
+    prepare_token(static_cast<A*>(nullptr), x + (t - begin) * x_stride, cols,
+                  acts + static_cast<std::size_t>(group) * full_bytes, width_of_group(count, group),
+                  static_cast<int>(t % group_columns));
+  }
+}
+
+}  // namespace
+}  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -1,0 +1,240 @@
+#pragma once
+
+// One block of the integer product: P panels of sixteen rows by N columns. Sums are exact integers; then one fold per output
+//   q8_32:   acc = fma(float(isum), scale * token scale, acc), and with minimums acc = fma(float(sum), minimum * token scale, acc)
+//   q8_256:  acc = fma(float(sum_j scale_j * isum_j), d * token scale, acc), then acc = fma(-float(sum_j m_j * sum_j), dmin * ...)
+// whatever P and N are, and whether the codes come from the packed panel or from an expanded one.
+
+#include "kernels/matmul_acts.inl.hpp"
+#include "kernels/matmul_formats.inl.hpp"
+
+namespace skald::inline v0::kernels::SKALD_ISA {
+namespace {
+
+/// Four consecutive codes of one column in all lanes.
+SKALD_INLINE u8x64 broadcast4(const std::byte* p) noexcept {
+  std::int32_t value;
+  __builtin_memcpy(&value, p, 4);
+  return bytes(set1(value));
+}
+
+/// Products of one group of four k: step S of a run.
+template <int Bits, int S>
+SKALD_INLINE void dot_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 w, u8x64 a,
+                           [[maybe_unused]] i32x16 multiplier) noexcept {
+#if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
+  if constexpr (Bits == 8) {
+    acc = dot2(acc, madd_signed(w ^ bytes(set1(static_cast<std::int32_t>(0x80808080))), a), multiplier);
+  } else {
+    // Largest int16 sum of a run: (2^Bits - 1) * 127 * 2 per step.
+    constexpr int limit = Bits == 4 ? 8 : Bits == 5 ? 4 : 2;
+    static_assert(limit * ((1 << Bits) - 1) * 254 <= 32767);
+    const i32x16 products = maddubs(w, a);
+    partial = S % limit == 0 ? products : add16(partial, products);
+    if constexpr (S % limit == limit - 1) acc = dot2(acc, partial, multiplier);
+  }
+#else
+  acc = dot4(acc, w, a);
+#endif
+}
+
+#if SKALD_VEC_REGISTERS == 4
+// The baseline: plain loops.
+
+template <class S, int P, int N>
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts32& a, float* acc) noexcept {
+  static_assert(P == 1);
+  i32x16 sum[N];
+  for (int c = 0; c < N; ++c) {
+    sum[c] = zero_i32();
+    if constexpr (S::offset_shift >= 0) sum[c] = shl<S::offset_shift>(set1(a.negated_sums[c]));
+  }
+  for (int g = 0; g < 8; ++g) {
+    const u8x64 codes = S::group(w, g);
+    for (int c = 0; c < N; ++c) sum[c] = dot4(sum[c], codes, broadcast4(a.codes + 4 * (g * a.width + c)));
+  }
+  const f32x16 scale = S::scale(w);
+  for (int c = 0; c < N; ++c) {
+    f32x16 result = fma(to_f32(sum[c]), scale * set1(a.scales[c]), load(acc + 16 * c));
+    if constexpr (S::has_minimum)
+      result = fnma(to_f32(set1(a.negated_sums[c])), S::minimum(w) * set1(a.scales[c]), result);
+    store(acc + 16 * c, result);
+  }
+}
+
+template <class S, int P, int N>
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts256& a, float* acc) noexcept {
+  static_assert(P == 1);
+  constexpr int groups = 64 / S::sub_blocks;
+  i32x16 total[N];
+  for (int c = 0; c < N; ++c) total[c] = zero_i32();
+  for (int sub = 0; sub < S::sub_blocks; ++sub) {
+    i32x16 sum[N];
+    for (int c = 0; c < N; ++c) sum[c] = zero_i32();
+    for (int g = sub * groups; g < (sub + 1) * groups; ++g) {
+      const u8x64 codes = S::group(w, g);
+      for (int c = 0; c < N; ++c) sum[c] = dot4(sum[c], codes, broadcast4(a.codes + 4 * (g * a.width + c)));
+    }
+    const i32x16 factor = S::sub_scale(w, sub);
+    for (int c = 0; c < N; ++c) total[c] += sum[c] * factor;
+  }
+  const f32x16 scale = S::scale(w);
+  for (int c = 0; c < N; ++c) {
+    const f32x16 token = set1(a.scales[c]);
+    if constexpr (S::offset_shift >= 0) {
+      i32x16 offsets = zero_i32();
+      for (int i = 0; i < 8; ++i) offsets = dot2(offsets, S::scale_pair(w, i), set1(a.pairs16[i * a.width + c]));
+      total[c] -= shl<S::offset_shift>(offsets);
+    }
+    f32x16 result = fma(to_f32(total[c]), scale * token, load(acc + 16 * c));
+    if constexpr (S::has_minimum) {
+      i32x16 minimums = zero_i32();
+      for (int i = 0; i < 4; ++i) minimums = dot2(minimums, S::minimum_pair(w, i), set1(a.pairs32[i * a.width + c]));
+      result = fnma(to_f32(minimums), S::minimum(w) * token, result);
+    }
+    store(acc + 16 * c, result);
+  }
+}
+
+#else
+/// Order in which the groups of 32 elements are visited: nibbles of one line together.
+SKALD_INLINE constexpr int nibble_order(int step) noexcept { return step / 2 + step % 2 * 4; }
+
+template <class S, int P, int N>
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, float* acc) noexcept {
+  i32x16 sum[P * N], partial[P * N];
+  const std::ptrdiff_t width = a.width;
+#if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
+  constexpr bool starts_at_zero = S::bits == 8 || S::offset_shift < 0;
+#else
+  constexpr bool starts_at_zero = S::offset_shift < 0;
+#endif
+  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    i32x16 start = zero_i32();
+    if constexpr (!starts_at_zero) start = shl<S::offset_shift>(set1(a.negated_sums[c]));
+    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
+  });
+  unroll<8>([&](auto step) SKALD_INLINE_LAMBDA {
+    constexpr int g = nibble_order(step);
+    u8x64 codes[P];
+    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { codes[p] = S::group(w + p * panel_stride, g); });
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
+      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+        dot_step<S::bits, step.value>(sum[p * N + c], partial[p * N + c], codes[p], x, set1(0x00010001));
+      });
+    });
+  });
+  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    const f32x16 scale = S::scale(w + p * panel_stride);
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      float* out = acc + 16 * (p * N + c);
+      const f32x16 token = set1(a.scales[c]);
+      f32x16 result = fma(to_f32(sum[p * N + c]), scale * token, load(out));
+      if constexpr (S::has_minimum)
+        result = fnma(to_f32(set1(a.negated_sums[c])), S::minimum(w + p * panel_stride) * token, result);
+      store(out, result);
+    });
+  });
+}
+
+template <class S, int P, int N>
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, float* acc) noexcept {
+  constexpr int groups = 64 / S::sub_blocks;
+  const std::ptrdiff_t width = a.width;
+  i32x16 total[P * N];
+  unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
+  const auto add_sub_block = [&](auto sub) SKALD_INLINE_LAMBDA {
+    i32x16 sum[P * N], partial[P * N], factor[P];
+    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { factor[p] = S::sub_scale(w + p * panel_stride, sub); });
+    if constexpr (!paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
+    unroll<groups>([&](auto step) SKALD_INLINE_LAMBDA {
+      const int g = sub * groups + step;
+      u8x64 codes[P];
+      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { codes[p] = S::group(w + p * panel_stride, g); });
+      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+        const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
+        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+          constexpr int i = p.value * N + c.value;
+          if constexpr (paired_multiplier)
+            dot_step<S::bits, step.value>(total[i], partial[i], codes[p], x, factor[p]);
+          else
+            dot_step<S::bits, step.value>(sum[i], partial[i], codes[p], x, factor[p]);
+        });
+      });
+    });
+    if constexpr (!paired_multiplier)
+      unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = total[i] + sum[i] * factor[i.value / N]; });
+  };
+  // A packed panel needs constant indices to take its bits apart; an expanded one does not.
+  if constexpr (S::packed) unroll<S::sub_blocks>(add_sub_block);
+  else
+    for (int sub = 0; sub < S::sub_blocks; ++sub) add_sub_block(sub);
+  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    const std::byte* panel = w + p * panel_stride;
+    const f32x16 scale = S::scale(panel);
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      i32x16 sum = total[p * N + c];
+      if constexpr (S::offset_shift >= 0) {
+        i32x16 offsets = zero_i32();
+        unroll<8>([&](auto i) SKALD_INLINE_LAMBDA {
+          offsets = dot2(offsets, S::scale_pair(panel, i), set1(a.pairs16[i * width + c]));
+        });
+        sum = sum - shl<S::offset_shift>(offsets);
+      }
+      float* out = acc + 16 * (p * N + c);
+      const f32x16 token = set1(a.scales[c]);
+      f32x16 result = fma(to_f32(sum), scale * token, load(out));
+      if constexpr (S::has_minimum) {
+        i32x16 minimums = zero_i32();
+        unroll<4>([&](auto i) SKALD_INLINE_LAMBDA {
+          minimums = dot2(minimums, S::minimum_pair(panel, i), set1(a.pairs32[i * width + c]));
+        });
+        result = fnma(to_f32(minimums), S::minimum(panel) * token, result);
+      }
+      store(out, result);
+    });
+  });
+}
+
+#endif
+
+/// A format's panel block with everything unpacked, for products with many columns: scale and minimum as floats, the
+/// multipliers and pairs of the K formats, then one 64-byte line of codes for each four k.
+template <class F>
+struct Expanded : F {
+  static constexpr bool packed = false;
+  static constexpr int multipliers = F::block_k == 256 ? F::sub_blocks : 0;
+  static constexpr int pairs = F::block_k == 32 ? 0 : F::has_minimum ? 4 : 8;
+  static constexpr int first_code_line = (F::has_minimum ? 2 : 1) + multipliers + pairs;
+  static constexpr int panel_block_bytes = 64 * (first_code_line + F::block_k / 4);
+
+  SKALD_INLINE static const float* floats(const std::byte* p) noexcept { return reinterpret_cast<const float*>(p); }
+  SKALD_INLINE static f32x16 scale(const std::byte* p) noexcept { return load(floats(p)); }
+  SKALD_INLINE static f32x16 minimum(const std::byte* p) noexcept { return load(floats(p) + 16); }
+  SKALD_INLINE static i32x16 sub_scale(const std::byte* p, int j) noexcept { return line(p, (F::has_minimum ? 2 : 1) + j); }
+  SKALD_INLINE static i32x16 minimum_pair(const std::byte* p, int i) noexcept { return line(p, 2 + multipliers + i); }
+  SKALD_INLINE static i32x16 scale_pair(const std::byte* p, int i) noexcept { return line(p, 1 + multipliers + i); }
+  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return load_bytes(p + 64 * (first_code_line + j)); }
+
+  static void expand(const std::byte* panel, std::int64_t cols, std::byte* to) noexcept {
+    for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, to += panel_block_bytes) {
+      store(reinterpret_cast<float*>(to), F::scale(panel));
+      if constexpr (F::has_minimum) store(reinterpret_cast<float*>(to) + 16, F::minimum(panel));
+      if constexpr (F::block_k == 256) {
+        std::byte* lines = to + (F::has_minimum ? 128 : 64);
+        unroll<multipliers>([&](auto j) SKALD_INLINE_LAMBDA { store_bytes(lines + 64 * j, bytes(F::sub_scale(panel, j))); });
+        lines += 64 * multipliers;
+        unroll<pairs>([&](auto i) SKALD_INLINE_LAMBDA {
+          if constexpr (F::has_minimum) store_bytes(lines + 64 * i, bytes(F::minimum_pair(panel, i)));
+          else store_bytes(lines + 64 * i, bytes(F::scale_pair(panel, i)));
+        });
+      }
+      std::byte* codes = to + 64 * first_code_line;
+      unroll<F::block_k / 4>([&](auto j) SKALD_INLINE_LAMBDA { store_bytes(codes + 64 * j, F::group(panel, j)); });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -1,0 +1,166 @@
+#pragma once
+
+// Loops around the block kernels: few columns straight from the packed panels, four panels at a time so that memory serves
+// four streams; many columns from expanded panels.
+
+#include "kernels/kernel_table.hpp"
+#include "kernels/matmul_blocks.inl.hpp"
+
+namespace skald::inline v0::kernels::SKALD_ISA {
+namespace {
+
+inline constexpr int streams = 4;
+inline constexpr std::ptrdiff_t prefetch_distance = 1536;
+
+#if SKALD_VEC_REGISTERS == 1
+inline constexpr int direct_columns = 12, tile_panels = 2, tile_columns = 12;
+#elif SKALD_VEC_REGISTERS == 2
+inline constexpr int direct_columns = 4, tile_panels = 1, tile_columns = 4;
+#else
+inline constexpr int direct_columns = 4, tile_panels = 0, tile_columns = 0;  // no expanded path
+#endif
+/// Columns from which on panels are expanded first. The result does not depend on it.
+inline constexpr std::int64_t expand_from = 24;
+
+/// Where a chunk of columns goes.
+struct Output {
+  float* data;  ///< row 0 of the first panel, first column of the chunk
+  std::ptrdiff_t stride;
+  std::int64_t rows;  ///< rows from there on
+};
+
+SKALD_INLINE void write_rows(const Output& out, int panel, int column, f32x16 value) noexcept {
+  float* to = out.data + column * out.stride + 16 * panel;
+  const std::int64_t left = out.rows - 16 * panel;
+  if (left >= 16) store(to, value);
+  else if (left > 0) store_n(to, value, static_cast<int>(left));
+}
+
+/// Acts of the format: its block size decides.
+template <int BlockK>
+struct ActsOf;
+template <>
+struct ActsOf<32> {
+  using type = Acts32;
+};
+template <>
+struct ActsOf<256> {
+  using type = Acts256;
+};
+
+/// Up to four panels by N columns from packed panels.
+template <class F, int N>
+void direct_chunk(const std::byte* panels, int panel_count, std::int64_t cols, typename ActsOf<F::block_k>::type acts,
+                  const Output& out) noexcept {
+  alignas(64) float acc[streams * N * 16];
+  __builtin_memset(acc, 0, sizeof(acc));
+  const auto bytes_per_panel = static_cast<std::ptrdiff_t>(panel_bytes<F>(cols));
+  for (std::ptrdiff_t at = 0; at < bytes_per_panel; at += F::panel_block_bytes) {
+    // Near a panel's end go on with the panel that this stream reads next.
+    const std::ptrdiff_t ahead =
+        at + prefetch_distance < bytes_per_panel ? at + prefetch_distance
+                                                 : at + prefetch_distance + (streams - 1) * bytes_per_panel;
+    for (int s = 0; s < panel_count; ++s) {
+      const std::byte* panel = panels + s * bytes_per_panel;
+      for (int i = 0; i < F::panel_block_bytes; i += 64) prefetch(panel + ahead + i);
+      fold_block<F, 1, N>(panel + at, 0, acts, acc + 16 * N * s);
+    }
+    acts.next();
+  }
+  for (int s = 0; s < panel_count; ++s)
+    for (int c = 0; c < N; ++c) write_rows(out, s, c, load(acc + 16 * (N * s + c)));
+}
+
+/// Computes as many of n columns as one instance takes at once, and returns how many.
+template <class F>
+SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panels, int panel_count, std::int64_t cols,
+                                 const typename ActsOf<F::block_k>::type& acts, const Output& out) noexcept {
+  if constexpr (direct_columns >= 12)
+    if (n >= 12) return direct_chunk<F, 12>(panels, panel_count, cols, acts, out), 12;
+  if constexpr (direct_columns >= 8)
+    if (n >= 8) return direct_chunk<F, 8>(panels, panel_count, cols, acts, out), 8;
+  if (n >= 4) return direct_chunk<F, 4>(panels, panel_count, cols, acts, out), 4;
+  if (n == 3) return direct_chunk<F, 3>(panels, panel_count, cols, acts, out), 3;
+  if (n == 2) return direct_chunk<F, 2>(panels, panel_count, cols, acts, out), 2;
+  return direct_chunk<F, 1>(panels, panel_count, cols, acts, out), 1;
+}
+
+/// tile_panels panels by the twelve columns of a group from expanded panels.
+template <class F, int P>
+void tile_group(const std::byte* expanded, std::ptrdiff_t panel_stride, std::int64_t cols, const std::byte* group,
+                const Output& out) noexcept {
+  using E = Expanded<F>;
+  for (int c0 = 0; c0 < group_columns; c0 += tile_columns) {
+    alignas(64) float acc[P * tile_columns * 16];
+    __builtin_memset(acc, 0, sizeof(acc));
+    typename ActsOf<F::block_k>::type acts(group, cols, group_columns, c0);
+    acts.width = group_columns;
+    for (std::int64_t b = 0; b < cols / F::block_k; ++b, acts.next()) {
+      acts.width = group_columns;  // known to the compiler
+      fold_block<E, P, tile_columns>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc);
+    }
+    for (int p = 0; p < P; ++p)
+      for (int c = 0; c < tile_columns; ++c) write_rows(out, p, c0 + c, load(acc + 16 * (p * tile_columns + c)));
+  }
+}
+
+template <class F>
+std::size_t scratch_bytes(std::int64_t cols, std::int64_t count) noexcept {
+  if (tile_panels == 0 || count < expand_from) return 0;
+  return static_cast<std::size_t>(tile_panels) * static_cast<std::size_t>(cols / F::block_k) *
+         Expanded<F>::panel_block_bytes;
+}
+
+/// Columns [begin, end) of up to four panels without expansion.
+template <class F>
+void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulColumns& columns, std::int64_t begin,
+                     const Output& out) noexcept {
+  using A = typename ActsOf<F::block_k>::type;
+  const std::int64_t panel_count = (out.rows + 15) / 16;
+  const std::size_t bytes_per_panel = panel_bytes<F>(cols), full_bytes = A::group_bytes(cols, group_columns);
+  for (std::int64_t p = 0; p < panel_count; p += streams) {
+    const int now = panel_count - p < streams ? static_cast<int>(panel_count - p) : streams;
+    for (std::int64_t c = begin; c < columns.end;) {
+      const std::int64_t group = c / group_columns;
+      const int width = width_of_group(columns.count, group), inside = static_cast<int>(c % group_columns);
+      std::int64_t n = columns.end - c;
+      if (n > width - inside) n = width - inside;
+      const A acts(columns.acts + static_cast<std::size_t>(group) * full_bytes, cols, width, inside);
+      const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
+      c += direct_dispatch<F>(n, panels + static_cast<std::size_t>(p) * bytes_per_panel, now, cols, acts, to);
+    }
+  }
+}
+
+template <class F>
+void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols, MatmulColumns columns, float* out,
+              std::int64_t out_stride, std::byte* scratch) noexcept {
+  using A = typename ActsOf<F::block_k>::type;
+  std::int64_t direct_begin = columns.begin;
+  if constexpr (tile_panels > 0) {
+    if (columns.end - columns.begin >= expand_from) {
+      // Whole groups of twelve; what is left goes the direct way.
+      const std::int64_t tiled_end = columns.end / group_columns * group_columns;
+      direct_begin = tiled_end;
+      const std::size_t bytes_per_panel = panel_bytes<F>(cols), full_bytes = A::group_bytes(cols, group_columns);
+      const std::ptrdiff_t expanded_bytes = cols / F::block_k * Expanded<F>::panel_block_bytes;
+      for (std::int64_t row = 0; row < row_count; row += 16 * tile_panels) {
+        const int now = row_count - row > 16 ? tile_panels : 1;
+        for (int p = 0; p < now; ++p)
+          Expanded<F>::expand(panels + static_cast<std::size_t>(row / 16 + p) * bytes_per_panel, cols,
+                              scratch + p * expanded_bytes);
+        for (std::int64_t c = columns.begin; c < tiled_end; c += group_columns) {
+          const std::byte* group = columns.acts + static_cast<std::size_t>(c / group_columns) * full_bytes;
+          const Output to{out + c * out_stride + row, out_stride, row_count - row};
+          if (now == tile_panels) tile_group<F, tile_panels>(scratch, expanded_bytes, cols, group, to);
+          else tile_group<F, 1>(scratch, expanded_bytes, cols, group, to);
+        }
+      }
+    }
+  }
+  if (direct_begin < columns.end)
+    multiply_direct<F>(panels, cols, columns, direct_begin, Output{out, out_stride, row_count});
+}
+
+}  // namespace
+}  // namespace skald::inline v0::kernels::SKALD_ISA
