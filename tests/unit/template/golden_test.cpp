@@ -81,3 +81,15 @@ TEST_CASE("text.chat_template: renders expressions and statements as Jinja2 does
   }
   REQUIRE(count > 600);
 }
+
+TEST_CASE("text.chat_template: renders templates of the published families' structure as Jinja2 does") {
+  std::size_t count = 0;
+  for (const Json& c : golden()["families"]) {
+    const std::string name = field(c, "family");
+    const std::string conversation = field(c, "conversation");
+    INFO(name << ", " << conversation);
+    check(c, skald_test::read_text(folder + "families/" + name), inputs_of(golden()["conversations"][conversation]));
+    ++count;
+  }
+  REQUIRE(count >= 13 * 10);
+}
