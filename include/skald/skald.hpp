@@ -1,0 +1,24 @@
+#pragma once
+
+/// Everything an application needs. Each header also compiles alone.
+
+#include <skald/backend/backend.hpp>
+#include <skald/config.hpp>
+#include <skald/core/byte_source.hpp>
+#include <skald/core/dtype.hpp>
+#include <skald/core/error.hpp>
+#include <skald/core/executor.hpp>
+#include <skald/core/log.hpp>
+#include <skald/core/progress.hpp>
+#include <skald/core/tensor.hpp>
+#include <skald/decoder/decoder.hpp>
+#include <skald/decoder/embedding_rows.hpp>
+#include <skald/generate/generate.hpp>
+#include <skald/generate/sampler.hpp>
+#include <skald/model/gguf/reader.hpp>
+#include <skald/model/model.hpp>
+#include <skald/model/plan.hpp>
+#include <skald/simd/isa.hpp>
+#include <skald/text/chat_template.hpp>
+#include <skald/text/detokenizer.hpp>
+#include <skald/text/tokenizer.hpp>
