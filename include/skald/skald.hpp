@@ -19,6 +19,5 @@
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>
 #include <skald/simd/isa.hpp>
-#include <skald/text/chat_template.hpp>
 #include <skald/text/detokenizer.hpp>
 #include <skald/text/tokenizer.hpp>

@@ -14,7 +14,6 @@
 #include <skald/core/progress.hpp>
 #include <skald/decoder/session.hpp>
 #include <skald/generate/sampler.hpp>
-#include <skald/text/chat_template.hpp>
 #include <skald/text/tokenizer.hpp>
 
 namespace skald::inline v0 {
@@ -99,7 +98,7 @@ class SKALD_API Generation {
       return *this;
     }
     void operator++(int) { owner_->advance(); }
-    friend bool operator==(const Iterator& it, std::default_sentinel_t) noexcept { return it.owner_->done(); }
+    [[nodiscard]] bool operator==(std::default_sentinel_t) const noexcept { return owner_->done(); }
 
    private:
     Generation* owner_;
@@ -130,23 +129,5 @@ class SKALD_API Generation {
 /// The same with tokens.
 [[nodiscard]] SKALD_API Generation generate(Session& session, std::span<const TokenId> prompt,
                                             GenerateOptions options = {});
-
-/// A conversation with a model's own chat template. Each turn renders the whole conversation and computes only what
-/// differs from the session's memory.
-class SKALD_API Chat {
- public:
-  /// @throws UsageError if the model has no chat template; what the template's parser threw.
-  explicit Chat(Session session, GenerateOptions options = {}, std::string system = {});
-  /// Adds a user message and generates the reply, which joins the conversation as far as it is read.
-  Generation& send(std::string_view message);
-  [[nodiscard]] const std::vector<ChatMessage>& messages() const noexcept { return messages_; }
-  [[nodiscard]] Session& session() noexcept { return *session_; }
-
- private:
-  std::unique_ptr<Session> session_;  // stays in place when the chat moves: the reply refers to it
-  GenerateOptions options_;
-  std::vector<ChatMessage> messages_;
-  std::optional<Generation> reply_;
-};
 
 }  // namespace skald::inline v0
