@@ -13,11 +13,13 @@
 #include <skald/core/tensor.hpp>
 #include <skald/decoder/decoder.hpp>
 #include <skald/decoder/embedding_rows.hpp>
+#include <skald/generate/chat.hpp>
 #include <skald/generate/generate.hpp>
 #include <skald/generate/sampler.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>
 #include <skald/simd/isa.hpp>
+#include <skald/text/chat_template.hpp>
 #include <skald/text/detokenizer.hpp>
 #include <skald/text/tokenizer.hpp>

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <skald/generate/generate.hpp>
+#include <skald/text/chat_template.hpp>
+
+namespace skald::inline v0 {
+
+/// A conversation with a model's own chat template. Each turn renders the whole conversation and computes only what
+/// differs from the session's memory.
+class SKALD_API Chat {
+ public:
+  /// @throws UsageError if the model has no chat template; what the template's parser threw.
+  explicit Chat(Session session, GenerateOptions options = {}, std::string system = {});
+  /// Adds a user message and generates the reply, which joins the conversation as far as it is read.
+  Generation& send(std::string_view message);
+  [[nodiscard]] const std::vector<ChatMessage>& messages() const noexcept { return messages_; }
+  [[nodiscard]] Session& session() noexcept { return *session_; }
+
+ private:
+  std::unique_ptr<Session> session_;  // stays in place when the chat moves: the reply refers to it
+  GenerateOptions options_;
+  std::vector<ChatMessage> messages_;
+  std::optional<Generation> reply_;
+};
+
+}  // namespace skald::inline v0
