@@ -1,0 +1,65 @@
+#include <cstdio>
+#include <iostream>
+
+#include <fmt/format.h>
+
+#include "common.hpp"
+
+namespace skald_cli {
+
+namespace {
+
+struct ChatFlags {
+  ModelFlags model;
+  DecoderFlags decoder;
+  SamplerFlags sampler;
+  std::string system;
+  std::int64_t max_tokens = 512;
+};
+
+int run(const ChatFlags& flags, const Global& global) {
+  const auto model = flags.model.load(global);
+  const skald::Decoder decoder(model, flags.decoder.options());
+  skald::GenerateOptions options;
+  options.max_tokens = flags.max_tokens;
+  options.sampler = flags.sampler.options;
+  options.stop_token = stop_on_interrupt();
+  skald::Chat chat(decoder.new_session(), options, flags.system);
+  if (!global.quiet) fmt::print(stderr, "{}; an empty line or end of input ends the conversation\n", model.info().description);
+  std::string line;
+  while (true) {
+    if (!global.quiet) fmt::print(stderr, "> ");
+    if (!std::getline(std::cin, line) || line.empty()) break;
+    auto& reply = chat.send(line);
+    for (const auto& piece : reply) {
+      std::fwrite(piece.text.data(), 1, piece.text.size(), stdout);
+      std::fflush(stdout);
+    }
+    fmt::print("\n");
+    if (!global.quiet) {
+      const auto timing = reply.timing();
+      fmt::print(stderr, "[{} new prompt tokens, {} generated, {:.1f} tokens/s, {}]\n", timing.prompt_tokens,
+                 timing.generated_tokens, timing.tokens_per_second(), skald::to_string(reply.finish_reason()));
+    }
+    if (reply.finish_reason() == skald::FinishReason::cancelled) throw skald::CancelledError("cli.chat", "interrupted");
+    if (reply.finish_reason() == skald::FinishReason::context)
+      throw skald::UsageError("cli.chat", "the context of " + std::to_string(chat.session().context()) +
+                                              " tokens is full; give a larger -c");
+  }
+  return exit_ok;
+}
+
+}  // namespace
+
+void add_chat(CLI::App& app, Global& global, std::vector<Command>& commands) {
+  auto* command = app.add_subcommand("chat", "Talk with a model, with its own chat template; lines from standard input");
+  auto flags = std::make_shared<ChatFlags>();
+  flags->model.add_to(*command);
+  flags->decoder.add_to(*command);
+  flags->sampler.add_to(*command);
+  command->add_option("--system,--sys", flags->system, "System message");
+  command->add_option("-n,--n-predict", flags->max_tokens, "Most tokens per reply")->capture_default_str();
+  commands.push_back({command, [flags, &global] { return run(*flags, global); }});
+}
+
+}  // namespace skald_cli
