@@ -11,6 +11,7 @@
 #include <skald/core/error.hpp>
 #include <skald/model/gguf/vocabulary.hpp>
 #include <skald/quant/row_codec.hpp>
+#include <skald/text/chat_template.hpp>
 #include <skald/text/tokenizer.hpp>
 
 #include "model/fingerprint.hpp"
@@ -107,6 +108,32 @@ void ModelLoader::load_text() {
   if (!options_.tokenizer || !metadata.contains("tokenizer.ggml.model")) return;
   impl_->tokenizer = std::make_shared<const Tokenizer>(vocabulary_from_metadata(metadata));
   throw_if_stopped(options_.stop, where);
+  load_chat_template();
+}
+
+void ModelLoader::load_chat_template() {
+  constexpr std::string_view key = "tokenizer.chat_template";
+  const Metadata& metadata = file_->metadata();
+  if (!metadata.contains(key)) return;
+  const Tokenizer& tokenizer = *impl_->tokenizer;
+  const auto text_of = [&](TokenId token) {
+    return token < 0 ? std::string() : std::string(tokenizer.token_text(token));
+  };
+  try {
+    impl_->chat_template = std::make_shared<const ChatTemplate>(metadata.get_string(key), text_of(tokenizer.bos()),
+                                                                text_of(tokenizer.eos()));
+  } catch (const Error& error) {
+    // A bad template disables chat, not the model. The copy says where the template came from.
+    ErrorContext context = error.context();
+    context.file = file_->name();
+    context.key = key;
+    try {
+      detail::throw_error(error.code(), error.where(), error.message(), std::move(context));
+    } catch (...) {
+      impl_->chat_template_error = std::current_exception();
+    }
+    log(LogLevel::warning, fmt::format("the chat template is refused: {}", error.what()));
+  }
 }
 
 void ModelLoader::load_vectors() {

@@ -54,6 +54,7 @@ class ModelLoader {
  private:
   void check();  // all that metadata and shapes can tell
   void load_text();
+  void load_chat_template();
   void load_vectors();
   void load_weights();
   void finish();

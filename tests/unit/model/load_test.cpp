@@ -10,6 +10,7 @@
 #include <skald/model/architecture.hpp>
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>
+#include <skald/text/chat_template.hpp>
 #include <skald/text/tokenizer.hpp>
 
 #include "support/catch.hpp"
@@ -346,4 +347,46 @@ TEST_CASE("model.load: comes with the tokenizer, unless told not to") {
   const Model no_vocabulary = Model::load(source_of(bare), recording(make_recording_backend()));
   CHECK_FALSE(no_vocabulary.has_tokenizer());
   CHECK_THROWS_AS(no_vocabulary.tokenizer(), UsageError);
+}
+
+TEST_CASE("model.load: comes with the chat template, which knows the begin and end tokens") {
+  TinyModel tiny = tiny_model();
+  CHECK(Model::load(source_of(tiny), recording(make_recording_backend())).chat_template() == nullptr);
+  tiny.set(
+      "tokenizer.chat_template",
+      std::string("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"));
+  const Model model = Model::load(source_of(tiny), recording(make_recording_backend()));
+  REQUIRE(model.chat_template() != nullptr);
+  CHECK(model.chat_template()->apply({.messages = {{.role = "user", .content = "hi"}}}) == "<s>[user]hi</s>");
+  LoadOptions options = recording(make_recording_backend());
+  options.tokenizer = false;
+  CHECK(Model::load(source_of(tiny), options).chat_template() == nullptr);
+}
+
+TEST_CASE("model.load: a chat template that is refused disables chat only, and says why when asked for") {
+  const auto check = [](MetadataValue value, ErrorCode code) {
+    TinyModel tiny = tiny_model();
+    tiny.set("tokenizer.chat_template", std::move(value));
+    std::vector<std::string> warnings;
+    LoadOptions options = recording(make_recording_backend());
+    options.log = [&](const LogEvent& event) {
+      if (event.level == LogLevel::warning) warnings.emplace_back(event.message);
+    };
+    const Model model = Model::load(source_of(tiny), options);
+    CHECK(model.has_tokenizer());
+    CHECK(warnings.size() == 1);
+    for (int i = 0; i < 2; ++i) {
+      try {
+        static_cast<void>(model.chat_template());
+        FAIL_CHECK("no error");
+      } catch (const Error& error) {
+        CHECK(error.code() == code);
+        CHECK(error.context().file == "tiny.gguf");
+        CHECK(error.context().key == "tokenizer.chat_template");
+      }
+    }
+  };
+  check(std::string("{% if %}"), ErrorCode::format);
+  check(std::string("{{ messages"), ErrorCode::format);
+  check(std::uint32_t{7}, ErrorCode::format);
 }
