@@ -70,7 +70,7 @@ void ModelLoader::check() {
   auto [spec, unread_keys] = read_spec_and_rest(*file_);
   bound_ = bind_tensors(*file_, spec);
   impl_->spec = std::move(spec);
-  impl_->backend = options_.backend ? options_.backend : make_reference_backend();
+  impl_->backend = options_.backend ? options_.backend : make_cpu_backend();
   impl_->layout = options_.layout;
 
   MemoryPlan plan;

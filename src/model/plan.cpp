@@ -53,7 +53,7 @@ void check_range(std::string_view what, std::int64_t value, std::int64_t min, st
 
 PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
   PlanOptions options = given;
-  if (!options.backend) options.backend = make_reference_backend();
+  if (!options.backend) options.backend = make_cpu_backend();
   if (options.context == 0) options.context = std::min<std::int64_t>(spec.context_length, default_context);
   if (options.logits_rows == 0) options.logits_rows = options.sequences;
   check_range("context", options.context, 1, limits::context);

@@ -390,3 +390,10 @@ TEST_CASE("model.load: a chat template that is refused disables chat only, and s
   check(std::string("{{ messages"), ErrorCode::format);
   check(std::uint32_t{7}, ErrorCode::format);
 }
+
+TEST_CASE("model.load: uses the cpu backend unless told otherwise") {
+  const auto source = source_of(tiny_model());
+  const Model model = Model::load(source);
+  CHECK(model.backend()->info().name == "cpu");
+  CHECK(model.info().weight_bytes == plan(read_gguf(source)).weights);
+}

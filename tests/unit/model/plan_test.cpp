@@ -23,7 +23,8 @@ TEST_CASE("model.plan: bytes of weights and vectors are those that a load holds"
   if (have_shared("goldens/quants/models"))
     for (const char* name : {"F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M-mix"})
       files.push_back(shared_path(std::string("goldens/quants/models/quant-") + name + ".gguf"));
-  for (const AnyBackend& backend : {make_reference_backend(), AnyBackend(make_recording_backend())}) {
+  for (const AnyBackend& backend :
+       {make_reference_backend(), make_cpu_backend(), AnyBackend(make_recording_backend())}) {
     for (const std::string& file : files) {
       CAPTURE(file, backend->info().name);
       const MemoryPlan planned = plan(file, {.backend = backend});
