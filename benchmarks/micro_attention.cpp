@@ -3,7 +3,7 @@
 //
 //   skald_micro_attention --benchmark_filter=avx512vnni --benchmark_repetitions=5
 //
-// prefill/ISA/TYPE/LENGTH   one KV head with its 4 query heads over a whole prompt, in tasks of 16 rows: FLOP/s
+// prefill/ISA/TYPE/LENGTH   one KV head with its 4 query heads over a whole prompt, in tasks of 64 rows: FLOP/s
 // decode/ISA/TYPE/LENGTH    one token, all KV heads, keys and values from memory: bytes of keys and values per second
 
 #include <benchmark/benchmark.h>
@@ -34,7 +34,7 @@ constexpr int query_heads = 4;  // per KV head
 constexpr int kv_heads = 8;
 constexpr int dims = 64;
 constexpr int page_tokens = 64;
-constexpr int task_rows = 16;
+constexpr int task_rows = 64;
 
 const AttentionKernel* find_kernel(skald::Isa isa, DType type) {
   int count = 0;

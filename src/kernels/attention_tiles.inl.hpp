@@ -9,16 +9,20 @@
 #define SKALD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/// Queries and 16-lane vectors of the widest tile: what fits in the registers beside one row of operands.
+/// Queries and 16-lane vectors of the widest tile: what fits in the registers beside one row of operands; and up to
+/// how many queries convert keys and values in the tile.
 #if SKALD_VEC_REGISTERS == 1
 inline constexpr int tile_queries = 6;
 inline constexpr int tile_vectors = 4;
+inline constexpr int direct_queries = 12;
 #elif SKALD_VEC_REGISTERS == 2
 inline constexpr int tile_queries = 6;
 inline constexpr int tile_vectors = 1;
+inline constexpr int direct_queries = 12;
 #else
 inline constexpr int tile_queries = 3;
 inline constexpr int tile_vectors = 1;
+inline constexpr int direct_queries = 3;
 #endif
 
 /// e^x for x <= 0, at most 2 units in the last place off; exactly 0 below -87; NaN stays NaN.

@@ -77,8 +77,9 @@ struct Block {
     return reinterpret_cast<const Stored*>(page_of(slot) + values_offset) +
            static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * dims_v;
   }
-  /// More than one tile reads the keys and values: they are converted once.
-  SKALD_INLINE bool several_tiles() const noexcept { return next_tile(queries) < queries; }
+  /// Many queries read the keys and values: they are converted once for all. With few it is better to convert them in
+  /// the registers of each tile, so that the arithmetic goes on while memory is read.
+  SKALD_INLINE bool many_queries() const noexcept { return queries > direct_queries; }
 };
 
 SKALD_INLINE int rows_per_block(int heads) noexcept { return most(1, block_queries / heads); }
@@ -191,7 +192,7 @@ void score_chunk(const Block& b, int base, int begin, int end) noexcept {
     for (int slot = from; slot < to; slot += 16) direct.keys[(slot - from) / 16] = b.keys<Stored>(slot);
     direct.next = reinterpret_cast<const std::byte*>(part + part_slots < end ? b.keys<Stored>(part + part_slots)
                                                                              : b.values<Stored>(begin));
-    if (!(Element::converts && b.several_tiles())) {
+    if (!(Element::converts && b.many_queries())) {
       direct.dims = b.dims_k;
       score_piece(b, base, direct);
       continue;
@@ -355,7 +356,7 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
     const int to = least(part + part_slots, end);
     if (from >= to) continue;
     if (part + part_slots < end) next = reinterpret_cast<const std::byte*>(b.values<Stored>(part + part_slots));
-    if (!(Element::converts && b.several_tiles()) && b.dims_v % 16 == 0) {
+    if (!(Element::converts && b.many_queries()) && b.dims_v % 16 == 0) {
       for (int slot = from, stop; slot < to; slot = stop) {
         stop = least(to, (slot / page + 1) * page);
         const Stored* values = b.values<Stored>(slot);
