@@ -124,7 +124,8 @@ void DecoderImpl::make_buffers() {
   attention_ = make(sizes_.attention);
   ffn_ = make(sizes_.ffn);
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
-  stream_ = backend.new_stream(stream_limits(spec, rows, options_.context, options_.parallel));
+  stream_ = backend.new_stream(
+      stream_limits(spec, rows, options_.context, options_.parallel, model_.weight_types()));
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
   positions_.resize(static_cast<std::size_t>(rows));

@@ -25,6 +25,7 @@ struct Model::Impl {
   Metadata metadata{};
   std::array<std::uint64_t, 2> fingerprint{};
   std::vector<RopeFrequencies> ropes{};
+  std::vector<DType> weight_types{};
 
   std::shared_ptr<const ModelFile> file{};  ///< kept only if weights use its memory in place
   std::vector<std::shared_ptr<const Weight>> weights{};
@@ -81,6 +82,8 @@ class ModelLoader {
 /// refuses.
 void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensors& bound,
                       const BackendInterface& backend, WeightLayout layout);
+/// Formats of the matrices that multiply, each once, in ascending order.
+[[nodiscard]] std::vector<DType> multiplied_types(const BoundTensors& bound);
 /// Estimate of what a tokenizer takes for the vocabulary of a file.
 [[nodiscard]] std::uint64_t tokenizer_bytes(const Metadata& metadata);
 /// Bytes that a vector of f32 takes in the common buffer.

@@ -71,7 +71,8 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
 }
 
 // Everything but weights, vectors and tokenizer.
-void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptions& options) {
+void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptions& options,
+                        std::span<const DType> weight_types) {
   const std::int64_t pages = (options.context + options.page_tokens - 1) / options.page_tokens;
   Bytes kv = 0;
   Bytes per_token = 0;
@@ -92,8 +93,8 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   plan.kv = kv.value();
   plan.kv_per_token = per_token.value();
   plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
-  plan.stream =
-      options.backend->stream_bytes(stream_limits(spec, options.batch_tokens, options.context, options.sequences));
+  plan.stream = options.backend->stream_bytes(
+      stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types));
 }
 
 void check_total(const MemoryPlan& plan) {
@@ -138,8 +139,12 @@ std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens, s
 }
 
 StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std::int64_t context,
-                           std::int64_t sequences) {
-  StreamLimits limits{.tokens = batch_tokens, .max_cols = spec.dim, .context = context, .segments = sequences};
+                           std::int64_t sequences, std::span<const DType> weight_types) {
+  StreamLimits limits{.tokens = batch_tokens,
+                      .max_cols = spec.dim,
+                      .context = context,
+                      .segments = sequences,
+                      .weight_types = weight_types};
   for (const LayerSpec& layer : spec.layers) {
     if (layer.attention) {
       const AttentionSpec& attention = *layer.attention;
@@ -173,6 +178,20 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
   plan.vectors = vectors.value();
 }
 
+std::vector<DType> multiplied_types(const BoundTensors& bound) {
+  const bool own_head =
+      std::ranges::any_of(bound.used, [](const auto& each) { return each.binding.role == Role::head; });
+  std::vector<DType> types;
+  for (const BoundTensor& each : bound.used) {
+    if (each.binding.use != TensorUse::matrix) continue;
+    // An embedding table that is not the head as well is only read row by row.
+    if (each.binding.role == Role::token_embedding && own_head) continue;
+    if (std::ranges::find(types, each.tensor->type) == types.end()) types.push_back(each.tensor->type);
+  }
+  std::ranges::sort(types);
+  return types;
+}
+
 std::uint64_t tokenizer_bytes(const Metadata& metadata) {
   // A token is kept as text, in a hash table and with its properties; a merge as an entry of a hash table.
   constexpr std::uint64_t per_token = 128;
@@ -197,7 +216,7 @@ MemoryPlan plan(const ModelFile& file, const PlanOptions& given) {
   MemoryPlan result;
   add_tensor_bytes(result, file, bound, *options.backend, options.layout);
   result.tokenizer = tokenizer_bytes(file.metadata());
-  add_state_and_work(result, spec, options);
+  add_state_and_work(result, spec, options, multiplied_types(bound));
   check_total(result);
   return result;
 }
@@ -228,7 +247,7 @@ MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& given) 
   }
   result.weights = matrices.value();
   result.vectors = vectors.value();
-  add_state_and_work(result, spec, options);
+  add_state_and_work(result, spec, options, std::span(&weights, 1));
   check_total(result);
   return result;
 }

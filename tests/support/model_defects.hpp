@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "support/tiny_model.hpp"
+#include "support/model_parts.hpp"
 
 namespace skald_test {
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -87,6 +88,9 @@ class SKALD_API Model {
   [[nodiscard]] const float* vector(Role role, int layer = -1) const noexcept;
   /// Frequencies of spec().ropes[index]. @throws UsageError if there is no such entry.
   [[nodiscard]] const RopeFrequencies& rope(std::int32_t index) const;
+
+  /// Formats of the matrices that multiply (all but an embedding table that is not the head), each once.
+  [[nodiscard]] std::span<const DType> weight_types() const noexcept;
 
   [[nodiscard]] bool has_tokenizer() const noexcept;
   /// @throws UsageError if the model was loaded without one or the file has none.

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include <skald/backend/backend.hpp>
@@ -60,9 +61,11 @@ struct ActivationSizes {
 [[nodiscard]] SKALD_API std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens,
                                                      std::int64_t logits_rows);
 
-/// Largest sizes that a stream must handle for a pipeline.
+/// Largest sizes that a stream must handle for a pipeline. `weight_types` are the formats that it multiplies with
+/// (Model::weight_types; empty: any); the result refers to them.
 [[nodiscard]] SKALD_API StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens,
-                                                   std::int64_t context, std::int64_t sequences);
+                                                   std::int64_t context, std::int64_t sequences,
+                                                   std::span<const DType> weight_types = {});
 
 /// The plan of a model, from metadata and the tensor table alone.
 /// @throws as read_spec; UsageError for options out of range; UnsupportedError if the backend refuses a tensor's

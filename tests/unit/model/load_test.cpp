@@ -15,7 +15,7 @@
 
 #include "support/catch.hpp"
 #include "support/recording_backend.hpp"
-#include "support/tiny_model.hpp"
+#include "support/model_parts.hpp"
 
 using namespace skald;
 using namespace skald_test;
@@ -306,10 +306,21 @@ TEST_CASE("model.load: says what was loaded") {
   CHECK(info.formats[0].first == "q8_0");
   CHECK(info.formats[1] == std::pair<std::string, std::uint64_t>{"f16", 32 * tiny_vocabulary});
   CHECK(info.load_seconds > 0);
+  CHECK(std::vector(model.weight_types().begin(), model.weight_types().end()) == std::vector{DType::f16, DType::q8_0});
   CHECK(info.description.find("llama") != std::string::npos);
   CHECK(info.description.find("q8_0") != std::string::npos);
   CHECK(model.metadata().contains("llama.block_count"));
   CHECK_FALSE(model.metadata().contains("tokenizer.ggml.tokens"));
+}
+
+TEST_CASE("model.load: an embedding table multiplies only if it is the head as well") {
+  for (const bool tied : {false, true}) {
+    TinyModel tiny = tiny_model({.tied = tied});
+    tiny.set_tensor("token_embd.weight", {32, tiny_vocabulary}, DType::q8_0);
+    const Model model = Model::load(source_of(tiny), recording(make_recording_backend()));
+    CHECK(model.weight_types().size() == (tied ? 2U : 1U));
+    CHECK(model.weight_types().front() == DType::f32);
+  }
 }
 
 TEST_CASE("model.load: the fingerprint tells models apart") {

@@ -10,7 +10,7 @@
 #include "support/catch.hpp"
 #include "support/recording_backend.hpp"
 #include "support/shared_data.hpp"
-#include "support/tiny_model.hpp"
+#include "support/model_parts.hpp"
 
 using namespace skald;
 using namespace skald_test;

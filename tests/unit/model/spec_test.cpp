@@ -9,7 +9,7 @@
 #include <skald/model/model_spec.hpp>
 
 #include "support/catch.hpp"
-#include "support/tiny_model.hpp"
+#include "support/model_parts.hpp"
 
 using namespace skald;
 using namespace skald_test;
