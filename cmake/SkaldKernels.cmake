@@ -21,7 +21,7 @@ function(skald_kernel_library isa)
   target_include_directories(skald_kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(skald_kernels_${isa} PRIVATE skald_build_options ${skald_xsimd})
   set_target_properties(skald_kernels_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
-                        VISIBILITY_INLINES_HIDDEN ON)
+                        VISIBILITY_INLINES_HIDDEN ON SKALD_KERNELS ON)
   target_sources(skald PRIVATE $<TARGET_OBJECTS:skald_kernels_${isa}>)
   set_property(GLOBAL APPEND PROPERTY SKALD_KERNEL_ISAS ${isa})
 endfunction()
