@@ -360,7 +360,10 @@ Value filter_indent(const Call& call) {
   TextBuilder out(call.runtime);
   if (truthy(a[1])) out.add(indent);
   bool first = true;
-  for (const std::string_view line : split_lines(text + "\n")) {
+  const std::string closed = text + "\n";  // so that a newline at the end makes a last, empty line
+  std::string_view rest = closed;
+  std::string_view line;
+  while (next_line(rest, line)) {
     if (!first) {
       out.add('\n');
       if (truthy(a[2]) || !line.empty()) out.add(indent);

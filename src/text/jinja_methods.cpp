@@ -247,34 +247,32 @@ Value split_at_space(const TextCall& call, std::int64_t limit, bool from_right) 
 Value split(const TextCall& call, bool from_right) {
   const auto a = call.bound({"sep", "maxsplit"}, 0);
   const std::int64_t limit = given(a[1]) ? to_index(call.runtime, a[1], "'maxsplit'") : -1;
-  call.runtime.scan(call.text.size());
+  call.runtime.search(call.text.size());
   if (!given(a[0]) || a[0].is(Kind::none)) return split_at_space(call, limit, from_right);
   const std::string& separator = to_string_argument(call.runtime, a[0], "'sep'");
   if (separator.empty()) call.runtime.fail("the separator of '" + call.name + "' is empty");
-  std::vector<std::string_view> pieces;
+  std::vector<Value> parts;
   std::string_view rest = call.text;
   if (!from_right || limit < 0) {
-    while (limit < 0 || static_cast<std::int64_t>(pieces.size()) < limit) {
+    while (limit < 0 || static_cast<std::int64_t>(parts.size()) < limit) {
       const std::size_t at = find_text(rest, separator);
       if (at == std::string_view::npos) break;
-      pieces.push_back(rest.substr(0, at));
+      parts.push_back(call.text_value(rest.substr(0, at)));
       rest.remove_prefix(at + separator.size());
       call.runtime.sweep(separator.size());
     }
-    pieces.push_back(rest);
+    parts.push_back(call.text_value(rest));
   } else {
-    while (static_cast<std::int64_t>(pieces.size()) < limit) {
-      call.runtime.scan(separator.size() > 16 ? rest.size() : 0);
+    while (static_cast<std::int64_t>(parts.size()) < limit) {
+      call.runtime.scan(separator.size() > 4 ? rest.size() : 0);
       const std::size_t at = rest.rfind(separator);
       if (at == std::string_view::npos) break;
-      pieces.push_back(rest.substr(at + separator.size()));
+      parts.push_back(call.text_value(rest.substr(at + separator.size())));
       rest = rest.substr(0, at);
     }
-    pieces.push_back(rest);
-    std::reverse(pieces.begin(), pieces.end());
+    parts.push_back(call.text_value(rest));
+    std::reverse(parts.begin(), parts.end());
   }
-  std::vector<Value> parts;
-  for (const std::string_view piece : pieces) parts.push_back(call.text_value(piece));
   return make_list(&call.runtime, std::move(parts));
 }
 
@@ -305,12 +303,12 @@ Value find_method(const TextCall& call, bool last, bool must_find) {
   const auto a = call.bound({"sub", "start", "end"}, 1);
   if (given(a[1])) call.runtime.unsupported("'" + call.name + "' with a start");
   const std::string& needle = to_string_argument(call.runtime, a[0], "what '" + call.name + "' looks for");
-  call.runtime.scan(call.text.size());
+  call.runtime.search(call.text.size());
   std::size_t at = find_text(call.text, needle);
   if (last) {
     for (std::size_t later = at; later != std::string::npos && later < call.text.size();) {
       at = later;
-      call.runtime.sweep(needle.size() > 16 ? call.text.size() * 8 : 0);
+      call.runtime.sweep(needle.size() > 4 ? call.text.size() * 8 : 0);
       later = find_text(call.text, needle, later + 1);
     }
     if (needle.empty()) at = call.text.size();
@@ -323,7 +321,7 @@ Value find_method(const TextCall& call, bool last, bool must_find) {
 Value count_method(const TextCall& call) {
   const auto a = call.bound({"sub"}, 1);
   const std::string& needle = to_string_argument(call.runtime, a[0], "what 'count' counts");
-  call.runtime.scan(call.text.size());
+  call.runtime.search(call.text.size());
   if (needle.empty()) return Value::integer(static_cast<std::int64_t>(count_characters(call.text)) + 1);
   std::int64_t count = 0;
   for (std::size_t at = find_text(call.text, needle); at != std::string::npos;
@@ -340,7 +338,7 @@ Value replace_method(const TextCall& call) {
   const std::string& with = to_string_argument(call.runtime, a[1], "'new'");
   std::int64_t left = given(a[2]) && !a[2].is(Kind::none) ? to_index(call.runtime, a[2], "'count'") : -1;
   const std::string_view text = call.text;
-  call.runtime.scan(text.size());
+  call.runtime.search(text.size());
   TextBuilder out(call.runtime);
   std::size_t from = 0;
   if (old.empty()) {
@@ -431,7 +429,9 @@ Value lines_method(const TextCall& call) {
   const auto a = call.bound({"keepends"}, 0);
   call.runtime.scan(call.text.size());
   std::vector<Value> lines;
-  for (const std::string_view line : split_lines(call.text, truthy(a[0]))) lines.push_back(call.text_value(line));
+  std::string_view rest = call.text;
+  std::string_view line;
+  while (next_line(rest, line, truthy(a[0]))) lines.push_back(call.text_value(line));
   return make_list(&call.runtime, std::move(lines));
 }
 

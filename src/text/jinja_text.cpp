@@ -1,6 +1,7 @@
 #include "text/jinja_text.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include <utf8proc.h>
 
@@ -246,7 +247,7 @@ std::string swap_case(std::string_view text) {
 }
 
 std::size_t find_text(std::string_view text, std::string_view needle, std::size_t from) {
-  if (needle.size() <= 16 || from > text.size()) return text.find(needle, from);
+  if (needle.size() <= 4 || from > text.size()) return text.find(needle, from);
   // Knuth, Morris and Pratt: no text makes it quadratic.
   std::vector<std::uint32_t> border(needle.size() + 1, 0);
   for (std::size_t i = 1, k = 0; i < needle.size(); ++i) {
@@ -262,21 +263,21 @@ std::size_t find_text(std::string_view text, std::string_view needle, std::size_
   return std::string_view::npos;
 }
 
-std::vector<std::string_view> split_lines(std::string_view text, bool keep_ends) {
-  std::vector<std::string_view> lines;
-  std::size_t start = 0;
-  for (std::size_t at = 0; at < text.size();) {
-    const CodePoint c = decode(text, at);
+bool next_line(std::string_view& rest, std::string_view& line, bool keep_end) {
+  if (rest.empty()) return false;
+  for (std::size_t at = 0; at < rest.size();) {
+    const CodePoint c = decode(rest, at);
     std::size_t next = at + c.bytes;
     if (is_line_break(c.value)) {
-      if (c.value == '\r' && next < text.size() && text[next] == '\n') ++next;
-      lines.push_back(text.substr(start, (keep_ends ? next : at) - start));
-      start = next;
+      if (c.value == '\r' && next < rest.size() && rest[next] == '\n') ++next;
+      line = rest.substr(0, keep_end ? next : at);
+      rest.remove_prefix(next);
+      return true;
     }
     at = next;
   }
-  if (start < text.size()) lines.push_back(text.substr(start));
-  return lines;
+  line = std::exchange(rest, {});
+  return true;
 }
 
 std::string escape_html(std::string_view text) {

@@ -46,7 +46,8 @@ std::string swap_case(std::string_view text);
 
 /// First occurrence at or after `from`, in linear time; npos if none.
 std::size_t find_text(std::string_view text, std::string_view needle, std::size_t from = 0);
-std::vector<std::string_view> split_lines(std::string_view text, bool keep_ends = false);
+/// Takes the first line off `rest`, as `splitlines()` does; false at the end of the text.
+bool next_line(std::string_view& rest, std::string_view& line, bool keep_end = false);
 std::string escape_html(std::string_view text);
 
 }  // namespace skald::inline v0::jinja

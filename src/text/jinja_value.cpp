@@ -241,7 +241,7 @@ bool contains(Runtime& runtime, const Value& item, const Value& container) {
       if (!item.is_text()) {
         runtime.fail(std::string("'in <string>' requires a string as its left operand, not ") + type_name(item));
       }
-      runtime.scan(container.text().size());
+      runtime.search(container.text().size());
       return find_text(container.text(), item.text()) != std::string_view::npos;
     case Kind::dict:
       if (!Dict::hashable(item)) runtime.fail(std::string("unhashable type: ") + type_name(item));

@@ -41,7 +41,9 @@ class Runtime {
   /// Work that copies or compares `bytes` in one sweep.
   void sweep(std::size_t bytes) { step(1 + bytes / 256); }
   /// Work that looks at every character.
-  void scan(std::size_t bytes) { step(1 + bytes / 32); }
+  void scan(std::size_t bytes) { step(1 + bytes / 8); }
+  /// Work that looks for something in `bytes`.
+  void search(std::size_t bytes) { step(1 + bytes / 24); }
   void charge(std::size_t bytes) {
     if (bytes > room()) memory_exceeded();
     live_ += bytes;
