@@ -6,6 +6,7 @@
 #include <string>
 
 #include <sched.h>
+#include <tbb/info.h>
 #include <tbb/parallel_for.h>
 #include <tbb/partitioner.h>
 #include <tbb/task_arena.h>
@@ -39,7 +40,8 @@ double cgroup_quota() {
 
 class TbbExecutor {
  public:
-  explicit TbbExecutor(int threads) : arena_(threads) {}
+  // oneTBB warns on stderr when an arena asks for more workers than the process has.
+  explicit TbbExecutor(int threads) : arena_(std::min(threads, tbb::info::default_concurrency())) {}
   explicit TbbExecutor(tbb::task_arena::attach tag, int threads) : arena_(tag), limit_(threads) {}
 
   [[nodiscard]] int concurrency() const {

@@ -160,7 +160,7 @@ TEST_CASE("decoder.exact: random ragged batches equal the sequences one token at
       const int threads = 1 + static_cast<int>(f % 5);
       INFO(skald::to_string(isa) << " " << skald::to_string(type) << " " << threads << " threads");
       // Odd sizes: rows that are no multiple of 16, three layers, one KV head.
-      const skald_test::TinyShape shape{.vocabulary = 301, .dim = 256, .layers = 3, .heads = 6, .kv_heads = 1, .head_dim = 40 + 24,
+      const skald_test::TinyShape shape{.vocabulary = 301, .dim = 256, .layers = 3, .heads = 8, .kv_heads = 1, .head_dim = 96,
                                         .ffn = 768, .type = type, .seed = 9};
       const auto model = skald_test::tiny_model(shape, {.backend = cpu(isa, threads)});
       const skald::Decoder decoder(model, {.parallel = 16, .batch_tokens = 61});
