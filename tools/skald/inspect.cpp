@@ -26,8 +26,40 @@ struct InspectFlags {
 
 ordered_json tensor_list(const skald::ModelFile& file) {
   auto list = ordered_json::array();
-  for (const auto& tensor : file.tensors)
-    list.push_back({{"name", tensor.name}, {"type", skald::to_string(tensor.type)}, {"dims", tensor.dims}, {"bytes", tensor.bytes}});
+  for (const auto& tensor : file.tensors())
+    list.push_back({{"name", tensor.name}, {"type", skald::to_string(tensor.type)}, {"shape", tensor.shape()}, {"bytes", tensor.bytes}});
+  return list;
+}
+
+/// Values as JSON; long arrays as their length and first elements.
+ordered_json metadata_list(const skald::Metadata& metadata) {
+  constexpr std::size_t shown = 8;
+  ordered_json list;
+  for (const auto& entry : metadata.entries()) {
+    auto& value = list[entry.key];
+    std::visit(
+        [&](const auto& v) {
+          using T = std::decay_t<decltype(v)>;
+          if constexpr (std::is_same_v<T, skald::MetadataArray>) {
+            auto first = ordered_json::array();
+            std::visit(
+                [&](const auto& values) {
+                  for (std::size_t i = 0; i < std::min(shown, values.size()); ++i) {
+                    using V = std::decay_t<decltype(values)>;
+                    if constexpr (std::is_same_v<V, skald::StringArray>) first.push_back(std::string(values[i]));
+                    else if constexpr (std::is_same_v<V, std::vector<skald::MetadataArray>>) first.push_back({{"length", values[i].size()}});
+                    else first.push_back(values[i]);
+                  }
+                },
+                v.values);
+            if (v.size() <= shown) value = std::move(first);
+            else value = ordered_json{{"length", v.size()}, {"first", std::move(first)}};
+          } else {
+            value = v;
+          }
+        },
+        entry.value);
+  }
   return list;
 }
 
@@ -55,8 +87,8 @@ int run(const InspectFlags& flags) {
   }
   if (flags.path.empty()) throw skald::UsageError("cli.inspect", "give a model with -m, or --isas");
   const auto file = skald::open_gguf(flags.path);
-  ordered_json json{{"file", flags.path}, {"tensor_count", file.tensors.size()}};
-  if (flags.metadata || flags.json) json["metadata"] = ordered_json::parse(skald::to_json(file.metadata));
+  ordered_json json{{"file", flags.path}, {"tensor_count", file.tensors().size()}};
+  if (flags.metadata || flags.json) json["metadata"] = metadata_list(file.metadata());
   if (flags.tensors || flags.json) json["tensors"] = tensor_list(file);
   const auto spec = skald::read_spec(file);
   const auto context = flags.context > 0 ? flags.context : std::min<std::int64_t>(spec.context_length, 4096);
@@ -66,9 +98,7 @@ int run(const InspectFlags& flags) {
     fmt::print("{}\n", json.dump(1, ' ', false, ordered_json::error_handler_t::replace));
     return exit_ok;
   }
-  std::uint64_t bytes = 0;
-  for (const auto& tensor : file.tensors) bytes += tensor.bytes;
-  fmt::print("{}: {}, {} tensors, {} of data\n\n", flags.path, spec.architecture, file.tensors.size(), human_bytes(bytes));
+  fmt::print("{}: {}, {} tensors, {} of data\n\n", flags.path, spec.architecture, file.tensors().size(), human_bytes(file.tensor_bytes()));
   fmt::print("spec:\n{}\n", json["spec"].dump(1, ' ', false, ordered_json::error_handler_t::replace));
   if (flags.metadata) {
     fmt::print("\nmetadata:\n");
@@ -79,7 +109,7 @@ int run(const InspectFlags& flags) {
     fmt::print("\ntensors:\n");
     for (const auto& tensor : json["tensors"])
       fmt::print("  {:<40} {:<6} {:<22} {:>12}\n", skald::printable(tensor["name"].get<std::string>(), 60), tensor["type"].get<std::string>(),
-                 tensor["dims"].dump(), human_bytes(tensor["bytes"].get<std::uint64_t>()));
+                 tensor["shape"].get<std::string>(), human_bytes(tensor["bytes"].get<std::uint64_t>()));
   }
   print_plan(json["plan"], context, flags.parallel);
   return exit_ok;

@@ -22,7 +22,7 @@ struct TokenizeFlags {
 };
 
 skald::Tokenizer tokenizer_of(const std::string& path) {
-  return skald::Tokenizer(skald::vocabulary_from_metadata(skald::open_gguf(path).metadata));
+  return skald::Tokenizer(skald::vocabulary_from_metadata(skald::open_gguf(path).metadata()));
 }
 
 std::string input(const TokenizeFlags& flags) {
