@@ -130,7 +130,7 @@ void ModelLoader::load_chat_template() {
     context.key = key;
     try {
       detail::throw_error(error.code(), error.where(), error.message(), std::move(context));
-    } catch (...) {
+    } catch (const Error&) {
       impl_->chat_template_error = std::current_exception();
     }
     log(LogLevel::warning, fmt::format("the chat template is refused: {}", error.what()));

@@ -1,5 +1,7 @@
 #include <skald/model/model.hpp>
 
+#include <new>
+
 #include <fmt/format.h>
 
 #include <skald/core/error.hpp>
@@ -9,19 +11,39 @@
 
 namespace skald::inline v0 {
 
+namespace {
+
+// A failed allocation becomes an error that names the file; by then the memory of the load is free again.
+template <class Load>
+Model load_or_out_of_memory(const std::string& file, const Load& load) {
+  try {
+    return load();
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemoryError("model.load", "the allocator has no memory left", {.file = file});
+  }
+}
+
+}  // namespace
+
 Model Model::load(const std::string& path, const LoadOptions& options) {
   throw_if_stopped(options.stop, "model.load");
-  // Packed weights are copied anyway: positioned reads cost no more than a mapping, leave no pages of the file in
-  // the process, and survive a file that shrinks.
-  return load(open_gguf(path, {.map = options.map && options.layout == WeightLayout::rows}), options);
+  return load_or_out_of_memory(path, [&] {
+    // Packed weights are copied anyway: positioned reads cost no more than a mapping, leave no pages of the file in
+    // the process, and survive a file that shrinks.
+    return load(open_gguf(path, {.map = options.map && options.layout == WeightLayout::rows}), options);
+  });
 }
 
 Model Model::load(AnyByteSource source, const LoadOptions& options) {
   throw_if_stopped(options.stop, "model.load");
-  return load(read_gguf(std::move(source)), options);
+  const std::string name = source.name();
+  return load_or_out_of_memory(name, [&] { return load(read_gguf(std::move(source)), options); });
 }
 
-Model Model::load(ModelFile file, const LoadOptions& options) { return ModelLoader(std::move(file), options).run(); }
+Model Model::load(ModelFile file, const LoadOptions& options) {
+  const std::string name = file.name();
+  return load_or_out_of_memory(name, [&] { return ModelLoader(std::move(file), options).run(); });
+}
 
 const ModelSpec& Model::spec() const noexcept { return impl_->spec; }
 const AnyBackend& Model::backend() const noexcept { return impl_->backend; }

@@ -4,11 +4,11 @@
 #include <limits>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <skald/core/error.hpp>
 #include <skald/model/gguf/reader.hpp>
 
+#include "model/json_text.hpp"
 #include "model/limits.hpp"
 #include "model/loader.hpp"
 
@@ -104,10 +104,16 @@ void check_total(const MemoryPlan& plan) {
 }  // namespace
 
 std::string MemoryPlan::to_json() const {
-  const nlohmann::ordered_json json = {{"weights", weights},           {"vectors", vectors}, {"kv", kv},
-                                       {"activations", activations},   {"stream", stream},   {"tokenizer", tokenizer},
-                                       {"kv_per_token", kv_per_token}, {"total", total()}};
-  return json.dump();
+  return json_text::Object()
+      .add("weights", weights)
+      .add("vectors", vectors)
+      .add("kv", kv)
+      .add("activations", activations)
+      .add("stream", stream)
+      .add("tokenizer", tokenizer)
+      .add("kv_per_token", kv_per_token)
+      .add("total", total())
+      .text();
 }
 
 ActivationSizes activation_sizes(const ModelSpec& spec) {
@@ -193,10 +199,13 @@ std::vector<DType> multiplied_types(const BoundTensors& bound) {
 }
 
 std::uint64_t tokenizer_bytes(const Metadata& metadata) {
-  // A token is kept as text, in a hash table and with its properties; a merge as an entry of a hash table.
-  constexpr std::uint64_t per_token = 128;
-  constexpr std::uint64_t per_merge = 64;
-  std::uint64_t bytes = 0;
+  // A token is kept as text, in a hash table and with its properties; a merge as an entry of a hash table. The numbers
+  // are those measured on vocabularies of 1,500 to 50,000 tokens.
+  constexpr std::uint64_t fixed = 60'000;
+  constexpr std::uint64_t per_token = 134;
+  constexpr std::uint64_t per_merge = 70;
+  if (!metadata.contains("tokenizer.ggml.tokens")) return 0;
+  std::uint64_t bytes = fixed;
   const auto add = [&](std::string_view key, std::uint64_t per_entry) {
     const auto* entry = metadata.find(key);
     const auto* array = entry ? std::get_if<MetadataArray>(&entry->value) : nullptr;

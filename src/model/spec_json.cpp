@@ -1,94 +1,109 @@
-#include <nlohmann/json.hpp>
-
 #include <skald/model/model_spec.hpp>
+
+#include "model/json_text.hpp"
 
 namespace skald::inline v0 {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using json_text::Object;
 
-Json json_of(const NormSpec& norm) {
-  Json json{{"kind", to_string(norm.kind)}};
-  if (norm.kind == NormKind::none) return json;
-  json["epsilon"] = norm.epsilon;
-  json["weight"] = norm.weight;
-  json["bias"] = norm.bias;
-  return json;
+std::string json_of(const NormSpec& norm) {
+  Object json;
+  json.add("kind", to_string(norm.kind));
+  if (norm.kind != NormKind::none) json.add("epsilon", norm.epsilon).add("weight", norm.weight).add("bias", norm.bias);
+  return json.text();
 }
 
-Json json_of(const RopeSpec& rope) {
-  Json json{{"kind", to_string(rope.kind)},       {"dims", rope.dims},     {"freq_base", rope.freq_base},
-            {"scaling", to_string(rope.scaling)}, {"factor", rope.factor}, {"attention_factor", rope.attention_factor}};
-  if (rope.scaling == RopeScaling::yarn) {
-    json["original_context"] = rope.original_context;
-    json["extrapolation"] = rope.extrapolation;
-    json["beta_fast"] = rope.beta_fast;
-    json["beta_slow"] = rope.beta_slow;
+std::string json_of(const RopeSpec& rope) {
+  Object json;
+  json.add("kind", to_string(rope.kind))
+      .add("dims", rope.dims)
+      .add("freq_base", rope.freq_base)
+      .add("scaling", to_string(rope.scaling))
+      .add("factor", rope.factor)
+      .add("attention_factor", rope.attention_factor);
+  if (rope.scaling == RopeScaling::yarn)
+    json.add("original_context", rope.original_context)
+        .add("extrapolation", rope.extrapolation)
+        .add("beta_fast", rope.beta_fast)
+        .add("beta_slow", rope.beta_slow);
+  if (!rope.factors.empty())
+    json.add_raw("factors", json_text::array(rope.factors, [](float factor) { return json_text::of(factor); }));
+  return json.text();
+}
+
+std::string json_of(const AttentionSpec& attention) {
+  return Object()
+      .add("heads", attention.heads)
+      .add("kv_heads", attention.kv_heads)
+      .add("head_dim_k", attention.head_dim_k)
+      .add("head_dim_v", attention.head_dim_v)
+      .add("scale", attention.scale)
+      .add("softcap", attention.softcap)
+      .add("window", attention.window)
+      .add("q_bias", attention.q_bias)
+      .add("k_bias", attention.k_bias)
+      .add("v_bias", attention.v_bias)
+      .add("output_bias", attention.output_bias)
+      .add_raw("q_norm", json_of(attention.q_norm))
+      .add_raw("k_norm", json_of(attention.k_norm))
+      .add("rope", attention.rope)
+      .text();
+}
+
+std::string json_of(const FfnSpec& ffn) {
+  return Object()
+      .add("width", ffn.width)
+      .add("activation", to_string(ffn.activation))
+      .add("gated", ffn.gated)
+      .add("gate_bias", ffn.gate_bias)
+      .add("up_bias", ffn.up_bias)
+      .add("down_bias", ffn.down_bias)
+      .text();
+}
+
+std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last) {
+  return Object()
+      .add("first", first)
+      .add("last", last)
+      .add_raw("attention_norm", json_of(layer.attention_norm))
+      .add_raw("attention", layer.attention ? json_of(*layer.attention) : "null")
+      .add_raw("ffn_norm", json_of(layer.ffn_norm))
+      .add_raw("ffn", layer.ffn ? json_of(*layer.ffn) : "null")
+      .add("residual_scale", layer.residual_scale)
+      .text();
+}
+
+std::string json_of(const std::vector<LayerSpec>& layers) {
+  std::string result = "[";
+  for (std::size_t first = 0; first < layers.size();) {
+    std::size_t last = first;
+    while (last + 1 < layers.size() && layers[last + 1] == layers[first]) ++last;
+    if (first > 0) result += ',';
+    result += json_of(layers[first], first, last);
+    first = last + 1;
   }
-  if (!rope.factors.empty()) json["factors"] = rope.factors;
-  return json;
-}
-
-Json json_of(const AttentionSpec& attention) {
-  return {{"heads", attention.heads},
-          {"kv_heads", attention.kv_heads},
-          {"head_dim_k", attention.head_dim_k},
-          {"head_dim_v", attention.head_dim_v},
-          {"scale", attention.scale},
-          {"softcap", attention.softcap},
-          {"window", attention.window},
-          {"q_bias", attention.q_bias},
-          {"k_bias", attention.k_bias},
-          {"v_bias", attention.v_bias},
-          {"output_bias", attention.output_bias},
-          {"q_norm", json_of(attention.q_norm)},
-          {"k_norm", json_of(attention.k_norm)},
-          {"rope", attention.rope}};
-}
-
-Json json_of(const FfnSpec& ffn) {
-  return {{"width", ffn.width},     {"activation", to_string(ffn.activation)},
-          {"gated", ffn.gated},     {"gate_bias", ffn.gate_bias},
-          {"up_bias", ffn.up_bias}, {"down_bias", ffn.down_bias}};
-}
-
-Json json_of(const LayerSpec& layer) {
-  Json json{{"attention_norm", json_of(layer.attention_norm)},
-            {"attention", nullptr},
-            {"ffn_norm", json_of(layer.ffn_norm)},
-            {"ffn", nullptr},
-            {"residual_scale", layer.residual_scale}};
-  if (layer.attention) json["attention"] = json_of(*layer.attention);
-  if (layer.ffn) json["ffn"] = json_of(*layer.ffn);
-  return json;
+  return result + ']';
 }
 
 }  // namespace
 
 std::string to_json(const ModelSpec& spec) {
-  Json json{{"architecture", spec.architecture},
-            {"vocabulary", spec.vocabulary},
-            {"dim", spec.dim},
-            {"context_length", spec.context_length},
-            {"embedding_scale", spec.embedding_scale},
-            {"ropes", Json::array()},
-            {"layers", Json::array()},
-            {"final_norm", json_of(spec.final_norm)},
-            {"tied_head", spec.tied_head},
-            {"head_bias", spec.head_bias},
-            {"logit_scale", spec.logit_scale},
-            {"logit_softcap", spec.logit_softcap}};
-  for (const RopeSpec& rope : spec.ropes) json["ropes"].push_back(json_of(rope));
-  for (std::size_t first = 0; first < spec.layers.size();) {
-    std::size_t last = first;
-    while (last + 1 < spec.layers.size() && spec.layers[last + 1] == spec.layers[first]) ++last;
-    Json range{{"first", first}, {"last", last}};
-    range.update(json_of(spec.layers[first]));
-    json["layers"].push_back(std::move(range));
-    first = last + 1;
-  }
-  return json.dump();
+  return Object()
+      .add("architecture", spec.architecture)
+      .add("vocabulary", spec.vocabulary)
+      .add("dim", spec.dim)
+      .add("context_length", spec.context_length)
+      .add("embedding_scale", spec.embedding_scale)
+      .add_raw("ropes", json_text::array(spec.ropes, [](const RopeSpec& rope) { return json_of(rope); }))
+      .add_raw("layers", json_of(spec.layers))
+      .add_raw("final_norm", json_of(spec.final_norm))
+      .add("tied_head", spec.tied_head)
+      .add("head_bias", spec.head_bias)
+      .add("logit_scale", spec.logit_scale)
+      .add("logit_softcap", spec.logit_softcap)
+      .text();
 }
 
 }  // namespace skald::inline v0

@@ -204,10 +204,17 @@ TEST_CASE("model.to_json: writes equal neighbouring layers once") {
   CHECK(json.at("layers")[0].at("last") == 3);
   CHECK(json.at("layers")[0].at("attention").at("heads") == 4);
   CHECK(json.at("ropes")[0].at("kind") == "interleaved");
+  CHECK(json.at("tied_head") == false);
+  CHECK(json.at("final_norm").at("epsilon").get<float>() == 1e-5F);
   spec.layers[2].ffn.reset();
   json = nlohmann::json::parse(to_json(spec));
   REQUIRE(json.at("layers").size() == 3);
   CHECK(json.at("layers")[1].at("ffn").is_null());
   CHECK(json.at("layers")[1].at("first") == 2);
   CHECK(json.at("layers")[2].at("last") == 3);
+  spec.architecture = "quote \" back \\ line \n";
+  spec.logit_scale = std::numeric_limits<float>::infinity();
+  json = nlohmann::json::parse(to_json(spec));
+  CHECK(json.at("architecture") == spec.architecture);
+  CHECK(json.at("logit_scale").is_null());
 }
