@@ -1,9 +1,10 @@
-# All from the distribution's packages; newer versions work too.
-find_package(fmt REQUIRED)
-find_package(TBB REQUIRED)
-find_package(Eigen3 REQUIRED)
-find_package(xsimd REQUIRED)
-find_package(nlohmann_json REQUIRED)
-find_package(PkgConfig REQUIRED)
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+# All from the distribution's packages; newer versions work too. A host project that already has a target keeps its own.
+foreach(dependency fmt:fmt::fmt TBB:TBB::tbb Threads:Threads::Threads Eigen3:Eigen3::Eigen xsimd:xsimd
+                   nlohmann_json:nlohmann_json::nlohmann_json SkaldPCRE2:SkaldPCRE2::SkaldPCRE2
+                   SkaldUtf8proc:SkaldUtf8proc::SkaldUtf8proc)
+  string(REGEX MATCH "^[^:]+" package ${dependency})
+  string(REGEX REPLACE "^[^:]+:" "" target ${dependency})
+  if(NOT TARGET ${target})
+    find_package(${package} REQUIRED)
+  endif()
+endforeach()
