@@ -86,7 +86,10 @@ template <Backend B = BackendInterface, EvictionPolicy E = AnyEviction, KvFormat
 class Decoder {
  public:
   /// @throws IncompatibleError naming the parts that clash and why; UnsupportedError; UsageError; OutOfMemoryError.
-  explicit Decoder(Model model, const DecoderOptions& options = {})
+  explicit Decoder(Model model)
+    requires(std::same_as<E, AnyEviction> && std::same_as<K, AnyKvFormat>)
+      : Decoder(std::move(model), DecoderOptions{}) {}
+  Decoder(Model model, const DecoderOptions& options)
     requires(std::same_as<E, AnyEviction> && std::same_as<K, AnyKvFormat>)
       : core_(detail::DecoderCore::create(std::move(model), AnyEviction::from_spec(options.kv.eviction),
                                           AnyKvFormat(options.kv.format), options)) {}
