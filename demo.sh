@@ -6,8 +6,8 @@ cd "$(dirname "$0")"
 source tools/dev/packages.sh
 
 need_packages "${build_packages[@]}"
-configure build -DCMAKE_BUILD_TYPE=Release -DSKALD_BUILD_TESTING=OFF -DSKALD_BUILD_EXAMPLES=ON -DSKALD_BUILD_PROGRAMS=ON \
+configure build -DCMAKE_BUILD_TYPE=Release -DSKALD_BUILD_TESTING=OFF -DSKALD_BUILD_EXAMPLES=OFF -DSKALD_BUILD_PROGRAMS=ON \
   >/dev/null
-cmake --build build --parallel "$(jobs)" --target skald_example_hello_generate
+cmake --build build --parallel "$(jobs)" --target skald_cli
 echo
-build/examples/hello_generate models/skald-tiny-q8_0.gguf "${1:-Once upon a time}"
+build/bin/skald generate -m models/skald-tiny-q8_0.gguf -p "${1:-Once upon a time}" -n 300 --temp 0.7 --seed "${SEED:-1}"
