@@ -1,0 +1,111 @@
+// Every pair of registered components either works or is refused when the pipeline is built, with the reason; the
+// table in docs/compositions.md is this test's output.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <sstream>
+
+#include <skald/decoder/decoder.hpp>
+
+#include "support/catch.hpp"
+#include "support/shared_data.hpp"
+#include "support/tiny_model.hpp"
+
+namespace {
+
+/// A choice of parts, each by name.
+struct Pipeline {
+  std::string backend = "cpu";
+  std::string layout = "packed";
+  std::string weights = "q8_0";
+  std::string kv = "f16";
+  std::string eviction = "none";
+  std::string attention = "dense";
+  std::string scores = "off";
+};
+
+struct Component {
+  std::string title;
+  std::function<void(Pipeline&)> choose;
+};
+
+const std::vector<Component>& components() {
+  static const std::vector<Component> list = [] {
+    std::vector<Component> all;
+    const auto add = [&](const std::string& kind, std::string Pipeline::*field, const std::vector<std::string>& names) {
+      for (const auto& name : names)
+        all.push_back({kind + " " + name, [field, name](Pipeline& p) { p.*field = name; }});
+    };
+    add("backend", &Pipeline::backend, {"cpu", "reference"});
+    add("layout", &Pipeline::layout, {"packed", "rows"});
+    add("weights", &Pipeline::weights,
+        {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"});
+    add("kv", &Pipeline::kv, {"f32", "f16", "bf16"});
+    add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2"});
+    add("attention", &Pipeline::attention, {"dense"});
+    add("scores", &Pipeline::scores, {"off", "sum"});
+    return all;
+  }();
+  return list;
+}
+
+/// Runs 150 tokens; "works", or the reason of a refusal.
+std::string outcome(const Pipeline& parts) {
+  try {
+    const skald_test::TinyShape shape{.layers = 1, .type = *skald::dtype_from_name(parts.weights)};
+    skald::LoadOptions load{.backend = skald::make_backend(parts.backend)};
+    load.layout = parts.layout == "rows" ? skald::WeightLayout::rows : skald::WeightLayout::packed;
+    const auto model = skald_test::tiny_model(shape, load);
+    skald::DecoderOptions options;
+    options.kv.format = parts.kv;
+    options.kv.eviction = parts.eviction;
+    options.kv.page_tokens = 16;
+    options.attention = parts.attention;
+    const skald::Decoder decoder(model, options);
+    auto session = decoder.new_session();
+    const auto tokens = skald_test::some_tokens(150, shape.vocabulary);
+    skald::Batch batch;
+    batch.add(session, tokens);
+    skald::AttentionScores scores;
+    const auto logits = decoder.forward(batch, {.scores = parts.scores == "sum" ? &scores : nullptr});
+    const auto row = logits.last();
+    REQUIRE(std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); }));
+    // What was asked for is active, and shows in a counter.
+    const auto& config = decoder.effective_config();
+    REQUIRE(config.kv_format == parts.kv);
+    REQUIRE(config.eviction == parts.eviction);
+    REQUIRE(config.backend == parts.backend);
+    REQUIRE((decoder.counters().evicted_pages > 0) == (parts.eviction != "none"));
+    REQUIRE(scores.values.empty() == (parts.scores == "off"));
+    return "works";
+  } catch (const skald::IncompatibleError& error) {
+    return error.message();
+  }
+}
+
+std::string table() {
+  std::ostringstream out;
+  out << "# Compositions\n\nEvery pair of components works, or is refused when the pipeline is built or the pass begins, with "
+         "the reason given below.\nThis page is the output of `tests/unit/decoder/compositions_test.cpp`, which runs each pair.\n\n"
+         "| | | |\n|---|---|---|\n";
+  const auto& list = components();
+  for (std::size_t a = 0; a < list.size(); ++a)
+    for (std::size_t b = a + 1; b < list.size(); ++b) {
+      const auto kind = [](const std::string& title) { return title.substr(0, title.find(' ')); };
+      if (kind(list[a].title) == kind(list[b].title)) continue;
+      Pipeline parts;
+      list[a].choose(parts);
+      list[b].choose(parts);
+      out << "| " << list[a].title << " | " << list[b].title << " | " << outcome(parts) << " |\n";
+    }
+  return out.str();
+}
+
+}  // namespace
+
+TEST_CASE("decoder.compositions: the table of pairs in the documentation is what happens", "[decoder]") {
+  const auto found = table();
+  const std::string path = std::string(SKALD_SOURCE_DIR) + "/docs/compositions.md";
+  if (std::getenv("SKALD_WRITE_COMPOSITIONS") != nullptr) std::ofstream(path) << found;
+  CHECK(skald_test::read_text(path) == found);
+}
