@@ -107,6 +107,8 @@ void ModelLoader::check() {
 void ModelLoader::load_text() {
   const Metadata& metadata = file_->metadata();
   if (!options_.tokenizer || !metadata.contains("tokenizer.ggml.model")) return;
+  const std::string_view kind = metadata.get_string("tokenizer.ggml.model");
+  if (kind == "no_vocab" || kind == "none") return;  // how GGUF says that there is none
   impl_->tokenizer = std::make_shared<const Tokenizer>(vocabulary_from_metadata(metadata));
   throw_if_stopped(options_.stop, where);
   load_chat_template();

@@ -358,6 +358,11 @@ TEST_CASE("model.load: comes with the tokenizer, unless told not to") {
   const Model no_vocabulary = Model::load(source_of(bare), recording(make_recording_backend()));
   CHECK_FALSE(no_vocabulary.has_tokenizer());
   CHECK_THROWS_AS(no_vocabulary.tokenizer(), UsageError);
+  for (const char* kind : {"no_vocab", "none"}) {
+    TinyModel said = bare;
+    said.metadata.emplace_back("tokenizer.ggml.model", std::string(kind));
+    CHECK_FALSE(Model::load(source_of(said), recording(make_recording_backend())).has_tokenizer());
+  }
 }
 
 TEST_CASE("model.load: comes with the chat template, which knows the begin and end tokens") {
