@@ -1,6 +1,7 @@
 #pragma once
 
-// One block of the integer product: P panels of sixteen rows by N columns. Sums are exact integers; then one fold per output
+// One block of the integer product: P panels of sixteen rows by N columns. `ahead` is where to prefetch a block (packed
+// panels only). Sums are exact integers; then one fold per output
 //   q8_32:   acc = fma(float(isum), scale * token scale, acc), and with minimums acc = fma(float(sum), minimum * token scale, acc)
 //   q8_256:  acc = fma(float(sum_j scale_j * isum_j), d * token scale, acc), then acc = fma(-float(sum_j m_j * sum_j), dmin * ...)
 // whatever P and N are, and whether the codes come from the packed panel or from an expanded one.
@@ -42,7 +43,8 @@ SKALD_INLINE void dot_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 
 // The baseline: plain loops.
 
 template <class S, int P, int N>
-SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts32& a, float* acc) noexcept {
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts32& a, float* acc,
+                             const std::byte*) noexcept {
   static_assert(P == 1);
   i32x16 sum[N];
   for (int c = 0; c < N; ++c) {
@@ -63,7 +65,8 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts32& a
 }
 
 template <class S, int P, int N>
-SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts256& a, float* acc) noexcept {
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts256& a, float* acc,
+                             const std::byte*) noexcept {
   static_assert(P == 1);
   constexpr int groups = 64 / S::sub_blocks;
   i32x16 total[N];
@@ -101,7 +104,10 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts256& 
 SKALD_INLINE constexpr int nibble_order(int step) noexcept { return step / 2 + step % 2 * 4; }
 
 template <class S, int P, int N>
-SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, float* acc) noexcept {
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, float* acc,
+                             const std::byte* ahead) noexcept {
+  if constexpr (S::packed)
+    for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch(ahead + i);
   i32x16 sum[P * N], partial[P * N];
   const std::ptrdiff_t width = a.width;
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
@@ -139,37 +145,53 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
 }
 
 template <class S, int P, int N>
-SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, float* acc) noexcept {
+SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, float* acc,
+                             const std::byte* ahead) noexcept {
   constexpr int groups = 64 / S::sub_blocks;
   const std::ptrdiff_t width = a.width;
   i32x16 total[P * N];
   unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
-  const auto add_sub_block = [&](auto sub) SKALD_INLINE_LAMBDA {
-    i32x16 sum[P * N], partial[P * N], factor[P];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { factor[p] = S::sub_scale(w + p * panel_stride, sub); });
-    if constexpr (!paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
-    unroll<groups>([&](auto step) SKALD_INLINE_LAMBDA {
-      const int g = sub * groups + step;
-      u8x64 codes[P];
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { codes[p] = S::group(w + p * panel_stride, g); });
-      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
-        const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
-        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-          constexpr int i = p.value * N + c.value;
-          if constexpr (paired_multiplier)
-            dot_step<S::bits, step.value>(total[i], partial[i], codes[p], x, factor[p]);
-          else
-            dot_step<S::bits, step.value>(sum[i], partial[i], codes[p], x, factor[p]);
-        });
+  // Taking the multipliers of a packed panel apart needs constant indices; they are needed in a loop.
+  alignas(64) std::int32_t factors[S::packed ? P * S::sub_blocks * 16 : 1];
+  if constexpr (S::packed)
+    unroll<S::sub_blocks>([&](auto sub) SKALD_INLINE_LAMBDA {
+      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+        store(factors + 16 * (p * S::sub_blocks + sub), S::sub_scale(w + p * panel_stride, sub));
       });
     });
-    if constexpr (!paired_multiplier)
-      unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = total[i] + sum[i] * factor[i.value / N]; });
-  };
-  // A packed panel needs constant indices to take its bits apart; an expanded one does not.
-  if constexpr (S::packed) unroll<S::sub_blocks>(add_sub_block);
-  else
-    for (int sub = 0; sub < S::sub_blocks; ++sub) add_sub_block(sub);
+  for (int chunk = 0; chunk < S::sub_blocks / S::chunk_subs; ++chunk)
+    unroll<S::chunk_subs>([&](auto in_chunk) SKALD_INLINE_LAMBDA {
+      const int sub = chunk * S::chunk_subs + in_chunk;
+      i32x16 sum[P * N], partial[P * N], factor[P];
+      // Spread over the block: a burst would fill the queue of outstanding misses.
+      if constexpr (S::packed) {
+        constexpr int lines = (S::panel_block_bytes + 64 * S::sub_blocks - 1) / (64 * S::sub_blocks);
+        unroll<lines>([&](auto i) SKALD_INLINE_LAMBDA { prefetch(ahead + 64 * (sub * lines + i)); });
+      }
+      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+        if constexpr (S::packed) factor[p] = load(factors + 16 * (p * S::sub_blocks + sub));
+        else factor[p] = S::sub_scale(w + p * panel_stride, sub);
+      });
+      if constexpr (!paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
+      unroll<groups>([&](auto step) SKALD_INLINE_LAMBDA {
+        constexpr int g = in_chunk.value * groups + step.value;
+        const std::byte* codes_of_group = a.codes + 4 * (chunk * S::chunk_subs * groups + g) * width;
+        u8x64 codes[P];
+        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { codes[p] = S::chunk_group(w + p * panel_stride, chunk, g); });
+        unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+          const u8x64 x = broadcast4(codes_of_group + 4 * c);
+          unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+            constexpr int i = p.value * N + c.value;
+            if constexpr (paired_multiplier)
+              dot_step<S::bits, step.value>(total[i], partial[i], codes[p], x, factor[p]);
+            else
+              dot_step<S::bits, step.value>(sum[i], partial[i], codes[p], x, factor[p]);
+          });
+        });
+      });
+      if constexpr (!paired_multiplier)
+        unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = total[i] + sum[i] * factor[i.value / N]; });
+    });
   unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
     const std::byte* panel = w + p * panel_stride;
     const f32x16 scale = S::scale(panel);
@@ -204,6 +226,7 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
 template <class F>
 struct Expanded : F {
   static constexpr bool packed = false;
+  static constexpr int chunk_subs = 1;
   static constexpr int multipliers = F::block_k == 256 ? F::sub_blocks : 0;
   static constexpr int pairs = F::block_k == 32 ? 0 : F::has_minimum ? 4 : 8;
   static constexpr int first_code_line = (F::has_minimum ? 2 : 1) + multipliers + pairs;
@@ -216,6 +239,10 @@ struct Expanded : F {
   SKALD_INLINE static i32x16 minimum_pair(const std::byte* p, int i) noexcept { return line(p, 2 + multipliers + i); }
   SKALD_INLINE static i32x16 scale_pair(const std::byte* p, int i) noexcept { return line(p, 1 + multipliers + i); }
   SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return load_bytes(p + 64 * (first_code_line + j)); }
+
+  SKALD_INLINE static u8x64 chunk_group(const std::byte* p, int chunk, int g) noexcept {
+    return group(p, chunk * (64 / F::sub_blocks) + g);
+  }
 
   static void expand(const std::byte* panel, std::int64_t cols, std::byte* to) noexcept {
     for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, to += panel_block_bytes) {

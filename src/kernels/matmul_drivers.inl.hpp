@@ -1,7 +1,6 @@
 #pragma once
 
-// Loops around the block kernels: few columns straight from the packed panels, four panels at a time so that memory serves
-// four streams; many columns from expanded panels.
+// Loops around the block kernels: few columns straight from the packed panels, many columns from expanded panels.
 
 #include "kernels/kernel_table.hpp"
 #include "kernels/matmul_blocks.inl.hpp"
@@ -9,15 +8,23 @@
 namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
-inline constexpr int streams = 4;
-inline constexpr std::ptrdiff_t prefetch_distance = 1536;
+/// How far ahead of its reads the direct path prefetches. One sequential stream: processors whose second-level prefetcher
+/// follows streams lose half of their bandwidth when several panels are read in turns.
+inline constexpr std::ptrdiff_t prefetch_distance = 3072;
 
 #if SKALD_VEC_REGISTERS == 1
-inline constexpr int direct_columns = 12, tile_panels = 2, tile_columns = 12;
+inline constexpr int direct_columns = 12, tile_panels = 2;
+/// The K formats keep a second set of integer sums: half as many columns keep both in registers.
+template <int BlockK>
+inline constexpr int tile_columns = BlockK == 256 ? 6 : 12;
 #elif SKALD_VEC_REGISTERS == 2
-inline constexpr int direct_columns = 4, tile_panels = 1, tile_columns = 4;
+inline constexpr int direct_columns = 4, tile_panels = 1;
+template <int>
+inline constexpr int tile_columns = 4;
 #else
-inline constexpr int direct_columns = 4, tile_panels = 0, tile_columns = 0;  // no expanded path
+inline constexpr int direct_columns = 4, tile_panels = 0;  // no expanded path
+template <int>
+inline constexpr int tile_columns = 4;
 #endif
 /// Columns from which on panels are expanded first. The result does not depend on it.
 inline constexpr std::int64_t expand_from = 24;
@@ -48,59 +55,47 @@ struct ActsOf<256> {
   using type = Acts256;
 };
 
-/// Up to four panels by N columns from packed panels.
+/// One packed panel by N columns.
 template <class F, int N>
-void direct_chunk(const std::byte* panels, int panel_count, std::int64_t cols, typename ActsOf<F::block_k>::type acts,
+void direct_chunk(const std::byte* panel, std::int64_t cols, typename ActsOf<F::block_k>::type acts,
                   const Output& out) noexcept {
-  alignas(64) float acc[streams * N * 16];
+  alignas(64) float acc[N * 16];
   __builtin_memset(acc, 0, sizeof(acc));
-  const auto bytes_per_panel = static_cast<std::ptrdiff_t>(panel_bytes<F>(cols));
-  for (std::ptrdiff_t at = 0; at < bytes_per_panel; at += F::panel_block_bytes) {
-    // Near a panel's end go on with the panel that this stream reads next.
-    const std::ptrdiff_t ahead =
-        at + prefetch_distance < bytes_per_panel ? at + prefetch_distance
-                                                 : at + prefetch_distance + (streams - 1) * bytes_per_panel;
-    for (int s = 0; s < panel_count; ++s) {
-      const std::byte* panel = panels + s * bytes_per_panel;
-      for (int i = 0; i < F::panel_block_bytes; i += 64) prefetch(panel + ahead + i);
-      fold_block<F, 1, N>(panel + at, 0, acts, acc + 16 * N * s);
-    }
-    acts.next();
-  }
-  for (int s = 0; s < panel_count; ++s)
-    for (int c = 0; c < N; ++c) write_rows(out, s, c, load(acc + 16 * (N * s + c)));
+  for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, acts.next())
+    fold_block<F, 1, N>(panel, 0, acts, acc, panel + prefetch_distance);
+  for (int c = 0; c < N; ++c) write_rows(out, 0, c, load(acc + 16 * c));
 }
 
 /// Computes as many of n columns as one instance takes at once, and returns how many.
 template <class F>
-SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panels, int panel_count, std::int64_t cols,
+SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panel, std::int64_t cols,
                                  const typename ActsOf<F::block_k>::type& acts, const Output& out) noexcept {
   if constexpr (direct_columns >= 12)
-    if (n >= 12) return direct_chunk<F, 12>(panels, panel_count, cols, acts, out), 12;
+    if (n >= 12) return direct_chunk<F, 12>(panel, cols, acts, out), 12;
   if constexpr (direct_columns >= 8)
-    if (n >= 8) return direct_chunk<F, 8>(panels, panel_count, cols, acts, out), 8;
-  if (n >= 4) return direct_chunk<F, 4>(panels, panel_count, cols, acts, out), 4;
-  if (n == 3) return direct_chunk<F, 3>(panels, panel_count, cols, acts, out), 3;
-  if (n == 2) return direct_chunk<F, 2>(panels, panel_count, cols, acts, out), 2;
-  return direct_chunk<F, 1>(panels, panel_count, cols, acts, out), 1;
+    if (n >= 8) return direct_chunk<F, 8>(panel, cols, acts, out), 8;
+  if (n >= 4) return direct_chunk<F, 4>(panel, cols, acts, out), 4;
+  if (n == 3) return direct_chunk<F, 3>(panel, cols, acts, out), 3;
+  if (n == 2) return direct_chunk<F, 2>(panel, cols, acts, out), 2;
+  return direct_chunk<F, 1>(panel, cols, acts, out), 1;
 }
 
-/// tile_panels panels by the twelve columns of a group from expanded panels.
+/// P panels by the twelve columns of a group from expanded panels.
 template <class F, int P>
 void tile_group(const std::byte* expanded, std::ptrdiff_t panel_stride, std::int64_t cols, const std::byte* group,
                 const Output& out) noexcept {
   using E = Expanded<F>;
-  for (int c0 = 0; c0 < group_columns; c0 += tile_columns) {
-    alignas(64) float acc[P * tile_columns * 16];
+  constexpr int n = tile_columns<F::block_k>;
+  for (int c0 = 0; c0 < group_columns; c0 += n) {
+    alignas(64) float acc[P * n * 16];
     __builtin_memset(acc, 0, sizeof(acc));
     typename ActsOf<F::block_k>::type acts(group, cols, group_columns, c0);
-    acts.width = group_columns;
     for (std::int64_t b = 0; b < cols / F::block_k; ++b, acts.next()) {
-      acts.width = group_columns;  // known to the compiler
-      fold_block<E, P, tile_columns>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc);
+      acts.width = group_columns;  // a constant in the code of the block
+      fold_block<E, P, n>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc, nullptr);
     }
     for (int p = 0; p < P; ++p)
-      for (int c = 0; c < tile_columns; ++c) write_rows(out, p, c0 + c, load(acc + 16 * (p * tile_columns + c)));
+      for (int c = 0; c < n; ++c) write_rows(out, p, c0 + c, load(acc + 16 * (p * n + c)));
   }
 }
 
@@ -111,15 +106,14 @@ std::size_t scratch_bytes(std::int64_t cols, std::int64_t count) noexcept {
          Expanded<F>::panel_block_bytes;
 }
 
-/// Columns [begin, end) of up to four panels without expansion.
+/// Columns from `begin` on without expansion.
 template <class F>
 void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulColumns& columns, std::int64_t begin,
                      const Output& out) noexcept {
   using A = typename ActsOf<F::block_k>::type;
   const std::int64_t panel_count = (out.rows + 15) / 16;
   const std::size_t bytes_per_panel = panel_bytes<F>(cols), full_bytes = A::group_bytes(cols, group_columns);
-  for (std::int64_t p = 0; p < panel_count; p += streams) {
-    const int now = panel_count - p < streams ? static_cast<int>(panel_count - p) : streams;
+  for (std::int64_t p = 0; p < panel_count; ++p) {
     for (std::int64_t c = begin; c < columns.end;) {
       const std::int64_t group = c / group_columns;
       const int width = width_of_group(columns.count, group), inside = static_cast<int>(c % group_columns);
@@ -127,7 +121,7 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
       if (n > width - inside) n = width - inside;
       const A acts(columns.acts + static_cast<std::size_t>(group) * full_bytes, cols, width, inside);
       const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
-      c += direct_dispatch<F>(n, panels + static_cast<std::size_t>(p) * bytes_per_panel, now, cols, acts, to);
+      c += direct_dispatch<F>(n, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols, acts, to);
     }
   }
 }

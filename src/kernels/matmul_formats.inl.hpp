@@ -12,8 +12,11 @@
 //   offset_shift       the weight is code - 2^offset_shift; -1: no offset
 //   group(block, j)    codes of elements 4 j .. 4 j + 3 of the block
 //   scale, minimum     as floats
-// and the K formats, per sub-block j, sub_scale(block, j) as the integer multiplier of Multiplier form, and pairs of
-// int16 minimums or scales in the order of the activations' pairs of sums.
+// and the K formats
+//   sub_scale(block, j)                 the multiplier of sub-block j (see multiplier())
+//   minimum_pair, scale_pair            int16 pairs in the order of the activations' pairs of sums
+//   chunk_group(block, chunk, g)        group g of chunk_subs sub-blocks; with a constant g only addresses and one shift
+//                                       depend on the chunk
 
 #include "simd/vec.hpp"
 
@@ -177,13 +180,14 @@ struct SubScales {
 
 struct FormatQ4_K : SubScales {
   static constexpr int block_k = 256, file_bytes = 144, panel_block_bytes = 2304, bits = 4, offset_shift = -1;
-  static constexpr int sub_blocks = 8;
+  static constexpr int sub_blocks = 8, chunk_subs = 2;
   static constexpr bool packed = true, has_minimum = true;
   static constexpr int half_fields = 2, half_offsets[2] = {0, 2};
-  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept {
-    const i32x16 codes = line(p + 256, j / 16 * 8 + j % 8);
-    return j / 8 % 2 == 0 ? low_nibbles(codes) : high_nibbles(codes);
+  SKALD_INLINE static u8x64 chunk_group(const std::byte* p, int chunk, int g) noexcept {
+    const i32x16 codes = line(p + 256, chunk * 8 + g % 8);
+    return g < 8 ? low_nibbles(codes) : high_nibbles(codes);
   }
+  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return chunk_group(p, j / 16, j % 16); }
   static std::uint32_t file_word(const std::byte* block, int word) noexcept {
     std::uint32_t value;
     __builtin_memcpy(&value, block + 4 + 4 * word, 4);
@@ -193,14 +197,15 @@ struct FormatQ4_K : SubScales {
 
 struct FormatQ5_K : SubScales {
   static constexpr int block_k = 256, file_bytes = 176, panel_block_bytes = 2816, bits = 5, offset_shift = -1;
-  static constexpr int sub_blocks = 8;
+  static constexpr int sub_blocks = 8, chunk_subs = 2;
   static constexpr bool packed = true, has_minimum = true;
   static constexpr int half_fields = 2, half_offsets[2] = {0, 2};
-  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept {
-    const i32x16 codes = line(p + 768, j / 16 * 8 + j % 8);
-    const u8x64 low = j / 8 % 2 == 0 ? low_nibbles(codes) : high_nibbles(codes);
-    return low | bytes(bit_to_4(line(p + 256, j % 8), j / 8));
+  SKALD_INLINE static u8x64 chunk_group(const std::byte* p, int chunk, int g) noexcept {
+    const i32x16 codes = line(p + 768, chunk * 8 + g % 8);
+    const u8x64 low = g < 8 ? low_nibbles(codes) : high_nibbles(codes);
+    return low | bytes(bit_to_4(shift_right(line(p + 256, g % 8), 2 * chunk), g / 8));
   }
+  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return chunk_group(p, j / 16, j % 16); }
   static std::uint32_t file_word(const std::byte* block, int word) noexcept {
     std::uint32_t value;
     __builtin_memcpy(&value, block + 4 + 4 * word, 4);
@@ -210,7 +215,7 @@ struct FormatQ5_K : SubScales {
 
 struct FormatQ6_K {
   static constexpr int block_k = 256, file_bytes = 210, panel_block_bytes = 3360, bits = 6, offset_shift = 5;
-  static constexpr int sub_blocks = 16;
+  static constexpr int sub_blocks = 16, chunk_subs = 8;
   static constexpr bool packed = true, has_minimum = false;
   static constexpr int half_fields = 1, half_offsets[2] = {208, 0};
   SKALD_INLINE static f32x16 scale(const std::byte* p) noexcept { return load_f16(halves(p)); }
@@ -222,11 +227,12 @@ struct FormatQ6_K {
     const i32x16 four = line(p + 32, i / 2);
     return sra8_16(i % 2 == 0 ? shl8_16(four) : four);
   }
-  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept {
-    const int half = j / 32, quarter = j / 8 % 4, g = j % 8;
-    const i32x16 codes = line(p + 288, half * 16 + quarter % 2 * 8 + g);
+  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return chunk_group(p, j / 32, j % 32); }
+  SKALD_INLINE static u8x64 chunk_group(const std::byte* p, int chunk, int g) noexcept {
+    const int quarter = g / 8;
+    const i32x16 codes = line(p + 288, chunk * 16 + g % 16);
     const u8x64 low = quarter < 2 ? low_nibbles(codes) : high_nibbles(codes);
-    i32x16 upper = line(p + 2336, half * 8 + g);
+    i32x16 upper = line(p + 2336, chunk * 8 + g % 8);
     if (quarter == 0) upper = shl<4>(upper);
     if (quarter == 1) upper = shl<2>(upper);
     if (quarter == 3) upper = shr<2>(upper);

@@ -105,6 +105,11 @@ SKALD_INLINE i32x16 sra(i32x16 a) noexcept {
   return {_mm256_srai_epi32(a.lo, N), _mm256_srai_epi32(a.hi, N)};
 }
 
+SKALD_INLINE i32x16 shift_right(i32x16 a, int n) noexcept {
+  const __m128i count = _mm_cvtsi32_si128(n);
+  return {_mm256_srl_epi32(a.lo, count), _mm256_srl_epi32(a.hi, count)};
+}
+
 SKALD_INLINE i32x16 bits(f32x16 a) noexcept { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 SKALD_INLINE f32x16 from_bits(i32x16 a) noexcept { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 SKALD_INLINE f32x16 to_f32(i32x16 a) noexcept { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }

@@ -70,6 +70,8 @@ SKALD_INLINE i32x16 sra(i32x16 a) noexcept {
   return {_mm512_srai_epi32(a.r, N)};
 }
 
+SKALD_INLINE i32x16 shift_right(i32x16 a, int n) noexcept { return {_mm512_srl_epi32(a.r, _mm_cvtsi32_si128(n))}; }
+
 SKALD_INLINE i32x16 bits(f32x16 a) noexcept { return {_mm512_castps_si512(a.r)}; }
 SKALD_INLINE f32x16 from_bits(i32x16 a) noexcept { return {_mm512_castsi512_ps(a.r)}; }
 SKALD_INLINE f32x16 to_f32(i32x16 a) noexcept { return {_mm512_cvtepi32_ps(a.r)}; }

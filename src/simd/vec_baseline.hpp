@@ -125,6 +125,11 @@ SKALD_INLINE i32x16 sra(i32x16 a) noexcept {
   return a;
 }
 
+SKALD_INLINE i32x16 shift_right(i32x16 a, int n) noexcept {
+  SKALD_VEC_EACH(a.r[i] = (i32x4)((u32x4)a.r[i] >> static_cast<std::uint32_t>(n)));
+  return a;
+}
+
 SKALD_INLINE i32x16 bits(f32x16 a) noexcept {
   i32x16 b;
   SKALD_VEC_EACH(b.r[i] = (i32x4)a.r[i]);
