@@ -11,6 +11,10 @@
 #include <tbb/partitioner.h>
 #include <tbb/task_arena.h>
 
+#if defined(SKALD_THREAD_SANITIZER)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace skald::inline v0 {
 
 namespace {
@@ -38,6 +42,23 @@ double cgroup_quota() {
   return 0;
 }
 
+// The thread sanitizer cannot see how the distribution's oneTBB hands work to its threads and waits for it, so it is
+// told; this file is then compiled without it.
+void announce(void* place) {
+#if defined(SKALD_THREAD_SANITIZER)
+  __tsan_release(place);
+#else
+  static_cast<void>(place);
+#endif
+}
+void observe(void* place) {
+#if defined(SKALD_THREAD_SANITIZER)
+  __tsan_acquire(place);
+#else
+  static_cast<void>(place);
+#endif
+}
+
 class TbbExecutor {
  public:
   // oneTBB warns on stderr when an arena asks for more workers than the process has.
@@ -55,7 +76,22 @@ class TbbExecutor {
       work(0);
       return;
     }
-    arena_.execute([&] { tbb::parallel_for(0, n, 1, [&](int i) { work(i); }, tbb::static_partitioner()); });
+    char begin = 0;
+    char end = 0;
+    announce(&begin);
+    const auto call = [&](int i) {
+      observe(&begin);
+      struct Announce {
+        char& end;
+        ~Announce() { announce(&end); }
+      } announce_end{end};
+      work(i);
+    };
+    struct Observe {
+      char& end;
+      ~Observe() { observe(&end); }
+    } observe_end{end};
+    arena_.execute([&] { tbb::parallel_for(0, n, 1, call, tbb::static_partitioner()); });
   }
 
  private:
