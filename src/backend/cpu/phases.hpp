@@ -16,8 +16,9 @@
 
 namespace skald::inline v0::cpu {
 
-/// Up to this many columns every participant prepares the activations for itself, which saves a phase.
-inline constexpr std::int64_t private_columns = 4;
+/// Up to this many columns every participant prepares the activations for itself: a phase of its own would be one unit
+/// that the others wait for.
+inline constexpr std::int64_t private_columns = 8;
 
 /// How the work memory of a stream is divided. Offsets are in bytes from the start of a part.
 struct WorkSizes {
