@@ -3,8 +3,9 @@
 // Weight formats in panels of sixteen rows. A panel block holds one file block of each of the sixteen rows, with as many
 // bytes: the binary16 fields as [field][16], then the 32-bit words of the rows' blocks transposed to [word][16]. Lane r of a
 // 64-byte line is row r, and its four bytes are four consecutive k; nibbles and high bits come apart with shifts and masks.
-// File layouts: skald/quant/block_layout.hpp. Two things are not plain transposition: q8_0 codes are stored plus 128, and
-// the 32 fifth bits of q5_0 and q5_1 are permuted so that bit j of byte k belongs to element 4 j + k.
+// File layouts: skald/quant/block_layout.hpp. Three things are not plain transposition: q8_0 codes are stored plus 128,
+// the 32 fifth bits of q5_0 and q5_1 are permuted so that bit j of byte k belongs to element 4 j + k, and the words of q6_k
+// lie in the order in which they are read.
 //
 // Each format gives
 //   block_k, file_bytes, panel_block_bytes
@@ -230,17 +231,20 @@ struct FormatQ6_K {
   SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return chunk_group(p, j / 32, j % 32); }
   SKALD_INLINE static u8x64 chunk_group(const std::byte* p, int chunk, int g) noexcept {
     const int quarter = g / 8;
-    const i32x16 codes = line(p + 288, chunk * 16 + g % 16);
+    const i32x16 codes = line(p + 800, chunk * 24 + g % 16);
     const u8x64 low = quarter < 2 ? low_nibbles(codes) : high_nibbles(codes);
-    i32x16 upper = line(p + 2336, chunk * 8 + g % 8);
+    i32x16 upper = line(p + 288, chunk * 24 + g % 8);
     if (quarter == 0) upper = shl<4>(upper);
     if (quarter == 1) upper = shl<2>(upper);
     if (quarter == 3) upper = shr<2>(upper);
     return low | bytes(upper & set1(0x30303030));
   }
   static std::uint32_t file_word(const std::byte* block, int word) noexcept {
-    std::uint32_t value;  // scales first, then low bits, then high bits
-    __builtin_memcpy(&value, word < 4 ? block + 192 + 4 * word : block + 4 * (word - 4), 4);
+    // Scales, then for each half its high and its low bits: the order in which they are read.
+    const int half = (word - 4) / 24, in_half = (word - 4) % 24;
+    const int at = word < 4 ? 192 + 4 * word : in_half < 8 ? 128 + 4 * (8 * half + in_half) : 4 * (16 * half + in_half - 8);
+    std::uint32_t value;
+    __builtin_memcpy(&value, block + at, 4);
     return value;
   }
 };
