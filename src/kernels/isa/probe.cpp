@@ -33,6 +33,16 @@ SKALD_INLINE void hide(u8x64& a) noexcept {
 #endif
 }
 
+SKALD_INLINE void hide(f32x16& a) noexcept {
+#if SKALD_VEC_REGISTERS == 1
+  __asm__("" : "+v"(a.r));
+#elif SKALD_VEC_REGISTERS == 2
+  __asm__("" : "+x"(a.lo), "+x"(a.hi));
+#else
+  __asm__("" : "+m"(a));
+#endif
+}
+
 double dot_int8(std::int64_t iterations, std::int32_t* sink) noexcept {
   i32x16 acc[chains], partial[chains];
   unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = set1(*sink); });
@@ -53,7 +63,10 @@ double dot_int8(std::int64_t iterations, std::int32_t* sink) noexcept {
 
 double fma_f32(std::int64_t iterations, float* sink) noexcept {
   f32x16 acc[chains];
-  unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = set1(*sink + static_cast<float>(i.value)); });
+  unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { 
+    acc[i] = set1(*sink + static_cast<float>(i.value));
+    hide(acc[i]);  // or the compiler sees that the halves of wide registers are equal, and computes one
+  });
   const f32x16 w = set1(0.5F + *sink), x = set1(1.0F + *sink);
   for (std::int64_t n = 0; n < iterations; ++n)
     unroll<8>([&](auto) SKALD_INLINE_LAMBDA {
