@@ -135,7 +135,8 @@ class SKALD_API BackendInterface {
   /// Why weights of this format and layout cannot be made here, or nothing if they can.
   [[nodiscard]] virtual std::optional<std::string> refuses_weight(DType type, WeightLayout layout) const = 0;
 
-  /// Bytes that `make_weight` will hold for such a matrix.
+  /// Bytes that `make_weight` will hold for such a matrix; with WeightLayout::rows also those of a source that is used
+  /// in place, since multiplying makes them resident.
   [[nodiscard]] virtual std::size_t weight_bytes(DType type, std::int64_t rows, std::int64_t cols,
                                                  WeightLayout layout) const = 0;
   /// Bytes of work memory that `new_stream` takes.
@@ -143,7 +144,8 @@ class SKALD_API BackendInterface {
 
   /// Zeroed memory, aligned to 64 bytes. @throws OutOfMemoryError.
   [[nodiscard]] virtual Buffer allocate(std::size_t bytes) = 0;
-  /// Reads and rearranges a weight, in parallel. @throws CancelledError, UnsupportedError, whatever `read` throws.
+  /// Reads and rearranges a weight, in parallel; beside the weight it holds at most about 1 MiB (or sixteen rows) per
+  /// thread. @throws CancelledError, UnsupportedError, whatever `read` throws.
   [[nodiscard]] virtual std::shared_ptr<const Weight> make_weight(const WeightSource& source, WeightLayout layout,
                                                                   const std::stop_token& stop) = 0;
   /// Copies between host and backend memory, synchronously. For set-up, snapshots and tests, not for steps.

@@ -74,7 +74,8 @@ struct LinearPart {
   Matrix out{};                    ///< rows as many as input rows; for `gated` only that of part 0 is written
 };
 
-/// out[p] = epilogue(W[p] * norm(x)) for up to three matrices that share their input.
+/// out[p] = epilogue(W[p] * norm(x)) for up to three matrices that share their input. An `out` may overlap neither x
+/// nor another `out`: parts of the input are read again while outputs are written.
 struct LinearOp {
   Matrix x{};
   Norm norm{};

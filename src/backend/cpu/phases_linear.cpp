@@ -177,7 +177,7 @@ void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_p
   }
   // Weights are expanded two panels at a time.
   plan.unit_panels = std::clamp<std::int64_t>(panels / wanted / 2 * 2, 2, 4);
-  constexpr std::int64_t cache_bytes = 1 << 20;
+  constexpr std::int64_t cache_bytes = 3 << 18;
   const std::int64_t in_cache =
       std::max<std::int64_t>(48, cache_bytes / std::max<std::int64_t>(act_bytes_per_column, 1));
   const std::int64_t ranges =
