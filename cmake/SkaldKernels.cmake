@@ -1,11 +1,5 @@
 # Compiles src/kernels/isa/*.cpp once per instruction set, each with its own flags and its own namespace.
 # The flags never leave these object libraries.
-if(TARGET xsimd::xsimd)
-  set(skald_xsimd xsimd::xsimd)
-else()
-  set(skald_xsimd xsimd)
-endif()
-
 function(skald_kernel_library isa)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/kernels/isa/*.cpp)
   if(NOT sources)
@@ -19,7 +13,7 @@ function(skald_kernel_library isa)
                          # GCC's AVX-512 intrinsics hand on undefined vectors on purpose (GCC bug 105593).
                          $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized -Wno-maybe-uninitialized>)
   target_include_directories(skald_kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
-  target_link_libraries(skald_kernels_${isa} PRIVATE skald_build_options ${skald_xsimd})
+  target_link_libraries(skald_kernels_${isa} PRIVATE skald_build_options)
   set_target_properties(skald_kernels_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
                         VISIBILITY_INLINES_HIDDEN ON SKALD_KERNELS ON)
   target_sources(skald PRIVATE $<TARGET_OBJECTS:skald_kernels_${isa}>)

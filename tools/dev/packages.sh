@@ -1,6 +1,6 @@
 # Sourced by demo.sh, test.sh and .ci/run: the packages that skald is built from, and how to get them.
 
-build_packages=(cmake ninja-build g++ libfmt-dev libtbb-dev libeigen3-dev libxsimd-dev nlohmann-json3-dev libpcre2-dev
+build_packages=(cmake ninja-build g++ libfmt-dev libtbb-dev libeigen3-dev nlohmann-json3-dev libpcre2-dev
   libutf8proc-dev libcli11-dev)
 test_packages=(catch2 binutils pkg-config)
 ci_packages=(clang libclang-rt-14-dev libbenchmark-dev git)
