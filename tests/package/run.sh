@@ -93,7 +93,7 @@ case $step in
     # As a subproject, built as a shared library, in Debug; then installed from there.
     rm -rf "$work/build-subproject"
     cmake -S "$source/tests/package/fetch_content" -B "$work/build-subproject" "${generator[@]}" -DSKALD_SOURCE="$source" \
-      -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-g0 -DBUILD_SHARED_LIBS=ON \
+      -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-g0 -DBUILD_SHARED_LIBS=ON \
       -DSKALD_INSTALL=ON -DFETCHCONTENT_FULLY_DISCONNECTED=ON
     cmake --build "$work/build-subproject"
     "$work/build-subproject/host" "$source/models/skald-tiny-q8_0.gguf"
