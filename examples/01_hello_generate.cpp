@@ -1,5 +1,6 @@
 // Generates text with a model file: load, decode, print as it comes.
 //   hello_generate [model.gguf] [prompt]
+// Prints the prompt, its continuation piece by piece, and at the end "128 tokens, <n> tokens/s".
 #include <iostream>
 #include <string>
 

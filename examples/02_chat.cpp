@@ -1,5 +1,6 @@
 // A conversation on the terminal, with the model's own chat template. Only the new turn is computed each time.
 //   chat [model.gguf]
+// Prints "> ", reads a line, prints the model's reply; the end of the input (Ctrl-D) ends the conversation.
 #include <iostream>
 #include <string>
 
@@ -15,6 +16,7 @@ int main(int argc, char** argv) try {
     for (const auto& piece : chat.send(line)) std::cout << piece.text << std::flush;
     std::cout << '\n';
   }
+  std::cout << '\n';
 } catch (const skald::Error& error) {
   std::cerr << "error: " << error.what() << '\n';
   return 1;

@@ -1,5 +1,6 @@
 // A sampler of one's own: any type that satisfies skald::Sampler joins the chain.
 //   custom_sampler [model.gguf]
+// Prints a text in which no token occurs twice within any seven in a row, which makes it a little strange.
 #include <iostream>
 #include <string>
 

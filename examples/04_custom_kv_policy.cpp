@@ -1,5 +1,7 @@
 // A KV eviction policy of one's own: which pages of a head's cache leave, decided at each page border.
 //   custom_kv_policy [model.gguf]
+// Prints a text, then what the cache holds and how many pages the policy has dropped; with less to look back at, the
+// model forgets its story and repeats itself.
 #include <iostream>
 #include <string>
 
@@ -28,7 +30,8 @@ int main(int argc, char** argv) try {
   std::cout << prompt;
   for (const auto& piece : skald::generate(session, prompt, {.max_tokens = 200, .sampler = {.temperature = 0.0F}}))
     std::cout << piece.text << std::flush;
-  std::cout << "\n\n" << session.length() << " tokens, " << session.bytes() << " bytes of KV, "
+  std::cout << "\n\n"
+            << session.length() << " tokens, " << session.bytes() << " bytes of KV, "
             << decoder.counters().evicted_pages << " pages evicted by " << decoder.effective_config().eviction << '\n';
 } catch (const skald::Error& error) {
   std::cerr << "error: " << error.what() << '\n';

@@ -1,5 +1,6 @@
 // Vectors instead of tokens: the first layer is given rows of floats, as an image encoder or a soft prompt would.
 //   embeddings_in [model.gguf]
+// Prints "5 embedding rows of 256 values; logits equal those of the tokens"; equal means: to the last bit.
 #include <algorithm>
 #include <iostream>
 #include <vector>

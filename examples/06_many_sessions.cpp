@@ -1,5 +1,6 @@
 // Several sessions on one model: one shared prompt is computed once and forked; all sessions decode in one batch.
 //   many_sessions [model.gguf] [sessions]
+// Prints that many different stories with the same beginning.
 #include <iostream>
 #include <string>
 #include <vector>
@@ -32,7 +33,8 @@ int main(int argc, char** argv) try {
     logits = decoder.forward(batch);
     for (int i = 0; i < count; ++i) next[i] = samplers[i].sample(logits.last(i), sessions[i]);
   }
-  for (const auto& session : sessions) std::cout << "* " << tokenizer.decode(session.tokens()) << "\n\n";
+  for (const auto& session : sessions)
+    std::cout << "* " << tokenizer.decode(session.tokens(), {.skip_special = true}) << "\n\n";
   std::cout << "one step computes " << count << " tokens; KV pages in use: " << decoder.counters().kv_pages_used
             << '\n';
 } catch (const skald::Error& error) {

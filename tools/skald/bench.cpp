@@ -1,9 +1,11 @@
 // Speed of prompt processing and text generation, with llama-bench's tests, flags, table and JSON fields, and beside
 // them the share of what the machine can do, measured in the same run.
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <ctime>
+#include <tuple>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -21,18 +23,19 @@ using Clock = std::chrono::steady_clock;
 
 struct BenchFlags {
   std::vector<std::string> models;
-  std::vector<std::int64_t> prompts{512};
-  std::vector<std::int64_t> generations{128};
+  std::vector<std::string> prompts{"512"};
+  std::vector<std::string> generations{"128"};
   std::vector<std::string> combined;
-  std::vector<std::int64_t> depths{0};
-  std::vector<std::int64_t> sequences{1};
-  std::vector<int> threads{0};
-  std::vector<std::int64_t> batches{2048};
-  std::vector<std::int64_t> ubatches{512};
+  std::vector<std::string> depths{"0"};
+  std::vector<std::string> sequences{"1"};
+  std::vector<std::string> threads{"0"};
+  std::vector<std::string> batches{"2048"};
+  std::vector<std::string> ubatches{"512"};
   std::vector<std::string> cache_k{"f16"};
   std::vector<std::string> cache_v;
-  std::vector<int> flash{1};
-  std::vector<int> mmap{1};
+  std::vector<std::string> flash{"1"};
+  std::vector<std::string> mmap{"1"};
+  ForeignFlags foreign;
   std::string isa;
   std::string output = "md";
   int repetitions = 5;
@@ -41,6 +44,51 @@ struct BenchFlags {
   bool no_repack = false;
   bool progress = false;
 };
+
+/// Whole numbers and ranges: 512, 128-512, 128-512+128, 128-1024*2. @throws skald::UsageError.
+std::vector<std::int64_t> numbers(const char* flag, const std::vector<std::string>& texts, std::int64_t least,
+                                  std::int64_t most) {
+  std::vector<std::int64_t> result;
+  for (const auto& text : texts) {
+    const auto refuse = [&] {
+      throw skald::UsageError(
+          "cli.bench", fmt::format("{} {}: a number from {} to {} is needed, or a range as 128-512+128 or 128-1024*2",
+                                   flag, skald::printable(text), least, most));
+    };
+    const char* at = text.data();
+    const char* const end = text.data() + text.size();
+    const auto number = [&] {
+      std::int64_t value = 0;
+      const auto [next, error] = std::from_chars(at, end, value);
+      if (error != std::errc{} || value < least || value > most || *at == '-') refuse();
+      at = next;
+      return value;
+    };
+    const auto first = number();
+    auto last = first;
+    char operation = '+';
+    std::int64_t step = 1;
+    if (at != end && *at == '-') {
+      ++at;
+      last = number();
+      if (at != end && (*at == '+' || *at == '*')) {
+        operation = *at++;
+        step = number();
+      }
+    }
+    if (at != end || last < first || (last - first) / std::max<std::int64_t>(1, step) > 10000) refuse();
+    for (auto value = first; value <= last;) {
+      result.push_back(value);
+      const auto next = operation == '+' ? value + step : value * step;
+      if (next <= value) {
+        if (last > first) refuse();  // would never end
+        break;
+      }
+      value = next;
+    }
+  }
+  return result;
+}
 
 /// One test: n_prompt tokens at once and then n_gen one by one, after `depth` tokens, in `sequences` sessions.
 struct Test {
@@ -67,7 +115,8 @@ struct Machine {
 
 /// What one token costs: bytes that decoding must read, operations of the matrices.
 struct Cost {
-  double weight_bytes = 0.0;
+  double head_bytes = 0.0;  // read when logits are computed
+  double body_bytes = 0.0;  // read by every pass
   double head_operations = 0.0;
   double body_operations = 0.0;
   double kv_bytes_per_token = 0.0;
@@ -81,7 +130,7 @@ Cost cost_of(const skald::Model& model, skald::DType kv) {
   const auto add = [&](skald::Role role, int layer) {
     const auto* weight = model.weight(role, layer);
     if (weight == nullptr) return;
-    cost.weight_bytes += static_cast<double>(weight->bytes());
+    (role == skald::Role::head ? cost.head_bytes : cost.body_bytes) += static_cast<double>(weight->bytes());
     cost.integer = cost.integer || skald::dtype_info(weight->type()).quantized;
     const double operations = 2.0 * static_cast<double>(weight->rows()) * static_cast<double>(weight->cols());
     (role == skald::Role::head ? cost.head_operations : cost.body_operations) += operations;
@@ -106,41 +155,58 @@ struct Limits {
   double compute_seconds = 0.0;
 };
 
-Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std::int64_t ubatch) {
+Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std::int64_t batch, std::int64_t ubatch) {
   Limits limits;
   const double peak = cost.integer ? machine.int8_peak : machine.f32_peak;
-  const auto run = [&](std::int64_t tokens, std::int64_t per_pass, std::int64_t depth) {
-    const double passes = std::ceil(static_cast<double>(tokens) / static_cast<double>(per_pass));
-    const double seen = static_cast<double>(tokens) * (static_cast<double>(depth) + 0.5 * static_cast<double>(tokens + 1));
-    const auto sequences = static_cast<double>(test.sequences);
-    // Keys and values before each pass are read once per pass.
-    const double kv_read = passes * (static_cast<double>(depth) + 0.5 * static_cast<double>(tokens));
-    limits.memory_seconds += (passes * cost.weight_bytes + sequences * kv_read * cost.kv_bytes_per_token) / machine.bandwidth;
-    limits.compute_seconds += sequences * (static_cast<double>(tokens) * cost.body_operations + passes * cost.head_operations) / peak +
-                              sequences * seen * cost.attention_operations / machine.f32_peak;
+  const auto add = [&](std::int64_t calls, std::int64_t tokens, std::int64_t depth) {
+    // `calls` calls of `tokens` tokens in each session, cut into passes of `ubatch` rows; one row of logits per call
+    // and session. A pass reads the weights once, and for its tokens the keys and values up to them.
+    double bytes = 0.0;
+    double operations = 0.0;
+    double attention = 0.0;
+    for (std::int64_t call = 0; call < calls; ++call) {
+      const auto rows = tokens * test.sequences;
+      const auto passes = (rows + ubatch - 1) / ubatch;
+      const auto before = static_cast<double>(depth + call * tokens);
+      const auto in_session = (tokens + ubatch - 1) / ubatch;  // passes that a session's tokens are cut into
+      const double mean_seen = before + 0.5 * static_cast<double>(in_session + 1) / static_cast<double>(in_session) *
+                                            static_cast<double>(tokens);
+      const auto kv_rows = static_cast<double>(test.sequences * in_session) * mean_seen;
+      bytes += static_cast<double>(passes) * cost.body_bytes + cost.head_bytes + kv_rows * cost.kv_bytes_per_token;
+      operations +=
+          static_cast<double>(rows) * cost.body_operations + static_cast<double>(test.sequences) * cost.head_operations;
+      attention +=
+          static_cast<double>(rows) * (before + 0.5 * static_cast<double>(tokens + 1)) * cost.attention_operations;
+    }
+    limits.memory_seconds += bytes / machine.bandwidth;
+    limits.compute_seconds += operations / peak + attention / machine.f32_peak;
   };
-  if (test.prompt > 0) run(test.prompt, ubatch, test.depth);
-  if (test.generate > 0) run(test.generate, 1, test.depth + test.prompt);
+  const auto whole = test.prompt / batch;
+  if (whole > 0) add(whole, batch, test.depth);
+  if (test.prompt % batch > 0) add(1, test.prompt % batch, test.depth + whole * batch);
+  if (test.generate > 0) add(test.generate, 1, test.depth + test.prompt);
   return limits;
 }
 
 class Runner {
  public:
-  Runner(const skald::Model& model, skald::DecoderOptions options, const Test& test)
-      : decoder_(model, options), test_(test), vocabulary_(model.spec().vocabulary) {
+  Runner(const skald::Model& model, const skald::DecoderOptions& options, const Test& test, std::int64_t batch)
+      : decoder_(model, options), test_(test), batch_tokens_(batch), vocabulary_(model.spec().vocabulary) {
     for (std::int64_t s = 0; s < test.sequences; ++s) sessions_.push_back(decoder_.new_session());
   }
 
-  void fill_depth(std::stop_token stop) {
+  /// Once before the first repetition: the whole prompt and one token, on empty sessions.
+  void warm_up(const std::stop_token& stop) {
+    if (test_.prompt > 0) prompt(test_.prompt, stop);
+    if (test_.generate > 0) generate(1, stop);
+    for (auto& session : sessions_) session.clear();
+  }
+  /// Outside the measured time; repetitions go back to it.
+  void fill_depth(const std::stop_token& stop) {
     if (test_.depth > 0) prompt(test_.depth, stop);
   }
-  void warm_up(std::stop_token stop) {
-    if (test_.prompt > 0) prompt(std::min<std::int64_t>(test_.prompt, 512), stop);
-    if (test_.generate > 0) generate(1, stop);
-    reset();
-  }
   /// Nanoseconds of one repetition.
-  std::uint64_t measure(std::stop_token stop) {
+  std::uint64_t measure(const std::stop_token& stop) {
     reset();
     const auto start = Clock::now();
     if (test_.prompt > 0) prompt(test_.prompt, stop);
@@ -158,28 +224,31 @@ class Runner {
     state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
     return static_cast<skald::TokenId>((state_ >> 33) % static_cast<std::uint64_t>(vocabulary_));
   }
-  void prompt(std::int64_t count, std::stop_token stop) {
+  /// In calls of at most -b tokens per session.
+  void prompt(std::int64_t count, const std::stop_token& stop) {
+    for (std::int64_t done = 0; done < count;) {
+      const auto part = std::min(count - done, batch_tokens_);
+      forward(part, stop);
+      done += part;
+    }
+  }
+  void generate(std::int64_t count, const std::stop_token& stop) {
+    for (std::int64_t i = 0; i < count; ++i) forward(1, stop);
+  }
+  void forward(std::int64_t count, const std::stop_token& stop) {
+    tokens_.resize(static_cast<std::size_t>(count));
     batch_.clear();
     for (auto& session : sessions_) {
-      std::vector<skald::TokenId> tokens(static_cast<std::size_t>(count));
-      for (auto& token : tokens) token = next();
-      batch_.add(session, tokens);
+      for (auto& token : tokens_) token = next();
+      batch_.add(session, tokens_);
     }
     (void)decoder_.forward(batch_, {.stop = stop});
   }
-  void generate(std::int64_t count, std::stop_token stop) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      batch_.clear();
-      for (auto& session : sessions_) {
-        const auto token = next();
-        batch_.add(session, {&token, 1});
-      }
-      (void)decoder_.forward(batch_, {.stop = stop});
-    }
-  }
   skald::Decoder<> decoder_;
   Test test_;
+  std::int64_t batch_tokens_;
   std::int64_t vocabulary_;
+  std::vector<skald::TokenId> tokens_;
   std::vector<skald::Session> sessions_;
   skald::Batch batch_;
   std::uint64_t state_ = 1;
@@ -211,172 +280,273 @@ std::string timestamp() {
 class Printer {
  public:
   explicit Printer(std::string format) : format_(std::move(format)) {
-    if (format_ == "json") fmt::print("[\n");
-    if (format_ == "md") {
-      fmt::print("| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:>15} | {:>20} | {:>6} | {:>6} |\n", "model", "size", "params", "backend",
-                 "threads", "test", "t/s", "% bw", "% peak");
-      fmt::print("| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: | {:->5}: | {:->5}: |\n", "", "", "", "", "", "", "", "", "");
-    }
+    if (format_ == "json") write_out("[\n");
+    if (format_ == "md")
+      write_out(
+          fmt::format("| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:>15} | {:>20} | {:>6} | {:>6} |\n", "model",
+                      "size", "params", "backend", "threads", "test", "t/s", "% bw", "% peak") +
+          fmt::format("| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: | {:->5}: | {:->5}: |\n",
+                      "", "", "", "", "", "", "", "", ""));
   }
   void row(const ordered_json& r) {
-    if (format_ == "json") fmt::print("{}{}", first_ ? "" : ",\n", r.dump(2));
-    else if (format_ == "jsonl") fmt::print("{}\n", r.dump());
+    if (format_ == "json") write_out((first_ ? "" : ",\n") + text_of(r, 2));
+    else if (format_ == "jsonl") write_out(text_of(r, -1) + "\n");
     else if (format_ == "csv") csv(r);
     else
-      fmt::print("| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:>15} | {:>20} | {:>6} | {:>6} |\n", r["model_type"].get<std::string>(),
-                 human_bytes(r["model_size"].get<std::uint64_t>()), parameters(r["model_n_params"].get<double>()), r["backends"].get<std::string>(),
-                 r["n_threads"].get<int>(), r["test"].get<std::string>(),
-                 fmt::format("{:.2f} ± {:.2f}", r["avg_ts"].get<double>(), r["stddev_ts"].get<double>()), percent(r["percent_bandwidth"]),
-                 percent(r["percent_peak"]));
+      write_out(fmt::format("| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:>15} | {:>20} | {:>6} | {:>6} |\n",
+                            r["model_type"].get<std::string>(), human_bytes(r["model_size"].get<std::uint64_t>()),
+                            parameters(r["model_n_params"].get<double>()), r["backends"].get<std::string>(),
+                            r["n_threads"].get<int>(), r["test"].get<std::string>(),
+                            fmt::format("{:.2f} ± {:.2f}", r["avg_ts"].get<double>(), r["stddev_ts"].get<double>()),
+                            percent(r["percent_bandwidth"]), percent(r["percent_peak"])));
     first_ = false;
-    std::fflush(stdout);
   }
-  void finish(const Machine& machine) {
-    if (format_ == "json") fmt::print("\n]\n");
+  /// Ends the array of JSON, also after an error.
+  void close() {
+    if (format_ == "json") write_out(first_ ? "]\n" : "\n]\n");
+  }
+  void legend(const Machine& machine) {
     if (format_ == "md" && machine.bandwidth > 0)
-      fmt::print("\nmachine, measured in this run: {:.1f} GB/s read, {:.2f} int8 TOP/s, {:.0f} f32 GFLOP/s; % bw and % peak: least time for the\n"
-                 "memory traffic (weights and KV) or for the arithmetic of the test, over the time it took\n",
-                 machine.bandwidth * 1e-9, machine.int8_peak * 1e-12, machine.f32_peak * 1e-9);
+      write_out(
+          fmt::format("\nmachine, measured in this run: {:.1f} GB/s read, {:.2f} int8 TOP/s, {:.0f} f32 GFLOP/s; % bw "
+                      "and % peak: least time for the\n"
+                      "memory traffic (weights and KV) or for the arithmetic of the test, over the time it took; more "
+                      "than 100 % bw: the\n"
+                      "weights stay in a cache\n",
+                      machine.bandwidth * 1e-9, machine.int8_peak * 1e-12, machine.f32_peak * 1e-9));
   }
 
  private:
-  static std::string percent(const ordered_json& value) { return value.is_null() ? "-" : fmt::format("{:.1f}", value.get<double>()); }
-  static std::string parameters(double n) { return n >= 1e9 ? fmt::format("{:.2f} B", n * 1e-9) : fmt::format("{:.2f} M", n * 1e-6); }
+  static std::string text_of(const ordered_json& r, int indent) {
+    return r.dump(indent, ' ', false, ordered_json::error_handler_t::replace);
+  }
+  static std::string percent(const ordered_json& value) {
+    return value.is_null() ? "-" : fmt::format("{:.1f}", value.get<double>());
+  }
+  static std::string parameters(double n) {
+    return n >= 1e9 ? fmt::format("{:.2f} B", n * 1e-9) : fmt::format("{:.2f} M", n * 1e-6);
+  }
+  /// Single values only, all quoted; true and false as 1 and 0.
   void csv(const ordered_json& r) {
     std::string head;
     std::string line;
     for (const auto& [key, value] : r.items()) {
-      head += (head.empty() ? "" : ",") + key;
-      auto text = value.is_string() ? value.get<std::string>() : value.dump();
+      if (value.is_structured()) continue;
+      std::string text;
+      if (value.is_string()) text = value.get<std::string>();
+      else if (value.is_boolean()) text = value.get<bool>() ? "1" : "0";
+      else if (!value.is_null()) text = value.dump();
       std::string quoted = "\"";
       for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+      head += (head.empty() ? "" : ",") + key;
       line += (line.empty() ? "" : ",") + quoted + "\"";
     }
-    if (first_) fmt::print("{}\n", head);
-    fmt::print("{}\n", line);
+    write_out((first_ ? head + "\n" : "") + line + "\n");
   }
   std::string format_;
   bool first_ = true;
 };
 
+constexpr std::int64_t most_tokens = std::int64_t{1} << 24;
+
 std::vector<Test> tests_of(const BenchFlags& flags) {
   std::vector<Test> tests;
-  for (const auto depth : flags.depths)
-    for (const auto sequences : flags.sequences) {
-      for (const auto prompt : flags.prompts)
+  std::vector<std::pair<std::int64_t, std::int64_t>> combined;
+  for (const auto& pair : flags.combined) {
+    const auto comma = pair.find(',');
+    if (comma == std::string::npos)
+      throw skald::UsageError("cli.bench", "-pg takes two numbers, as 512,128; found '" + pair + "'");
+    combined.emplace_back(numbers("-pg", {pair.substr(0, comma)}, 0, most_tokens).front(),
+                          numbers("-pg", {pair.substr(comma + 1)}, 0, most_tokens).front());
+  }
+  for (const auto depth : numbers("-d", flags.depths, 0, most_tokens))
+    for (const auto sequences : numbers("--sequences", flags.sequences, 1, 4096)) {
+      for (const auto prompt : numbers("-p", flags.prompts, 0, most_tokens))
         if (prompt > 0) tests.push_back({prompt, 0, depth, sequences});
-      for (const auto generate : flags.generations)
+      for (const auto generate : numbers("-n", flags.generations, 0, most_tokens))
         if (generate > 0) tests.push_back({0, generate, depth, sequences});
-      for (const auto& pair : flags.combined) {
-        const auto comma = pair.find(',');
-        std::int64_t p = 0;
-        std::int64_t g = 0;
-        try {
-          if (comma == std::string::npos) throw std::invalid_argument("");
-          p = std::stoll(pair.substr(0, comma));
-          g = std::stoll(pair.substr(comma + 1));
-        } catch (const std::exception&) {
-          throw skald::UsageError("cli.bench", "-pg takes two numbers, as 512,128; found '" + pair + "'");
-        }
-        tests.push_back({p, g, depth, sequences});
-      }
+      for (const auto& [prompt, generate] : combined)
+        if (prompt + generate > 0) tests.push_back({prompt, generate, depth, sequences});
     }
+  if (tests.empty()) throw skald::UsageError("cli.bench", "there is nothing to measure: -p, -n and -pg are all 0");
   return tests;
 }
 
+/// What one row of the table was run with.
 struct Setting {
+  std::string path;
   int threads;
+  bool mmap;
   std::int64_t batch;
   std::int64_t ubatch;
   std::string cache;
-  bool mmap;
 };
 
-void measure(const BenchFlags& flags, const Global& global, const std::string& path, const Setting& setting, Machine& machine, Printer& printer) {
+struct Samples {
+  std::vector<double> ns;
+  std::vector<double> ts;
+};
+
+ordered_json row_of(const Setting& setting, const Test& test, const skald::Model& model, const Samples& samples) {
+  const auto info = model.backend()->info();
+  ordered_json row{{"build_commit", skald::library_version()},
+                   {"build_number", 0},
+                   {"cpu_info", info.device},
+                   {"gpu_info", ""},
+                   {"backends", "CPU"},
+                   {"model_filename", setting.path},
+                   {"model_type", model.info().description},
+                   {"model_size", model.info().file_bytes},
+                   {"model_n_params", model.info().parameters},
+                   {"n_batch", setting.batch},
+                   {"n_ubatch", setting.ubatch},
+                   {"n_threads", info.threads},
+                   {"cpu_mask", "0x0"},
+                   {"cpu_strict", false},
+                   {"poll", 0},
+                   {"type_k", setting.cache},
+                   {"type_v", setting.cache},
+                   {"n_gpu_layers", 0},
+                   {"n_cpu_moe", 0},
+                   {"split_mode", "none"},
+                   {"main_gpu", 0},
+                   {"no_kv_offload", false},
+                   {"flash_attn", true},
+                   {"devices", "none"},
+                   {"tensor_split", "0.00"},
+                   {"tensor_buft_overrides", "none"},
+                   {"use_mmap", setting.mmap},
+                   {"embeddings", false},
+                   {"no_op_offload", 0},
+                   {"no_host", false},
+                   {"n_prompt", test.prompt},
+                   {"n_gen", test.generate},
+                   {"n_depth", test.depth},
+                   {"test_time", timestamp()}};
+  row["avg_ns"] = static_cast<std::uint64_t>(mean(samples.ns));
+  row["stddev_ns"] = static_cast<std::uint64_t>(deviation(samples.ns));
+  row["avg_ts"] = mean(samples.ts);
+  row["stddev_ts"] = deviation(samples.ts);
+  row["samples_ns"] = std::vector<std::uint64_t>(samples.ns.begin(), samples.ns.end());
+  row["samples_ts"] = samples.ts;
+  row["test"] = test.name();
+  row["n_sequences"] = test.sequences;
+  row["isa"] = info.isa;
+  return row;
+}
+
+/// The share of the machine: null where it was not measured.
+void add_shares(ordered_json& row, const Limits* limits, const Machine& machine, double seconds) {
+  for (const char* name : {"percent_bandwidth", "percent_peak", "bandwidth_bytes_per_second",
+                           "int8_operations_per_second", "f32_operations_per_second"})
+    row[name] = nullptr;
+  if (limits == nullptr) return;
+  row["percent_bandwidth"] = 100.0 * limits->memory_seconds / seconds;
+  row["percent_peak"] = 100.0 * limits->compute_seconds / seconds;
+  row["bandwidth_bytes_per_second"] = machine.bandwidth;
+  row["int8_operations_per_second"] = machine.int8_peak;
+  row["f32_operations_per_second"] = machine.f32_peak;
+}
+
+skald::Model load(const BenchFlags& flags, const Global& global, const Setting& setting) {
   ModelFlags model_flags;
-  model_flags.path = path;
+  model_flags.path = setting.path;
   model_flags.threads = setting.threads;
   model_flags.isa = flags.isa;
   model_flags.no_mmap = !setting.mmap;
   model_flags.no_repack = flags.no_repack;
-  const auto model = model_flags.load(global, false);
-  const auto info = model.backend()->info();
+  return model_flags.load(global, false);
+}
+
+Machine probe(const skald::Model& model) {
+  const auto executor = skald::make_tbb_executor();
+  const skald::ProbeOptions options{.isa = *skald::isa_from_name(model.backend()->info().isa)};
+  return {skald::measure_bandwidth(executor, options), skald::measure_int8_peak(executor, options),
+          skald::measure_f32_peak(executor, options)};
+}
+
+ordered_json measure(const BenchFlags& flags, const skald::Model& model, const Setting& setting, const Test& test,
+                     const Machine& machine) {
   const auto stop = stop_on_interrupt();
-  if (!flags.no_probe && machine.bandwidth == 0.0) {
-    const auto executor = skald::make_tbb_executor();
-    const skald::ProbeOptions probe{.isa = *skald::isa_from_name(info.isa)};
-    machine = {skald::measure_bandwidth(executor, probe), skald::measure_int8_peak(executor, probe), skald::measure_f32_peak(executor, probe)};
+  skald::DecoderOptions options;
+  options.context = test.depth + test.prompt + std::max<std::int64_t>(1, test.generate);
+  options.parallel = static_cast<std::int32_t>(test.sequences);
+  options.batch_tokens = std::min(setting.ubatch, setting.batch);
+  options.kv.format = setting.cache;
+  options.check_finite = skald::CheckFinite::off;
+  Runner runner(model, options, test, setting.batch);
+  const auto tell = [&](const std::string& what) {
+    if (flags.progress) fmt::print(stderr, "{} {}: {}\n", setting.path, test.name(), what);
+  };
+  if (!flags.no_warmup) {
+    tell("warm-up");
+    runner.warm_up(stop);
   }
-  const auto cost = cost_of(model, skald::AnyKvFormat(setting.cache).dtype());
-  for (const auto& test : tests_of(flags)) {
-    skald::DecoderOptions options;
-    options.context = test.depth + test.prompt + test.generate + 1;
-    options.parallel = static_cast<std::int32_t>(test.sequences);
-    options.batch_tokens = std::min(setting.ubatch, setting.batch);
-    options.kv.format = setting.cache;
-    options.check_finite = skald::CheckFinite::off;
-    Runner runner(model, options, test);
-    if (!flags.no_warmup) runner.warm_up(stop);
-    runner.fill_depth(stop);
-    std::vector<std::uint64_t> ns;
-    std::vector<double> ts;
-    std::vector<double> seconds;
-    const auto tokens = static_cast<double>((test.prompt + test.generate) * test.sequences);
-    for (int r = 0; r < flags.repetitions; ++r) {
-      if (flags.progress) fmt::print(stderr, "{} {}: repetition {}/{}\n", path, test.name(), r + 1, flags.repetitions);
-      ns.push_back(runner.measure(stop));
-      seconds.push_back(static_cast<double>(ns.back()) * 1e-9);
-      ts.push_back(tokens / seconds.back());
-    }
-    const auto& config = runner.config();
-    ordered_json row{{"build_commit", skald::library_version()}, {"build_number", 0}, {"cpu_info", info.device}, {"gpu_info", ""},
-                     {"backends", "CPU"}, {"model_filename", path}, {"model_type", model.info().description},
-                     {"model_size", model.info().file_bytes}, {"model_n_params", model.info().parameters}, {"n_batch", setting.batch},
-                     {"n_ubatch", setting.ubatch}, {"n_threads", info.threads}, {"cpu_mask", "0x0"}, {"cpu_strict", false}, {"poll", 0},
-                     {"type_k", setting.cache}, {"type_v", setting.cache}, {"n_gpu_layers", 0}, {"n_cpu_moe", 0}, {"split_mode", "none"},
-                     {"main_gpu", 0}, {"no_kv_offload", false}, {"flash_attn", true}, {"devices", "none"}, {"tensor_split", "0.00"},
-                     {"tensor_buft_overrides", "none"}, {"use_mmap", setting.mmap}, {"embeddings", false}, {"no_op_offload", 0}, {"no_host", false},
-                     {"n_prompt", test.prompt}, {"n_gen", test.generate}, {"n_depth", test.depth}, {"test_time", timestamp()}};
-    std::vector<double> ns_double(ns.begin(), ns.end());
-    row["avg_ns"] = static_cast<std::uint64_t>(mean(ns_double));
-    row["stddev_ns"] = static_cast<std::uint64_t>(deviation(ns_double));
-    row["avg_ts"] = mean(ts);
-    row["stddev_ts"] = deviation(ts);
-    row["samples_ns"] = ns;
-    row["samples_ts"] = ts;
-    row["test"] = test.name();
-    row["n_sequences"] = test.sequences;
-    row["isa"] = info.isa;
-    row["percent_bandwidth"] = nullptr;
-    row["percent_peak"] = nullptr;
-    if (machine.bandwidth > 0) {
-      const auto limits = limits_of(test, cost, machine, options.batch_tokens);
-      row["percent_bandwidth"] = 100.0 * limits.memory_seconds / mean(seconds);
-      row["percent_peak"] = 100.0 * limits.compute_seconds / mean(seconds);
-      row["bandwidth_bytes_per_second"] = machine.bandwidth;
-      row["int8_operations_per_second"] = machine.int8_peak;
-      row["f32_operations_per_second"] = machine.f32_peak;
-    }
-    row["techniques"] = ordered_json::parse(config.to_json());
-    printer.row(row);
+  runner.fill_depth(stop);
+  Samples samples;
+  const auto tokens = static_cast<double>((test.prompt + test.generate) * test.sequences);
+  for (int r = 0; r < flags.repetitions; ++r) {
+    tell(fmt::format("repetition {}/{}", r + 1, flags.repetitions));
+    samples.ns.push_back(static_cast<double>(runner.measure(stop)));
+    samples.ts.push_back(1e9 * tokens / samples.ns.back());
   }
+  auto row = row_of(setting, test, model, samples);
+  if (machine.bandwidth > 0) {
+    const auto cost = cost_of(model, skald::AnyKvFormat(setting.cache).dtype());
+    const auto limits = limits_of(test, cost, machine, setting.batch, options.batch_tokens);
+    add_shares(row, &limits, machine, mean(samples.ns) * 1e-9);
+  } else {
+    add_shares(row, nullptr, machine, 0.0);
+  }
+  row["techniques"] = ordered_json::parse(runner.config().to_json());
+  return row;
+}
+
+std::vector<Setting> settings_of(const BenchFlags& flags) {
+  std::vector<Setting> settings;
+  for (const auto& model : flags.models)
+    for (const auto mmap : numbers("-mmp", flags.mmap, 0, 1))
+      for (const auto threads : numbers("-t", flags.threads, 0, 1024))
+        for (const auto batch : numbers("-b", flags.batches, 1, most_tokens))
+          for (const auto ubatch : numbers("-ub", flags.ubatches, 1, most_tokens))
+            for (const auto& cache : flags.cache_k)
+              settings.push_back({model, static_cast<int>(threads), mmap != 0, batch, ubatch, cache});
+  return settings;
 }
 
 int run(const BenchFlags& flags, const Global& global) {
+  flags.foreign.check();
   if (!flags.cache_v.empty() && flags.cache_v != flags.cache_k)
     throw skald::IncompatibleError("cli.bench", "-ctk and -ctv must be equal: both have one format per page");
-  for (const int on : flags.flash)
+  for (const auto on : numbers("-fa", flags.flash, 0, 1))
     if (on == 0) throw skald::UnsupportedError("cli.bench", "-fa 0: attention is always computed in tiles over pages");
+  for (const auto& cache : flags.cache_k) (void)skald::AnyKvFormat(cache);
+  const auto tests = tests_of(flags);
+  const auto settings = settings_of(flags);
   Printer printer(flags.output);
   Machine machine;
-  for (const auto& model : flags.models)
-    for (const int threads : flags.threads)
-      for (const auto batch : flags.batches)
-        for (const auto ubatch : flags.ubatches)
-          for (const auto& cache : flags.cache_k)
-            for (const int mmap : flags.mmap)
-              measure(flags, global, model, {threads, batch, ubatch, cache, mmap != 0}, machine, printer);
-  printer.finish(machine);
+  std::optional<skald::Model> model;
+  const Setting* loaded = nullptr;
+  try {
+    for (const auto& setting : settings) {
+      if (loaded == nullptr || std::tie(loaded->path, loaded->threads, loaded->mmap) !=
+                                   std::tie(setting.path, setting.threads, setting.mmap)) {
+        model.reset();  // two models at once may not fit
+        model = load(flags, global, setting);
+        loaded = &setting;
+      }
+      if (!flags.no_probe && machine.bandwidth == 0.0) machine = probe(*model);
+      for (const auto& test : tests) printer.row(measure(flags, *model, setting, test, machine));
+    }
+  } catch (...) {
+    try {
+      printer.close();
+    } catch (const skald::IoError&) {  // the output itself may be what failed
+    }
+    throw;
+  }
+  printer.close();
+  printer.legend(machine);
   return exit_ok;
 }
 
@@ -391,23 +561,31 @@ void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands) {
   command->add_option("-m,--model", flags->models, "GGUF model files")->required()->delimiter(',');
   list("-p,--n-prompt", flags->prompts, "Prompt lengths; 0: none");
   list("-n,--n-gen", flags->generations, "Generation lengths; 0: none");
-  command->add_option("--pg", flags->combined, "Prompt then generation in one test: 512,128");
+  command->add_option("--pg", flags->combined, "Prompt then generation in one test: 512,128; may be repeated");
   list("-d,--n-depth", flags->depths, "Tokens in the sessions before the test");
   list("--sequences,--npl", flags->sequences, "Sessions that run together");
   list("-t,--threads", flags->threads, "Threads; 0: all");
-  list("-b,--batch-size", flags->batches, "Most tokens per call");
-  list("-u,--ubatch-size,--ub", flags->ubatches, "Most tokens that go through the network together");
-  list("--cache-type-k,--ctk", flags->cache_k, "KV format: f32, f16, bf16");
-  list("--cache-type-v,--ctv", flags->cache_v, "Must equal --ctk");
-  list("--flash-attn,--fa", flags->flash, "Always 1");
-  list("--mmap,--mmp", flags->mmap, "Map the file: 0 or 1");
-  command->add_option("-r,--repetitions", flags->repetitions, "Repetitions of each test")->check(CLI::Range(1, 100000))->capture_default_str();
-  command->add_option("-o,--output", flags->output, "md, csv, json or jsonl")->check(CLI::IsMember({"md", "csv", "json", "jsonl"}))->capture_default_str();
+  list("-b,--batch-size", flags->batches, "Most tokens of a session per call");
+  list("--ub,--ubatch-size", flags->ubatches, "Most tokens that go through the network together");
+  list("--ctk,--cache-type-k", flags->cache_k, "KV format: f32, f16, bf16");
+  list("--ctv,--cache-type-v", flags->cache_v, "Must equal -ctk");
+  list("--fa,--flash-attn", flags->flash, "Tiled attention: only 1");
+  list("--mmp,--mmap", flags->mmap, "Map the file: 0 or 1");
+  flags->foreign.add_to(*command, false);
+  command->add_option("-r,--repetitions", flags->repetitions, "Repetitions of each test")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command->add_option("-o,--output", flags->output, "md, csv, json or jsonl")
+      ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}))
+      ->capture_default_str();
   command->add_option("--isa", flags->isa, "Instruction set (default: best)");
   command->add_flag("--no-warmup", flags->no_warmup, "No run before the first repetition");
   command->add_flag("--no-probe", flags->no_probe, "Do not measure the machine's bandwidth and peaks");
   command->add_flag("--no-repack", flags->no_repack, "Keep the file's weight layout");
   command->add_flag("--progress", flags->progress, "Tell each repetition on stderr");
+  command->footer(
+      "Numbers may be lists and ranges: 128,256 or 128-512+128 or 128-1024*2. Tokens are random; sampling is not "
+      "measured.");
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }
 

@@ -1,5 +1,5 @@
+#include <algorithm>
 #include <cstdio>
-#include <iostream>
 
 #include <fmt/format.h>
 
@@ -19,23 +19,22 @@ struct ChatFlags {
 
 int run(const ChatFlags& flags, const Global& global) {
   const auto model = flags.model.load(global);
-  const skald::Decoder decoder(model, flags.decoder.options());
+  const skald::Decoder decoder(model, flags.decoder.options(model.spec(), global));
   skald::GenerateOptions options;
-  options.max_tokens = flags.max_tokens;
-  options.sampler = flags.sampler.options;
+  options.max_tokens = std::max<std::int64_t>(flags.max_tokens, -1);
+  options.sampler = flags.sampler.options(model.tokenizer());
   options.stop_token = stop_on_interrupt();
   skald::Chat chat(decoder.new_session(), options, flags.system);
-  if (!global.quiet) fmt::print(stderr, "{}; an empty line or end of input ends the conversation\n", model.info().description);
-  std::string line;
+  if (!global.quiet)
+    fmt::print(stderr, "{}; an empty line or the end of input ends the conversation\n", model.info().description);
   while (true) {
     if (!global.quiet) fmt::print(stderr, "> ");
-    if (!std::getline(std::cin, line) || line.empty()) break;
-    auto& reply = chat.send(line);
-    for (const auto& piece : reply) {
-      std::fwrite(piece.text.data(), 1, piece.text.size(), stdout);
-      std::fflush(stdout);
-    }
-    fmt::print("\n");
+    const auto line = read_line();
+    if (!line || line->empty()) break;
+    auto& reply = chat.send(*line);
+    for (const auto& piece : reply)
+      if (!piece.text.empty()) write_out(piece.text);
+    write_out("\n");
     if (!global.quiet) {
       const auto timing = reply.timing();
       fmt::print(stderr, "[{} new prompt tokens, {} generated, {:.1f} tokens/s, {}]\n", timing.prompt_tokens,
@@ -52,13 +51,16 @@ int run(const ChatFlags& flags, const Global& global) {
 }  // namespace
 
 void add_chat(CLI::App& app, Global& global, std::vector<Command>& commands) {
-  auto* command = app.add_subcommand("chat", "Talk with a model, with its own chat template; lines from standard input");
+  auto* command =
+      app.add_subcommand("chat", "Talk with a model, with its own chat template; lines from standard input");
   auto flags = std::make_shared<ChatFlags>();
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
   flags->sampler.add_to(*command);
-  command->add_option("--system,--sys", flags->system, "System message");
-  command->add_option("-n,--n-predict", flags->max_tokens, "Most tokens per reply")->capture_default_str();
+  command->add_option("--sys,--system,--system-prompt", flags->system, "System message");
+  command->add_option("-n,--predict,--n-predict", flags->max_tokens, "Most tokens per reply; -1: until it ends")
+      ->check(CLI::Range(std::int64_t{-1}, INT64_MAX))
+      ->capture_default_str();
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 
 #include <fmt/format.h>
@@ -17,6 +18,7 @@ struct GenerateFlags {
   std::string file;
   std::int64_t max_tokens = 256;
   std::vector<std::string> stop;
+  bool escape = false;
   bool ignore_eos = false;
   bool no_display_prompt = false;
   bool parse_special = false;
@@ -27,66 +29,96 @@ struct GenerateFlags {
   std::string load;
 };
 
-void print(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+using nlohmann::ordered_json;
+
+/// \n, \r, \t, \', \" and \\ as in C; anything else stays as it is.
+std::string unescaped(const std::string& text) {
+  constexpr std::string_view names = "nrt'\"\\";
+  constexpr std::string_view values = "\n\r\t'\"\\";
+  std::string result;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto name = text[i] == '\\' && i + 1 < text.size() ? names.find(text[i + 1]) : std::string_view::npos;
+    result += name == std::string_view::npos ? text[i] : values[name];
+    if (name != std::string_view::npos) ++i;
+  }
+  return result;
+}
+
+std::string prompt_of(const GenerateFlags& flags) {
+  auto text = flags.prompt;
+  if (!flags.file.empty()) {
+    text = read_input(flags.file);
+    if (text.ends_with('\n')) text.pop_back();  // the one that editors end files with
+  }
+  return flags.escape ? unescaped(text) : text;
+}
+
+ordered_json result_json(const std::string& prompt, const skald::Generation& generation, std::uint64_t seed) {
+  const auto timing = generation.timing();
+  return {{"prompt", prompt},
+          {"text", generation.text()},
+          {"tokens", std::vector<skald::TokenId>(generation.tokens().begin(), generation.tokens().end())},
+          {"finish_reason", skald::to_string(generation.finish_reason())},
+          {"seed", seed},
+          {"timings",
+           {{"prompt_n", timing.prompt_tokens},
+            {"prompt_ms", timing.prompt_seconds * 1e3},
+            {"prompt_per_second", timing.prompt_tokens_per_second()},
+            {"ttft_ms", timing.first_token_seconds * 1e3},
+            {"predicted_n", timing.generated_tokens},
+            {"predicted_ms", timing.decode_seconds * 1e3},
+            {"predicted_per_second", timing.tokens_per_second()}}}};
 }
 
 int run(const GenerateFlags& flags, const Global& global) {
+  if (flags.max_tokens < -2)
+    throw skald::UsageError(
+        "cli.generate", fmt::format("-n {}: -1 (until the end), -2 (until the context is full) or a number of tokens",
+                                    flags.max_tokens));
+  const auto prompt = prompt_of(flags);
   const auto model = flags.model.load(global);
-  const skald::Decoder decoder(model, flags.decoder.options());
+  const skald::Decoder decoder(model, flags.decoder.options(model.spec(), global));
   if (flags.show_config) fmt::print(stderr, "{}\n", decoder.effective_config().to_json());
   auto session = decoder.new_session();
   if (!flags.load.empty()) session.load(flags.load);
-  const std::string prompt = flags.file.empty() ? flags.prompt : read_input(flags.file);
 
   ProgressLine progress(global.quiet);
   skald::GenerateOptions options;
-  options.max_tokens = flags.max_tokens;
-  options.sampler = flags.sampler.options;
+  options.max_tokens = std::max<std::int64_t>(flags.max_tokens, -1);
+  options.sampler = flags.sampler.options(model.tokenizer());
   options.stop = flags.stop;
-  options.ignore_eos = flags.ignore_eos;
+  options.ignore_eos = flags.ignore_eos || flags.max_tokens == -2;
   options.parse_special = flags.parse_special;
   options.logprobs = flags.logprobs;
   options.stop_token = stop_on_interrupt();
   options.progress = progress.callback("prompt");
   auto generation = skald::generate(session, prompt, options);
-  nlohmann::ordered_json logprobs = nlohmann::ordered_json::array();
-  if (!flags.json && !flags.no_display_prompt) print(prompt);
+  auto logprobs = ordered_json::array();
+  if (!flags.json && !flags.no_display_prompt) write_out(prompt);
   for (const auto& piece : generation) {
     progress.show("");
-    if (!flags.json) print(piece.text);
+    if (!flags.json && !piece.text.empty()) write_out(piece.text);
     if (flags.json && flags.logprobs > 0 && piece.token >= 0) {
-      nlohmann::ordered_json top = nlohmann::ordered_json::array();
+      auto top = ordered_json::array();
       for (const auto& entry : piece.top) top.push_back({{"token", entry.token}, {"logprob", entry.logprob}});
       logprobs.push_back({{"token", piece.token}, {"logprob", piece.logprob}, {"top", std::move(top)}});
     }
   }
   if (!flags.save.empty()) session.save(flags.save);
-  const auto timing = generation.timing();
   if (flags.json) {
-    nlohmann::ordered_json json{{"prompt", prompt},
-                                {"text", generation.text()},
-                                {"tokens", std::vector<skald::TokenId>(generation.tokens().begin(), generation.tokens().end())},
-                                {"finish_reason", skald::to_string(generation.finish_reason())},
-                                {"timings",
-                                 {{"prompt_n", timing.prompt_tokens},
-                                  {"prompt_ms", timing.prompt_seconds * 1e3},
-                                  {"prompt_per_second", timing.prompt_tokens_per_second()},
-                                  {"ttft_ms", timing.first_token_seconds * 1e3},
-                                  {"predicted_n", timing.generated_tokens},
-                                  {"predicted_ms", timing.decode_seconds * 1e3},
-                                  {"predicted_per_second", timing.tokens_per_second()}}}};
+    auto json = result_json(prompt, generation, options.sampler.seed);
     if (flags.logprobs > 0) json["logprobs"] = std::move(logprobs);
-    fmt::print("{}\n", json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
-    return exit_ok;
+    write_out(json.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+  } else {
+    write_out("\n");
+    const auto timing = generation.timing();
+    if (!global.quiet)
+      fmt::print(stderr,
+                 "\nprompt {} tokens, {:.1f} tokens/s; first token after {:.0f} ms; generated {} tokens, {:.1f} "
+                 "tokens/s ({})\n",
+                 timing.prompt_tokens, timing.prompt_tokens_per_second(), timing.first_token_seconds * 1e3,
+                 timing.generated_tokens, timing.tokens_per_second(), skald::to_string(generation.finish_reason()));
   }
-  fmt::print("\n");
-  if (!global.quiet)
-    fmt::print(stderr,
-               "\nprompt {} tokens, {:.1f} tokens/s; first token after {:.0f} ms; generated {} tokens, {:.1f} tokens/s ({})\n",
-               timing.prompt_tokens, timing.prompt_tokens_per_second(), timing.first_token_seconds * 1e3,
-               timing.generated_tokens, timing.tokens_per_second(), skald::to_string(generation.finish_reason()));
   if (generation.finish_reason() == skald::FinishReason::cancelled)
     throw skald::CancelledError("cli.generate", "interrupted");
   return exit_ok;
@@ -101,14 +133,23 @@ void add_generate(CLI::App& app, Global& global, std::vector<Command>& commands)
   flags->decoder.add_to(*command);
   flags->sampler.add_to(*command);
   command->add_option("-p,--prompt", flags->prompt, "Text to continue");
-  command->add_option("-f,--file", flags->file, "File with the text; -: standard input")->excludes("--prompt");
-  command->add_option("-n,--n-predict,--predict", flags->max_tokens, "Most tokens to generate; -1: until the end")->capture_default_str();
-  command->add_option("--stop,-r,--reverse-prompt", flags->stop, "Text that ends generation (may be repeated)");
-  command->add_flag("--ignore-eos", flags->ignore_eos, "Do not end at end-of-generation tokens");
+  command->add_option("-f,--file", flags->file, "File with the text, without its last line end; -: standard input")
+      ->excludes("--prompt");
+  command->add_flag("-e,--escape,!--no-escape", flags->escape,
+                    "Read \\n, \\r, \\t, \\', \\\" and \\\\ in the prompt as in C");
+  command->add_flag("--parse-special", flags->parse_special,
+                    "Text of the prompt that spells control tokens becomes them");
   command->add_flag("--no-display-prompt", flags->no_display_prompt, "Print only the generated text");
-  command->add_flag("--special,--parse-special", flags->parse_special, "Text of the prompt that spells control tokens becomes them");
-  command->add_flag("--json", flags->json, "Print one JSON object with text, tokens and timings");
-  command->add_option("--logprobs", flags->logprobs, "With --json: report the n most probable tokens of each step");
+  command
+      ->add_option("-n,--predict,--n-predict", flags->max_tokens,
+                   "Most tokens to generate; -1: until the end; -2: until the context is full")
+      ->capture_default_str();
+  command->add_option("-r,--stop,--reverse-prompt", flags->stop, "Text that ends generation; may be repeated");
+  command->add_flag("--ignore-eos", flags->ignore_eos, "Do not end at end-of-generation tokens");
+  auto* json = command->add_flag("--json", flags->json, "Print one JSON object with text, tokens and timings");
+  command->add_option("--logprobs", flags->logprobs, "Report the n most probable tokens of each step")
+      ->check(CLI::Range(0, 1024))
+      ->needs(json);
   command->add_flag("--show-config", flags->show_config, "Print what is really active as JSON on stderr");
   command->add_option("--save-session", flags->save, "Write the session to a file in the end");
   command->add_option("--load-session", flags->load, "Continue a session from a file");

@@ -18,7 +18,7 @@ struct InspectFlags {
   bool tensors = false;
   bool metadata = false;
   bool isas = false;
-  std::int64_t context = 0;
+  std::optional<std::int64_t> context;
   int parallel = 1;
   std::int64_t ubatch = 512;
   std::string cache = "f16";
@@ -27,7 +27,10 @@ struct InspectFlags {
 ordered_json tensor_list(const skald::ModelFile& file) {
   auto list = ordered_json::array();
   for (const auto& tensor : file.tensors())
-    list.push_back({{"name", tensor.name}, {"type", skald::to_string(tensor.type)}, {"shape", tensor.shape()}, {"bytes", tensor.bytes}});
+    list.push_back({{"name", tensor.name},
+                    {"type", skald::to_string(tensor.type)},
+                    {"shape", tensor.shape()},
+                    {"bytes", tensor.bytes}});
   return list;
 }
 
@@ -47,7 +50,8 @@ ordered_json metadata_list(const skald::Metadata& metadata) {
                   for (std::size_t i = 0; i < std::min(shown, values.size()); ++i) {
                     using V = std::decay_t<decltype(values)>;
                     if constexpr (std::is_same_v<V, skald::StringArray>) first.push_back(std::string(values[i]));
-                    else if constexpr (std::is_same_v<V, std::vector<skald::MetadataArray>>) first.push_back({{"length", values[i].size()}});
+                    else if constexpr (std::is_same_v<V, std::vector<skald::MetadataArray>>)
+                      first.push_back({{"length", values[i].size()}});
                     else first.push_back(values[i]);
                   }
                 },
@@ -72,45 +76,68 @@ ordered_json plan_of(const InspectFlags& flags, const skald::ModelFile& file, st
   return ordered_json::parse(skald::plan(file, options).to_json());
 }
 
+std::string dump(const ordered_json& json, int indent = 1) {
+  return json.dump(indent, ' ', false, ordered_json::error_handler_t::replace);
+}
+
 void print_plan(const ordered_json& plan, std::int64_t context, int sequences) {
-  fmt::print("\nplan for {} sequence{} of {} tokens:\n", sequences, sequences == 1 ? "" : "s", context);
+  std::string text =
+      fmt::format("\nplan for {} sequence{} of {} tokens:\n", sequences, sequences == 1 ? "" : "s", context);
   for (const auto& [key, value] : plan.items())
-    fmt::print("  {:<13} {:>12}  {:>15} bytes\n", key, human_bytes(value.get<std::uint64_t>()), value.get<std::uint64_t>());
+    text += fmt::format("  {:<13} {:>12}  {:>15} bytes\n", key, human_bytes(value.get<std::uint64_t>()),
+                        value.get<std::uint64_t>());
+  write_out(text);
+}
+
+void print_metadata(const ordered_json& metadata) {
+  std::string text = "\nmetadata:\n";
+  for (const auto& [key, value] : metadata.items())
+    text += fmt::format("  {:<45} {}\n", skald::printable(key), skald::printable(dump(value, -1), 120));
+  write_out(text);
+}
+
+void print_tensors(const ordered_json& tensors) {
+  std::string text = "\ntensors:\n";
+  for (const auto& tensor : tensors)
+    text += fmt::format("  {:<40} {:<6} {:<22} {:>12}\n", skald::printable(tensor["name"].get<std::string>(), 60),
+                        tensor["type"].get<std::string>(), tensor["shape"].get<std::string>(),
+                        human_bytes(tensor["bytes"].get<std::uint64_t>()));
+  write_out(text);
+}
+
+int list_isas() {
+  std::string text = fmt::format("processor: {}\n", skald::processor_name());
+  for (const auto isa : skald::available_isas())
+    text += fmt::format("{}{}\n", skald::to_string(isa), isa == skald::default_isa() ? " (active)" : "");
+  write_out(text);
+  return exit_ok;
 }
 
 int run(const InspectFlags& flags) {
-  if (flags.isas) {
-    fmt::print("processor: {}\n", skald::processor_name());
-    for (const auto isa : skald::available_isas())
-      fmt::print("{}{}\n", skald::to_string(isa), isa == skald::default_isa() ? " (active)" : "");
-    return exit_ok;
-  }
+  if (flags.isas) return list_isas();
   if (flags.path.empty()) throw skald::UsageError("cli.inspect", "give a model with -m, or --isas");
   const auto file = skald::open_gguf(flags.path);
   ordered_json json{{"file", flags.path}, {"tensor_count", file.tensors().size()}};
   if (flags.metadata || flags.json) json["metadata"] = metadata_list(file.metadata());
   if (flags.tensors || flags.json) json["tensors"] = tensor_list(file);
+  if (!flags.json) {
+    write_out(fmt::format("{}: {} tensors, {} of data\n", skald::printable(flags.path, 4096), file.tensors().size(),
+                          human_bytes(file.tensor_bytes())));
+    // What the file holds can be shown also when skald cannot run it.
+    if (flags.metadata) print_metadata(json["metadata"]);
+    if (flags.tensors) print_tensors(json["tensors"]);
+  }
   const auto spec = skald::read_spec(file);
-  const auto context = flags.context > 0 ? flags.context : std::min<std::int64_t>(spec.context_length, 4096);
+  const auto context = choose_context(flags.context, spec);
   json["spec"] = ordered_json::parse(skald::to_json(spec));
+  json["plan_context"] = context;
+  json["plan_sequences"] = flags.parallel;
   json["plan"] = plan_of(flags, file, context);
   if (flags.json) {
-    fmt::print("{}\n", json.dump(1, ' ', false, ordered_json::error_handler_t::replace));
+    write_out(dump(json) + "\n");
     return exit_ok;
   }
-  fmt::print("{}: {}, {} tensors, {} of data\n\n", flags.path, spec.architecture, file.tensors().size(), human_bytes(file.tensor_bytes()));
-  fmt::print("spec:\n{}\n", json["spec"].dump(1, ' ', false, ordered_json::error_handler_t::replace));
-  if (flags.metadata) {
-    fmt::print("\nmetadata:\n");
-    for (const auto& [key, value] : json["metadata"].items())
-      fmt::print("  {:<45} {}\n", key, skald::printable(value.dump(-1, ' ', false, ordered_json::error_handler_t::replace), 120));
-  }
-  if (flags.tensors) {
-    fmt::print("\ntensors:\n");
-    for (const auto& tensor : json["tensors"])
-      fmt::print("  {:<40} {:<6} {:<22} {:>12}\n", skald::printable(tensor["name"].get<std::string>(), 60), tensor["type"].get<std::string>(),
-                 tensor["shape"].get<std::string>(), human_bytes(tensor["bytes"].get<std::uint64_t>()));
-  }
+  write_out("\nspec:\n" + dump(json["spec"]) + "\n");
   print_plan(json["plan"], context, flags.parallel);
   return exit_ok;
 }
@@ -125,10 +152,17 @@ void add_inspect(CLI::App& app, Global&, std::vector<Command>& commands) {
   command->add_flag("--tensors", flags->tensors, "List the tensors");
   command->add_flag("--metadata", flags->metadata, "List the metadata");
   command->add_flag("--isas", flags->isas, "List the instruction sets that can be used here");
-  command->add_option("-c,--ctx-size", flags->context, "Tokens of context for the plan")->check(CLI::NonNegativeNumber);
-  command->add_option("--parallel,--np", flags->parallel, "Sequences for the plan")->check(CLI::PositiveNumber);
-  command->add_option("-u,--ubatch-size,--ub", flags->ubatch, "Batch tokens for the plan")->check(CLI::PositiveNumber);
-  command->add_option("--cache-type-k,--ctk", flags->cache, "KV format for the plan")->capture_default_str();
+  command
+      ->add_option("-c,--ctx-size", flags->context,
+                   "Tokens of context for the plan; 0: the model's own (default: the model's own, at most 4096)")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--np,--parallel", flags->parallel, "Sequences for the plan")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--ub,--ubatch-size", flags->ubatch, "Batch tokens for the plan")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--ctk,--cache-type-k", flags->cache, "KV format for the plan")->capture_default_str();
   commands.push_back({command, [flags] { return run(*flags); }});
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
-#include <cstring>
+#include <bit>
+#include <charconv>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -12,45 +13,72 @@ namespace skald_cli {
 
 namespace {
 
+using nlohmann::ordered_json;
+
 struct LogitsFlags {
   ModelFlags model;
   DecoderFlags decoder;
-  std::vector<skald::TokenId> tokens;
+  std::string tokens;
   int greedy = 0;
   std::string output;
 };
 
+/// Numbers between commas, with or without the brackets and spaces of a JSON array.
+std::vector<skald::TokenId> ids_of(std::string_view text) {
+  std::vector<skald::TokenId> ids;
+  const auto trim = [](std::string_view part) {
+    while (part.starts_with(' ')) part.remove_prefix(1);
+    while (part.ends_with(' ') || part.ends_with('\n')) part.remove_suffix(1);
+    return part;
+  };
+  text = trim(text);
+  if (text.starts_with('[') && text.ends_with(']')) text = text.substr(1, text.size() - 2);
+  while (true) {
+    const auto comma = text.find(',');
+    const auto part = trim(text.substr(0, comma));
+    skald::TokenId id = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), id);
+    if (error != std::errc{} || end != part.data() + part.size())
+      throw skald::UsageError("cli.logits",
+                              "--tokens: '" + std::string(part) + "' is no token id; ids are written 1,2,3");
+    ids.push_back(id);
+    if (comma == std::string_view::npos) return ids;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+static_assert(std::endian::native == std::endian::little, "the output is little-endian");
+
 int run(const LogitsFlags& flags, const Global& global) {
+  const auto tokens = ids_of(flags.tokens);
   const auto model = flags.model.load(global, false);
-  auto options = flags.decoder.options();
-  if (options.context == 0)
-    options.context = std::max<std::int64_t>(std::min<std::int64_t>(model.spec().context_length, 4096),
-                                             static_cast<std::int64_t>(flags.tokens.size()) + flags.greedy);
+  // Without -c the context grows with what is asked for.
+  const auto needed = static_cast<std::int64_t>(tokens.size()) + flags.greedy;
+  auto options = flags.decoder.options(model.spec(), global);
+  if (!flags.decoder.context) options.context = std::max(options.context, needed);
   const skald::Decoder decoder(model, options);
   auto session = decoder.new_session();
+  skald::AtomicFile output(flags.output);
   ProgressLine progress(global.quiet);
-  const auto logits = session.forward(flags.tokens, skald::LogitsWanted::all, stop_on_interrupt(), progress.callback("logits"));
-  const auto rows = logits.rows();
-  std::vector<std::byte> bytes(static_cast<std::size_t>(rows * logits.vocabulary()) * sizeof(float));
-  std::memcpy(bytes.data(), logits.row(0).data(), bytes.size());
-  nlohmann::ordered_json json{{"shape", {rows, logits.vocabulary()}},
-                              {"dtype", "f32"},
-                              {"tokens", flags.tokens},
-                              {"model", flags.model.path}};
+  const auto stop = stop_on_interrupt();
+  const auto logits = session.forward(tokens, skald::LogitsWanted::all, stop, progress.callback("logits"));
+  const auto vocabulary = logits.vocabulary();
+  ordered_json json{
+      {"shape", {logits.rows(), vocabulary}}, {"dtype", "f32"}, {"tokens", tokens}, {"model", flags.model.path}};
+  output.write(std::as_bytes(std::span(logits.row(0).data(), static_cast<std::size_t>(logits.rows() * vocabulary))));
   if (flags.greedy > 0) {
     std::vector<skald::TokenId> greedy;
-    std::vector<float> row(logits.last().begin(), logits.last().end());
-    for (int i = 0; i < flags.greedy; ++i) {
+    auto row = logits.last();
+    while (true) {
       greedy.push_back(static_cast<skald::TokenId>(std::max_element(row.begin(), row.end()) - row.begin()));
-      if (i + 1 == flags.greedy) break;
-      const auto next = session.forward({&greedy.back(), 1}).last();
-      row.assign(next.begin(), next.end());
+      if (static_cast<int>(greedy.size()) == flags.greedy) break;
+      row = session.forward({&greedy.back(), 1}, skald::LogitsWanted::last, stop).last();
     }
     json["greedy"] = greedy;
   }
-  json["config"] = nlohmann::ordered_json::parse(decoder.effective_config().to_json());
-  const auto text = json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  skald::write_file_atomically(flags.output, bytes);
+  json["config"] = ordered_json::parse(decoder.effective_config().to_json());
+  const auto text = json.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+  output.commit();
   skald::write_file_atomically(flags.output + ".json", std::as_bytes(std::span(text)));
   return exit_ok;
 }
@@ -63,9 +91,10 @@ void add_logits(CLI::App& app, Global& global, std::vector<Command>& commands) {
   flags->decoder.cache_k = "f32";
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
-  command->add_option("--tokens", flags->tokens, "Token ids: 1,2,3")->required()->delimiter(',');
-  command->add_option("--greedy", flags->greedy, "Also continue greedily by n tokens")->check(CLI::NonNegativeNumber);
-  command->add_option("-o,--output", flags->output, "File for the logits; FILE.json gets shape and greedy ids")->required();
+  command->add_option("--tokens", flags->tokens, "Token ids: 1,2,3, or the array that tokenize prints")->required();
+  command->add_option("--greedy", flags->greedy, "Also continue greedily by n tokens")->check(CLI::Range(0, 1 << 20));
+  command->add_option("-o,--output", flags->output, "FILE for the logits; FILE.json gets shape and greedy ids")
+      ->required();
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }
 

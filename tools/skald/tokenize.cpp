@@ -18,7 +18,7 @@ struct TokenizeFlags {
   bool from_stdin = false;
   bool no_add_special = false;
   bool no_parse_special = false;
-  std::string ids;
+  bool keep_spaces = false;
 };
 
 skald::Tokenizer tokenizer_of(const std::string& path) {
@@ -32,31 +32,44 @@ std::string input(const TokenizeFlags& flags) {
 }
 
 int tokenize(const TokenizeFlags& flags) {
-  const auto ids = tokenizer_of(flags.model).encode(
-      input(flags), {.add_special = !flags.no_add_special, .parse_special = !flags.no_parse_special});
-  fmt::print("{}\n", nlohmann::json(ids).dump());
+  const auto text = input(flags);
+  const auto ids = tokenizer_of(flags.model)
+                       .encode(text, {.add_special = !flags.no_add_special, .parse_special = !flags.no_parse_special});
+  write_out(nlohmann::json(ids).dump() + "\n");
   return exit_ok;
+}
+
+std::vector<skald::TokenId> ids_of(const std::string& text) {
+  const auto refuse = [](const std::string& found) {
+    throw skald::FormatError("cli.detokenize", found + ": a JSON array of token ids is needed, as [1,2,3]");
+  };
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded()) refuse("the input is not JSON");
+  if (!json.is_array()) refuse(std::string("the input is JSON of type ") + json.type_name());
+  std::vector<skald::TokenId> ids;
+  for (const auto& id : json) {
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > 0x7FFFFFFF)
+      refuse("element " + std::to_string(ids.size()) + " is no token id");
+    ids.push_back(id.get<skald::TokenId>());
+  }
+  return ids;
 }
 
 int detokenize(const TokenizeFlags& flags) {
-  const auto text = flags.ids.empty() ? input(flags) : flags.ids;
-  const auto json = nlohmann::json::parse(text, nullptr, false);
-  if (!json.is_array()) throw skald::FormatError("cli.detokenize", "the input is not a JSON array of token ids");
-  std::vector<skald::TokenId> ids;
-  for (const auto& id : json) {
-    if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > 0x7FFFFFFF)
-      throw skald::FormatError("cli.detokenize", "'" + id.dump() + "' is not a token id");
-    ids.push_back(id.get<skald::TokenId>());
-  }
-  const auto decoded = tokenizer_of(flags.model).decode(ids);
-  std::fwrite(decoded.data(), 1, decoded.size(), stdout);
+  const auto ids = ids_of(input(flags));
+  const auto tokenizer = tokenizer_of(flags.model);
+  write_out(tokenizer.decode(ids, {.clean_up_spaces = !flags.keep_spaces && tokenizer.cleans_up_spaces()}));
   return exit_ok;
 }
 
-void add_input(CLI::App& command, TokenizeFlags& flags) {
+void add_input(CLI::App& command, TokenizeFlags& flags, const char* text_names, const char* text_help) {
   command.add_option("-m,--model", flags.model, "GGUF model or vocabulary file")->required();
-  auto* group = command.add_option_group("input");
-  group->add_option("-f,--file", flags.file, "File with the input");
+  auto* group = command.add_option_group("Input", "exactly one of");
+  group->add_option(text_names, flags.text, text_help);
+  group->add_option("-f,--file", flags.file, "File with the input; -: standard input")
+      ->check([](const std::string& path) {
+        return path.empty() ? std::string("the name of a file is needed") : std::string{};
+      });
   group->add_flag("--stdin", flags.from_stdin, "Read the input from standard input");
   group->require_option(1);
 }
@@ -66,8 +79,7 @@ void add_input(CLI::App& command, TokenizeFlags& flags) {
 void add_tokenize(CLI::App& app, Global&, std::vector<Command>& commands) {
   auto* command = app.add_subcommand("tokenize", "Text to a JSON array of token ids");
   auto flags = std::make_shared<TokenizeFlags>();
-  add_input(*command, *flags);
-  command->get_option_group("input")->add_option("--text,-p,--prompt", flags->text, "The text");
+  add_input(*command, *flags, "-p,--text,--prompt", "The text");
   command->add_flag("--no-add-special,--no-bos", flags->no_add_special, "No BOS or EOS");
   command->add_flag("--no-parse-special", flags->no_parse_special, "Text that spells control tokens stays text");
   commands.push_back({command, [flags] { return tokenize(*flags); }});
@@ -76,8 +88,9 @@ void add_tokenize(CLI::App& app, Global&, std::vector<Command>& commands) {
 void add_detokenize(CLI::App& app, Global&, std::vector<Command>& commands) {
   auto* command = app.add_subcommand("detokenize", "A JSON array of token ids to text");
   auto flags = std::make_shared<TokenizeFlags>();
-  add_input(*command, *flags);
-  command->get_option_group("input")->add_option("--ids", flags->ids, "The array, e.g. [1,2,3]");
+  add_input(*command, *flags, "--text,--ids", "The array, e.g. [1,2,3]");
+  command->add_flag("--keep-spaces", flags->keep_spaces,
+                    "Keep spaces before punctuation that the vocabulary asks to remove");
   commands.push_back({command, [flags] { return detokenize(*flags); }});
 }
 

@@ -1,0 +1,331 @@
+// The program as its users meet it: started as a process, with its output, exit codes and error lines.
+
+#include <algorithm>
+#include <cmath>
+
+#include <nlohmann/json.hpp>
+
+#include "program.hpp"
+
+namespace {
+
+using nlohmann::json;
+using skald_test::Folder;
+using skald_test::run_program;
+
+const std::string model = skald_test::model_path("skald-tiny-q8_0.gguf");
+
+/// A run that must succeed; its standard output.
+std::string output_of(const std::vector<std::string>& arguments, const skald_test::Start& start = {}) {
+  const auto outcome = run_program(arguments, start);
+  INFO(outcome.err);
+  REQUIRE(outcome.code == 0);
+  return outcome.out;
+}
+
+/// A run that must fail with one line that contains a text, and as JSON with a code.
+void check_error(std::vector<std::string> arguments, const std::string& contained, const std::string& code,
+                 const skald_test::Start& start = {}) {
+  arguments.push_back("--quiet");
+  const int exit_code = code == "usage of flags" ? 2 : 1;
+  INFO("skald " << json(arguments).dump());
+  auto outcome = run_program(arguments, start);
+  CHECK(outcome.code == exit_code);
+  INFO(outcome.err);
+  CHECK(outcome.err.starts_with("error: "));
+  CHECK(skald_test::line_count(outcome.err) == 1);
+  CHECK(outcome.err.find(contained) != std::string::npos);
+  arguments.push_back("--json-errors");
+  outcome = run_program(arguments, start);
+  CHECK(outcome.code == exit_code);
+  CHECK(skald_test::line_count(outcome.err) == 1);
+  const auto error = json::parse(outcome.err, nullptr, false);
+  REQUIRE(error.is_object());
+  CHECK(error.at("code") == (exit_code == 2 ? "usage" : code));
+  CHECK(!error.at("message").get<std::string>().empty());
+}
+
+void check_usage(const std::vector<std::string>& arguments, const std::string& contained) {
+  check_error(arguments, contained, "usage of flags");
+}
+
+}  // namespace
+
+TEST_CASE("cli: help, version and instruction sets are told", "[cli]") {
+  CHECK(output_of({"--version"}).starts_with("skald "));
+  const auto help = output_of({"--help"});
+  for (const char* command :
+       {"generate", "chat", "bench", "inspect", "perplexity", "tokenize", "detokenize", "logits"}) {
+    CHECK(help.find(command) != std::string::npos);
+    const auto text = output_of({command, "--help"});
+    CHECK(text.find("-m,--model") != std::string::npos);
+  }
+  const auto text = output_of({"generate", "--help"});
+  for (const char* flag : {"-c,--ctx-size", "-b,--batch-size", "-ub,--ubatch-size", "-t,--threads", "-tb,", "-ngl,",
+                           "-fa,", "-ctk,--cache-type-k", "-ctv,--cache-type-v", "-np,--parallel", "--n-predict",
+                           "-s,--seed", "--temp", "--top-k", "--top-p", "--min-p"})
+    CHECK(text.find(flag) != std::string::npos);
+  CHECK(output_of({"inspect", "--isas"}).find("baseline") != std::string::npos);
+}
+
+TEST_CASE("cli: wrong usage gives one line and exit code 2", "[cli]") {
+  check_usage({}, "subcommand");
+  check_usage({"bogus"}, "subcommand");
+  check_usage({"generate"}, "--model is required");
+  check_usage({"generate", "-m", model, "--bogus"}, "--bogus");
+  check_usage({"generate", "-m", model, "-p", "x", "-n", "many"}, "many");
+  check_usage({"generate", "-m", model, "-p", "x", "-mg", "0"}, "-mg");
+  check_usage({"generate", "-m", model, "-p", "x", "-ub"}, "-ub");
+  check_usage({"generate", "-m", model, "-p", "x", "-f", "y"}, "excludes");
+  check_usage({"generate", "-m", model, "-p", "x", "--logprobs", "3"}, "--json");
+  check_usage({"tokenize", "-m", model}, "--text");
+  check_usage({"tokenize", "-m", model, "--text", "a", "--stdin"}, "--text");
+  check_usage({"tokenize", "-m", model, "--file", ""}, "--file");
+  check_usage({"logits", "-m", model, "-o", "x"}, "--tokens");
+  check_usage({"bench", "-m", model, "-o", "xml"}, "xml");
+}
+
+TEST_CASE("cli: errors give one line and exit code 1", "[cli]") {
+  const Folder folder;
+  check_error({"generate", "-m", folder.file("none.gguf"), "-p", "x"}, "none.gguf", "io");
+  check_error({"generate", "-m", folder.file("."), "-p", "x"}, "not a regular file", "io");
+  check_error({"generate", "-m", folder.file("bad.gguf", "no model"), "-p", "x"}, "bad.gguf", "format");
+  check_error({"generate", "-m", model, "-f", folder.file("none.txt")}, "none.txt", "io");
+  check_error({"generate", "-m", model, "-f", folder.file(".")}, "directory", "io");
+  check_error({"generate", "-m", model, "-p", "x", "--temp", "-3"}, "temperature", "usage");
+  check_error({"generate", "-m", model, "-p", "x", "-n", "-7"}, "-7", "usage");
+  check_error({"generate", "-m", model, "-p", std::string(400, 'z'), "-c", "64"}, "64", "usage");
+  check_error({"generate", "-m", model, "-p", "x", "--load-session", folder.file("bad.session", "no session")},
+              "bad.session", "format");
+  check_error({"generate", "-m", model, "-p", "x", "-n", "1", "--save-session", folder.file("none/x")}, "none/x", "io");
+  check_error({"generate", "-m", model, "-p", "x", "--backend", "abacus"}, "abacus", "usage");
+  check_error({"generate", "-m", model, "-p", "x", "--isa", "abacus"}, "abacus", "unsupported");
+  check_error({"tokenize", "-m", folder.file("none.gguf"), "--text", "x"}, "none.gguf", "io");
+  check_error({"tokenize", "-m", model, "--file", folder.file("none.txt")}, "none.txt", "io");
+  check_error({"detokenize", "-m", model, "--text", "{"}, "JSON", "format");
+  check_error({"detokenize", "-m", model, "--text", "7"}, "array", "format");
+  check_error({"detokenize", "-m", model, "--text", "[1,[2]]"}, "element 1", "format");
+  check_error({"detokenize", "-m", model, "--text", "[1,-2]"}, "element 1", "format");
+  check_error({"detokenize", "-m", model, "--text", "[1,2.5]"}, "element 1", "format");
+  check_error({"detokenize", "-m", model, "--text", "[999999]"}, "999999", "usage");
+  check_error({"logits", "-m", model, "--tokens", "1,,2", "-o", folder.file("x")}, "no token id", "usage");
+  check_error({"logits", "-m", model, "--tokens", "", "-o", folder.file("x")}, "no token id", "usage");
+  check_error({"logits", "-m", model, "--tokens", "-1", "-o", folder.file("x")}, "-1", "usage");
+  check_error({"logits", "-m", model, "--tokens", "1,999999", "-o", folder.file("x")}, "999999", "usage");
+  check_error({"logits", "-m", model, "--tokens", "1", "-o", folder.file("none/x")}, "none/x", "io");
+  check_error({"perplexity", "-m", model, "-f", folder.file("short.txt", "too short")}, "512", "usage");
+  check_error({"perplexity", "-m", model, "-f", folder.file("short.txt"), "-c", "3"}, "at least 4", "usage");
+  check_error({"perplexity", "-m", model, "-f", folder.file("short.txt"), "--csv", folder.file("none/x")}, "none/x",
+              "io");
+  check_error({"inspect"}, "-m", "usage");
+  check_error({"bench", "-m", folder.file("none.gguf"), "-o", "csv"}, "none.gguf", "io");
+  check_error({"bench", "-m", model, "-p", "5-"}, "5-", "usage");
+  check_error({"bench", "-m", model, "-p", "1-8*1"}, "1-8*1", "usage");
+  check_error({"bench", "-m", model, "-pg", "5"}, "512,128", "usage");
+  check_error({"bench", "-m", model, "-p", "0", "-n", "0"}, "nothing", "usage");
+  CHECK(folder.files() == 3);  // no half-written or temporary file
+}
+
+TEST_CASE("cli: flags of llama.cpp mean the same or are refused", "[cli]") {
+  const std::vector<std::string> base{"generate", "-m", model, "-p", "One day", "-n", "2"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return more;
+  };
+  check_error(with({"-ngl", "99"}), "-ngl 99", "unsupported");
+  check_error(with({"-tb", "3", "-t", "2"}), "-tb 3", "unsupported");
+  check_error(with({"-fa", "off"}), "-fa off", "unsupported");
+  check_error(with({"-np", "2"}), "-np 2", "unsupported");
+  check_error(with({"-md", "draft.gguf"}), "-md", "unsupported");
+  check_error(with({"--lora", "adapter.gguf"}), "--lora", "unsupported");
+  check_error(with({"-ctk", "f32", "-ctv", "f16"}), "f16", "incompatible");
+  check_error(with({"-ctk", "q8_0"}), "q8_0", "unsupported");
+  check_error({"bench", "-m", model, "-fa", "0"}, "-fa 0", "unsupported");
+  check_error({"bench", "-m", model, "-ngl", "1"}, "-ngl 1", "unsupported");
+  const auto plain = output_of(with({}));
+  CHECK(output_of(with({"-ngl", "0",  "-fa", "on", "-t",   "2",   "-tb",  "2",   "-np", "1",
+                        "-b",   "64", "-ub", "16", "-ctk", "f16", "-ctv", "f16", "-c",  "128"})) == plain);
+  // A value may look like a flag.
+  CHECK(output_of({"generate", "-m", model, "-p", "-ub -m", "-n", "1"}).starts_with("-ub -m"));
+  CHECK(output_of({"tokenize", "-m", model, "--text", "-ctk"}) == output_of({"tokenize", "-m", model, "--text=-ctk"}));
+}
+
+TEST_CASE("cli: output that cannot be written is an error", "[cli]") {
+  skald_test::Start closed;
+  closed.close_reader = true;
+  check_error({"generate", "-m", model, "-p", "x", "-n", "400", "--ignore-eos"}, "standard output", "io", closed);
+  if (!std::filesystem::exists("/dev/full")) return;
+  skald_test::Start full;
+  full.output_file = "/dev/full";
+  check_error({"generate", "-m", model, "-p", "x", "-n", "2"}, "standard output", "io", full);
+  check_error({"tokenize", "-m", model, "--text", "x"}, "standard output", "io", full);
+  check_error({"inspect", "-m", model}, "standard output", "io", full);
+}
+
+TEST_CASE("cli: Ctrl-C ends with one line and exit code 1", "[cli]") {
+  skald_test::Start start;
+  start.interrupt_after = 1;
+  // Of the reference backend, which takes seconds for this.
+  auto outcome = run_program({"generate", "-m", model, "-p", "Once", "-n", "100000", "-c", "100000", "--ignore-eos",
+                              "--quiet", "--backend", "reference"},
+                             start);
+  CHECK(outcome.code == 1);
+  CHECK(outcome.err == "error: interrupted\n");
+  CHECK(outcome.out.starts_with("Once"));
+  outcome = run_program({"bench", "-m", model, "-r", "100000", "--no-probe", "-o", "json", "--json-errors"}, start);
+  CHECK(outcome.code == 1);
+  CHECK(json::parse(outcome.err).at("code") == "cancelled");
+  CHECK(json::parse(outcome.out).is_array());
+  start.keep_input_open = true;  // waiting for a line
+  outcome = run_program({"chat", "-m", model}, start);
+  CHECK(outcome.code == 1);
+  CHECK(outcome.err.ends_with("error: interrupted\n"));
+}
+
+TEST_CASE("cli.generate: text, JSON, stop strings, files and seeds", "[cli]") {
+  const Folder folder;
+  const auto text = output_of({"generate", "-m", model, "-p", "Once upon a time", "-n", "24", "-s", "3"});
+  CHECK(text.starts_with("Once upon a time"));
+  CHECK(text.ends_with("\n"));
+  CHECK(text.size() > 40);
+  CHECK(output_of({"generate", "-m", model, "-f", folder.file("p", "Once upon a time\n"), "-n", "24", "-s", "3"}) ==
+        text);
+  skald_test::Start start;
+  start.input = "Once upon a time";
+  CHECK(output_of({"generate", "-m", model, "-f", "-", "-n", "24", "-s", "3"}, start) == text);
+  CHECK("Once upon a time" + output_of({"generate", "-m", model, "-p", "Once upon a time", "-n", "24", "-s", "3",
+                                        "--no-display-prompt"}) ==
+        text);
+  const auto result = json::parse(output_of(
+      {"generate", "-m", model, "-p", "Once upon a time", "-n", "24", "-s", "3", "--json", "--logprobs", "3"}));
+  CHECK(result.at("prompt").get<std::string>() + result.at("text").get<std::string>() + "\n" == text);
+  CHECK(result.at("tokens").size() == 24);
+  CHECK(result.at("finish_reason") == "length");
+  CHECK(result.at("seed") == 3);
+  CHECK(result.at("timings").at("predicted_n") == 24);
+  CHECK(result.at("timings").at("prompt_n") >= 4);
+  REQUIRE(result.at("logprobs").size() == 24);
+  CHECK(result.at("logprobs")[0].at("top").size() == 3);
+  CHECK(result.at("logprobs")[0].at("top")[0].at("logprob") <= 0.0);
+  // The first word after the prompt, as a stop string.
+  const auto generated = result.at("text").get<std::string>();
+  const auto word = generated.substr(1, generated.find(' ', 1) - 1);
+  const auto stopped = json::parse(
+      output_of({"generate", "-m", model, "-p", "Once upon a time", "-n", "24", "-s", "3", "--json", "-r", word}));
+  CHECK(stopped.at("finish_reason") == "stop_string");
+  CHECK(stopped.at("text") == " ");
+  CHECK(json::parse(output_of({"generate", "-m", model, "-p", "a\\nb\\q", "-e", "-n", "0", "--json"})).at("prompt") ==
+        "a\nb\\q");
+  CHECK(json::parse(output_of({"generate", "-m", model, "-p", "a\\nb", "-n", "0", "--json"})).at("prompt") == "a\\nb");
+  // Seeds: -1 is a new one each time.
+  const auto seed = [&] {
+    return json::parse(output_of({"generate", "-m", model, "-p", "x", "-n", "0", "-s", "-1", "--json"}))
+        .at("seed")
+        .get<std::uint64_t>();
+  };
+  CHECK(seed() != seed());
+}
+
+TEST_CASE("cli.generate: the context ends a text, and more of it than the model knows is allowed with a warning",
+          "[cli]") {
+  auto outcome =
+      run_program({"generate", "-m", model, "-p", "x", "-n", "99999999999", "-c", "32", "--json", "--ignore-eos"});
+  CHECK(outcome.code == 0);
+  CHECK(json::parse(outcome.out).at("finish_reason") == "context");
+  outcome = run_program({"generate", "-m", model, "-p", "x", "-n", "1", "-c", "5000"});
+  CHECK(outcome.code == 0);
+  CHECK(outcome.err.starts_with("warning: a context of 5000"));
+  outcome = run_program({"generate", "-m", model, "-p", "x", "-n", "1", "-c", "5000", "--quiet"});
+  CHECK(outcome.code == 0);
+  CHECK(outcome.err.empty());
+  outcome = run_program({"generate", "-m", model, "-p", "x", "-n", "1", "-c", "0", "--show-config", "-q"});
+  CHECK(json::parse(outcome.err).at("context") == 1024);
+}
+
+TEST_CASE("cli.generate: a saved session goes on as if it had not ended", "[cli]") {
+  const Folder folder;
+  const auto session = folder.file("s");
+  const auto first = output_of({"generate", "-m", model, "-p", "Once upon a time", "-n", "9", "--temp", "0", "--json",
+                                "--save-session", session});
+  const auto tokens = json::parse(first).at("tokens").get<std::vector<int>>();
+  // The last token is not part of the session yet: it is the prompt that continues it.
+  const auto last = output_of({"detokenize", "-m", model, "--text", json({tokens.back()}).dump(), "--keep-spaces"});
+  const auto whole =
+      json::parse(output_of({"generate", "-m", model, "-p", "Once upon a time", "-n", "16", "--temp", "0", "--json"}));
+  const auto rest = json::parse(
+      output_of({"generate", "-m", model, "-p", last, "-n", "7", "--temp", "0", "--json", "--load-session", session}));
+  auto expected = whole.at("tokens").get<std::vector<int>>();
+  expected.erase(expected.begin(), expected.begin() + 9);
+  CHECK(rest.at("tokens").get<std::vector<int>>() == expected);
+}
+
+TEST_CASE("cli.tokenize: text, file and standard input give ids that detokenize takes back", "[cli]") {
+  const Folder folder;
+  const std::string text = "Once upon a time,\nin a <|im_start|> \"house\".";
+  const auto ids = output_of({"tokenize", "-m", model, "--text", text});
+  CHECK(json::parse(ids).is_array());
+  skald_test::Start start;
+  start.input = text;
+  CHECK(output_of({"tokenize", "-m", model, "--file", folder.file("t", text)}) == ids);
+  CHECK(output_of({"tokenize", "-m", model, "--stdin"}, start) == ids);
+  const auto without = [&](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"tokenize", "-m", model, "--text", text});
+    return json::parse(output_of(flags)).get<std::vector<int>>();
+  };
+  const auto all = json::parse(ids).get<std::vector<int>>();
+  const auto plain = without({"--no-add-special"});
+  CHECK(std::vector<int>(all.begin() + 1, all.end()) == plain);  // this vocabulary adds BOS
+  CHECK(without({"--no-add-special", "--no-parse-special"}).size() > plain.size());
+  const auto back = json(plain).dump();
+  CHECK(output_of({"detokenize", "-m", model, "--text", back}) == text);
+  CHECK(output_of({"detokenize", "-m", model, "--file", folder.file("ids", back)}) == text);
+  start.input = back + "\n";
+  CHECK(output_of({"detokenize", "-m", model, "--stdin"}, start) == text);
+  CHECK(output_of({"detokenize", "-m", model, "--text", "[]"}).empty());
+  CHECK(json::parse(output_of({"tokenize", "-m", model, "--text", "", "--no-add-special"})) == json::array());
+}
+
+TEST_CASE("cli.logits: rows as floats, shape and greedy ids", "[cli]") {
+  const Folder folder;
+  const auto run = [&](const std::string& tokens, const std::string& name, std::vector<std::string> more = {}) {
+    more.insert(more.begin(), {"logits", "-m", model, "--tokens", tokens, "-o", folder.file(name)});
+    CHECK(output_of(more).empty());
+    return skald_test::read_floats(folder.file(name));
+  };
+  const auto rows = run("5,6,7,8", "a", {"--greedy", "3"});
+  const auto description = json::parse(skald_test::read_text(folder.file("a.json")));
+  CHECK(description.at("shape") == json({4, 1536}));
+  REQUIRE(rows.size() == 4 * 1536);
+  const auto greedy = description.at("greedy").get<std::vector<int>>();
+  REQUIRE(greedy.size() == 3);
+  // The greedy ids are those of the rows, fed back.
+  const auto longer =
+      run("[5, 6, 7, 8, " + std::to_string(greedy[0]) + ", " + std::to_string(greedy[1]) + "]", "b", {"-ub", "2"});
+  REQUIRE(longer.size() == 6 * 1536);
+  CHECK(std::equal(rows.begin(), rows.end(), longer.begin()));
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto row = longer.begin() + static_cast<std::ptrdiff_t>((3 + i) * 1536);
+    CHECK(std::max_element(row, row + 1536) - row == greedy[i]);
+  }
+  CHECK(!json::parse(skald_test::read_text(folder.file("b.json"))).contains("greedy"));
+  const auto reference = run("5,6,7,8", "c", {"--backend", "reference"});
+  double most = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    most = std::max(most, std::abs(static_cast<double>(rows[i]) - reference[i]));
+  CHECK(most > 0);  // the cpu backend rounds activations to 8 bits here: another computation
+  CHECK(most < 1.0);
+  CHECK(json::parse(skald_test::read_text(folder.file("c.json"))).at("config").at("backend") == "reference");
+}
+
+TEST_CASE("cli.inspect: spec, plan, tensors and metadata", "[cli]") {
+  const auto text = output_of({"inspect", "-m", model, "--tensors", "--metadata"});
+  for (const char* part : {"spec:", "plan for 1 sequence of 1024 tokens", "token_embd.weight", "general.architecture"})
+    CHECK(text.find(part) != std::string::npos);
+  const auto all = json::parse(output_of({"inspect", "-m", model, "--json", "-c", "256", "-np", "2", "-ctk", "f32"}));
+  CHECK(all.at("tensors").size() == all.at("tensor_count"));
+  CHECK(all.at("metadata").at("general.architecture") == "llama");
+  CHECK(all.at("plan_context") == 256);
+  const auto half = json::parse(output_of({"inspect", "-m", model, "--json", "-c", "256", "-np", "2", "-ctk", "f16"}));
+  CHECK(all.at("plan").at("kv").get<std::uint64_t>() == 2 * half.at("plan").at("kv").get<std::uint64_t>());
+  CHECK(all.at("plan").at("weights") == half.at("plan").at("weights"));
+}
