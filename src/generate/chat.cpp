@@ -4,10 +4,17 @@
 
 namespace skald::inline v0 {
 
-Chat::Chat(Session session, GenerateOptions options, std::string system)
-    : session_(std::make_unique<Session>(std::move(session))), options_(std::move(options)) {
-  if (session_->model().chat_template() == nullptr)
-    throw UsageError("generate.chat", "the model has no chat template; use generate() with a prompt of your own");
+Chat::Chat(Session session, GenerateOptions options, std::string system, std::optional<ChatTemplate> chat_template)
+    : session_(std::make_unique<Session>(std::move(session))),
+      options_(std::move(options)),
+      template_(std::move(chat_template)) {
+  if (!template_) {
+    const auto* own = session_->model().chat_template();
+    if (own == nullptr)
+      throw UsageError("generate.chat",
+                       "the model has no chat template; give one, or use generate() with a prompt of your own");
+    template_ = *own;
+  }
   if (!system.empty()) messages_.push_back({"system", std::move(system)});
 }
 
@@ -16,7 +23,7 @@ Generation& Chat::send(std::string_view message) {
   reply_.reset();
   messages_.push_back({"user", std::string(message)});
   try {
-    const auto text = session_->model().chat_template()->apply({.messages = messages_});
+    const auto text = template_->apply({.messages = messages_});
     // Templates write BOS themselves where the model wants one.
     auto tokens = session_->model().tokenizer().encode(text, {.add_special = false, .parse_special = true});
     if (tokens.empty()) throw UsageError("generate.chat", "the chat template rendered to no tokens");

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -14,8 +15,18 @@ struct ChatFlags {
   DecoderFlags decoder;
   SamplerFlags sampler;
   std::string system;
+  std::string template_file;
+  bool jinja = true;
   std::int64_t max_tokens = 512;
 };
+
+std::optional<skald::ChatTemplate> own_template(const ChatFlags& flags, const skald::Tokenizer& tokenizer) {
+  if (flags.template_file.empty()) return std::nullopt;
+  const auto text = [&](skald::TokenId token) {
+    return token < 0 ? std::string{} : std::string(tokenizer.token_text(token));
+  };
+  return skald::ChatTemplate(read_input(flags.template_file), text(tokenizer.bos()), text(tokenizer.eos()));
+}
 
 int run(const ChatFlags& flags, const Global& global) {
   const auto model = flags.model.load(global);
@@ -24,7 +35,7 @@ int run(const ChatFlags& flags, const Global& global) {
   options.max_tokens = std::max<std::int64_t>(flags.max_tokens, -1);
   options.sampler = flags.sampler.options(model.tokenizer());
   options.stop_token = stop_on_interrupt();
-  skald::Chat chat(decoder.new_session(), options, flags.system);
+  skald::Chat chat(decoder.new_session(), options, flags.system, own_template(flags, model.tokenizer()));
   if (!global.quiet)
     fmt::print(stderr, "{}; an empty line or the end of input ends the conversation\n", model.info().description);
   while (true) {
@@ -58,6 +69,8 @@ void add_chat(CLI::App& app, Global& global, std::vector<Command>& commands) {
   flags->decoder.add_to(*command);
   flags->sampler.add_to(*command);
   command->add_option("--sys,--system,--system-prompt", flags->system, "System message");
+  command->add_option("--chat-template-file", flags->template_file, "Chat template (Jinja) instead of the model's own");
+  command->add_flag("--jinja", flags->jinja, "Templates are Jinja: always so");
   command->add_option("-n,--predict,--n-predict", flags->max_tokens, "Most tokens per reply; -1: until it ends")
       ->check(CLI::Range(std::int64_t{-1}, INT64_MAX))
       ->capture_default_str();

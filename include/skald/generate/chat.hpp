@@ -11,12 +11,14 @@
 
 namespace skald::inline v0 {
 
-/// A conversation with a model's own chat template. Each turn renders the whole conversation and computes only what
+/// A conversation with a chat template, the model's own unless another is given. Each turn renders the whole conversation and computes only what
 /// differs from the session's memory.
 class SKALD_API Chat {
  public:
-  /// @throws UsageError if the model has no chat template; what the template's parser threw.
-  explicit Chat(Session session, GenerateOptions options = {}, std::string system = {});
+  /// With `chat_template`, that one instead of the model's own.
+  /// @throws UsageError if there is neither; what the parser of the model's template threw.
+  explicit Chat(Session session, GenerateOptions options = {}, std::string system = {},
+                std::optional<ChatTemplate> chat_template = {});
   /// Adds a user message and generates the reply, which joins the conversation as far as it is read.
   Generation& send(std::string_view message);
   [[nodiscard]] const std::vector<ChatMessage>& messages() const noexcept { return messages_; }
@@ -25,6 +27,7 @@ class SKALD_API Chat {
  private:
   std::unique_ptr<Session> session_;  // stays in place when the chat moves: the reply refers to it
   GenerateOptions options_;
+  std::optional<ChatTemplate> template_;
   std::vector<ChatMessage> messages_;
   std::optional<Generation> reply_;
 };

@@ -104,6 +104,10 @@ TEST_CASE("cli.chat: a conversation follows the model's template, turn by turn",
   write_with_template(folder.file("plain.gguf"), "{% for message in messages %}{{ message.content }}{% endfor %}");
   CHECK(output_of({"chat", "-m", folder.file("plain.gguf"), "--temp", "0", "-n", "24"}, "Hello.\n") ==
         greedy_reply(folder, "Hello.", 24) + "\n");
+  // A template from a file wins over the model's own.
+  CHECK(output_of({"chat", "-m", folder.file("plain.gguf"), "--temp", "0", "-n", "24", "--jinja", "--sys",
+                   "You tell stories.", "--chat-template-file", folder.file("chatml.jinja", chatml)},
+                  "Hello.\n") == first + "\n");
   // An empty line ends it.
   CHECK(output_of({"chat", "-m", model}, "\nHello.\n").empty());
 }
