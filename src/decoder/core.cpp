@@ -124,6 +124,7 @@ void DecoderImpl::make_buffers() {
   attention_ = make(sizes_.attention);
   ffn_ = make(sizes_.ffn);
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
+  stopped_.request_stop();
   stream_ = backend.new_stream(
       stream_limits(spec, rows, options_.context, options_.parallel, model_.weight_types()));
   ensure_logits(options_.parallel);
@@ -219,6 +220,13 @@ void DecoderImpl::check_batch(const Batch& batch) const {
       if (entry.embedding_count != entry.count * spec.dim)
         refuse(std::to_string(entry.embedding_count) + " values are given for " + std::to_string(entry.count) +
                " embedding rows of " + std::to_string(spec.dim));
+      const auto values = std::span(embeddings(batch)).subspan(static_cast<std::size_t>(entry.embedding_begin),
+                                                               static_cast<std::size_t>(entry.embedding_count));
+      const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+      if (bad != values.end())
+        throw NumericError("decoder.forward", "element " + std::to_string((bad - values.begin()) % spec.dim) +
+                                                  " of embedding row " + std::to_string((bad - values.begin()) / spec.dim) +
+                                                  " is not finite");
       continue;
     }
     for (std::int64_t i = 0; i < entry.count; ++i) {
@@ -228,6 +236,10 @@ void DecoderImpl::check_batch(const Batch& batch) const {
                std::to_string(spec.vocabulary));
     }
     if (entry.kind != EntryKind::tree) continue;
+    if (eviction_.traits().drops_tokens)
+      throw IncompatibleError("decoder.forward",
+                              "a token tree cannot be combined with eviction '" + eviction_.name() +
+                                  "': accepted tokens may pass a page border at which pages should have been dropped");
     if (entry.count > options_.batch_tokens)
       refuse("a token tree of " + std::to_string(entry.count) + " tokens exceeds batch_tokens " +
              std::to_string(options_.batch_tokens));
@@ -257,7 +269,9 @@ Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
     done += cut(batch, pieces_);
     try {
       run(batch, options);
+      choose_evictions(batch);
     } catch (...) {
+      drop_ops();
       reset_pieces(batch);
       throw;
     }
@@ -265,7 +279,7 @@ Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
     if (options.progress)
       options.progress({"forward", static_cast<std::uint64_t>(done), static_cast<std::uint64_t>(batch.rows())});
   }
-  if (scoring_) collect_scores(batch, *options.scores);
+  if (scoring_) collect_scores(*options.scores);
   return {logits_.host_visible() ? reinterpret_cast<const float*>(logits_.address()) : host_logits_.data(),
           model_.spec().vocabulary, entry_rows_};
 }
@@ -299,7 +313,12 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
 
 void DecoderImpl::run(const Batch& batch, const ForwardOptions& options) {
   std::int64_t rows = 0;
-  for (const auto& piece : pieces_) rows += piece.count;
+  for (const auto& piece : pieces_) {
+    rows += piece.count;
+    auto& session = *entries(batch)[piece.entry].session;
+    if (entries(batch)[piece.entry].kind == EntryKind::tree)
+      pending_tokens(session).reserve(static_cast<std::size_t>(piece.count));
+  }
   for (const auto& piece : pieces_) entries(batch)[piece.entry].session->state().append(piece.count);
   prepare_rows(batch);
   prepare_tables();
@@ -396,6 +415,17 @@ void DecoderImpl::prepare_tables() {
   }
 }
 
+/// True if the piece completes a page, which is when a policy may drop others.
+bool DecoderImpl::evicts_after(const Piece& piece) const noexcept {
+  return eviction_.traits().drops_tokens && (piece.session->length() + piece.count) % options_.kv.page_tokens == 0;
+}
+
+void DecoderImpl::choose_evictions(const Batch& batch) {
+  for (const auto& piece : pieces_)
+    if (evicts_after(piece)) entries(batch)[piece.entry].session->state().choose_evictions(eviction_);
+}
+
+/// Cannot fail: room was made before, policies were asked before.
 void DecoderImpl::commit_pieces(const Batch& batch) {
   for (const auto& piece : pieces_) {
     const auto& entry = entries(batch)[piece.entry];
@@ -406,20 +436,28 @@ void DecoderImpl::commit_pieces(const Batch& batch) {
       pending_tokens(session).assign(first, first + piece.count);
       continue;
     }
+    const bool evicts = evicts_after(piece);
     session.state().commit();
     tokens(session).insert(tokens(session).end(), first, first + piece.count);
-    if (eviction_.traits().drops_tokens && session.length() % options_.kv.page_tokens == 0) {
-      const auto used = [&] {
-        std::uint64_t pages = 0;
-        for (int l = 0; l < session.state().layer_count(); ++l)
-          if (const auto* layer = session.state().layer(l))
-            pages += static_cast<std::uint64_t>(static_cast<const PagedKv*>(layer)->evicted_pages());
-        return pages;
-      };
-      const auto before = used();
-      session.state().evict(eviction_);
-      counters_.evicted_pages += used() - before;
-    }
+    if (!evicts) continue;
+    const auto evicted = [&] {
+      std::uint64_t pages = 0;
+      for (int l = 0; l < session.state().layer_count(); ++l)
+        if (const auto* layer = session.state().layer(l))
+          pages += static_cast<std::uint64_t>(static_cast<const PagedKv*>(layer)->evicted_pages());
+      return pages;
+    };
+    const auto before = evicted();
+    session.state().apply_evictions();
+    counters_.evicted_pages += evicted() - before;
+  }
+}
+
+/// Forgets ops of a pass that was not started as a whole.
+void DecoderImpl::drop_ops() noexcept {
+  try {
+    stream_->synchronize(stopped_.get_token());
+  } catch (...) {  // as it must: the queue is empty now
   }
 }
 
@@ -463,35 +501,35 @@ void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
   score_groups_ = 0;
   for (const auto& layer : kv_) score_groups_ += static_cast<std::size_t>(layer.groups);
   score_offsets_.clear();
+  scores.values.clear();
   std::size_t floats = 0;
   for (const auto& entry : entries(batch)) {
     if (scores.last_rows > 0 && (entry.count > options_.batch_tokens || batch.rows() > options_.batch_tokens))
       refuse("scores of the last rows need a batch of at most batch_tokens " + std::to_string(options_.batch_tokens));
-    for (std::size_t g = 0; g < score_groups_; ++g) {
-      score_offsets_.push_back(floats);
-      floats += static_cast<std::size_t>(entry.session->length() + entry.count);
-    }
+    const auto slots = static_cast<std::size_t>(entry.session->length() + entry.count);
+    auto& layers = scores.values.emplace_back(kv_.size());
+    for (std::size_t l = 0; l < kv_.size(); ++l)
+      for (int g = 0; g < kv_[l].groups; ++g) {
+        layers[l].emplace_back(slots);  // now: afterwards nothing may fail
+        score_offsets_.push_back(floats);
+        floats += slots;
+      }
   }
   score_memory_ = model_.backend()->allocate(std::max<std::size_t>(floats, 1) * sizeof(float));
   score_template_ = {scores.kind, scores.last_rows, nullptr};
   score_sinks_.resize(kv_.size());
 }
 
-void DecoderImpl::collect_scores(const Batch& batch, AttentionScores& scores) {
-  std::vector<float> all(score_memory_.bytes() / sizeof(float));
-  model_.backend()->read(std::as_writable_bytes(std::span(all)), score_memory_.address());
-  score_memory_ = {};
-  scores.values.clear();
-  std::size_t at = 0;
-  for (const auto& entry : entries(batch)) {
-    const auto slots = entry.session->length() + (entry.kind == EntryKind::tree ? entry.count : 0);
-    auto& layers = scores.values.emplace_back(kv_.size());
-    for (std::size_t l = 0; l < kv_.size(); ++l)
-      for (int g = 0; g < kv_[l].groups; ++g, ++at) {
-        const auto* first = all.data() + score_offsets_[at];
-        layers[l].emplace_back(first, first + slots);
+void DecoderImpl::collect_scores(AttentionScores& scores) {
+  const auto* from = score_memory_.address();
+  for (auto& layers : scores.values)
+    for (auto& groups : layers)
+      for (auto& slots : groups) {
+        const auto to = std::as_writable_bytes(std::span(slots));
+        model_.backend()->read(to, from);
+        from += to.size();
       }
-  }
+  score_memory_ = {};
 }
 
 }  // namespace skald::inline v0::detail

@@ -55,12 +55,15 @@ class DecoderImpl final : public DecoderCore {
   void check_batch(const Batch& batch) const;
   std::int64_t cut(const Batch& batch, std::vector<Piece>& pieces);
   void prepare_scores(const Batch& batch, AttentionScores& scores);
-  void collect_scores(const Batch& batch, AttentionScores& scores);
+  void collect_scores(AttentionScores& scores);
   void run(const Batch& batch, const ForwardOptions& options);
   void prepare_rows(const Batch& batch);
   void prepare_tables();
   void commit_pieces(const Batch& batch);
   void reset_pieces(const Batch& batch) noexcept;
+  void choose_evictions(const Batch& batch);
+  void drop_ops() noexcept;
+  [[nodiscard]] bool evicts_after(const Piece& piece) const noexcept;
   void check_finite(const Batch& batch) const;
   void ensure_logits(std::int64_t rows);
 
@@ -87,6 +90,7 @@ class DecoderImpl final : public DecoderCore {
   Buffer x_, q_, k_, v_, attention_, ffn_, logits_;
   std::vector<Buffer> rope_tables_;
   std::unique_ptr<Stream> stream_;
+  std::stop_source stopped_;  // has been asked to stop: empties the stream
   std::int64_t logits_capacity_ = 0;
   std::vector<float> host_logits_;  // only if the host cannot see backend memory
 

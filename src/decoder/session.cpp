@@ -52,7 +52,12 @@ void Session::truncate(std::int64_t length) {
 }
 
 void Session::accept(std::span<const std::int32_t> rows) {
-  state_.commit_selected(rows);
+  try {
+    state_.commit_selected(rows);
+  } catch (...) {
+    if (state_.pending() == 0) pending_tokens_.clear();  // the tree was dropped
+    throw;
+  }
   for (const auto row : rows) tokens_.push_back(pending_tokens_[static_cast<std::size_t>(row)]);
   pending_tokens_.clear();
 }
@@ -142,8 +147,8 @@ void Session::restore_named(std::span<const std::byte> snapshot, const std::stri
   in.finish();
   if (fresh.state_.length() != static_cast<std::int64_t>(tokens.size()))
     in.refuse("length", "the number of tokens contradicts the state");
-  state_ = std::move(fresh.state_);
   tokens.reserve(static_cast<std::size_t>(config.context));
+  state_ = std::move(fresh.state_);  // from here on nothing can fail
   tokens_ = std::move(tokens);
   pending_tokens_.clear();
   random_stream_ = random_stream;

@@ -100,6 +100,14 @@ float Candidates::max_logit() const noexcept {
   return most;
 }
 
+void* Candidates::raw_workspace(std::size_t count, std::size_t element_bytes) {
+  // Large enough at once for the history of a usual session, which grows by a token per step.
+  constexpr std::size_t least = (std::size_t{1} << 16) / sizeof(std::max_align_t);
+  const std::size_t units = (count * element_bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t);
+  if (units > workspace_.size()) workspace_.resize(std::max({units, least, 2 * workspace_.size()}));
+  return workspace_.data();
+}
+
 std::span<const float> Candidates::probabilities() {
   probabilities_.resize(list_.size());
   const float most = max_logit();

@@ -55,31 +55,32 @@ void Typical::apply(Candidates& candidates, const SamplingContext&) const {
     double distance;
     std::size_t index;
   };
-  std::vector<Entry> entries;
+  auto entries = candidates.workspace<Entry>(probabilities.size());
+  std::size_t possible = 0;
   for (std::size_t i = 0; i < probabilities.size(); ++i)
     if (probabilities[i] > 0.0F)
-      entries.push_back({std::abs(-std::log(static_cast<double>(probabilities[i])) - entropy), i});
+      entries[possible++] = {std::abs(-std::log(static_cast<double>(probabilities[i])) - entropy), i};
+  entries = entries.first(possible);
   std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
     return a.distance < b.distance || (a.distance == b.distance && a.index < b.index);
   });
-  std::vector<std::uint8_t> keep(probabilities.size(), 0);
-  double sum = 0.0;
-  for (const auto& entry : entries) {
-    keep[entry.index] = 1;
-    sum += probabilities[entry.index];
-    if (sum >= static_cast<double>(p)) break;
-  }
+  std::size_t kept = 0;
+  for (double sum = 0.0; kept < possible && sum < static_cast<double>(p);) sum += probabilities[entries[kept++].index];
+  constexpr float dropped = -std::numeric_limits<float>::infinity();
   const auto list = candidates.mutable_list();
+  for (const auto& entry : entries.subspan(kept)) list[entry.index].logit = dropped;
   for (std::size_t i = 0; i < list.size(); ++i)
-    if (keep[i] == 0) list[i].logit = -std::numeric_limits<float>::infinity();
+    if (!(probabilities[i] > 0.0F)) list[i].logit = dropped;
   candidates.keep_above(std::numeric_limits<float>::lowest());
 }
 
 void Penalties::apply(Candidates& candidates, const SamplingContext& context) const {
   if (repeat == 1.0F && frequency == 0.0F && presence == 0.0F) return;
-  std::vector<TokenId> tokens;
-  for (const TokenId token : recent(context.history, last_n))
-    if (token >= 0) tokens.push_back(token);
+  const auto history = recent(context.history, last_n);
+  auto tokens = candidates.workspace<TokenId>(history.size());
+  const auto end_of_tokens =
+      std::copy_if(history.begin(), history.end(), tokens.begin(), [](TokenId token) { return token >= 0; });
+  tokens = tokens.first(static_cast<std::size_t>(end_of_tokens - tokens.begin()));
   std::sort(tokens.begin(), tokens.end());
   for (std::size_t i = 0; i < tokens.size();) {
     std::size_t end = i;
@@ -102,31 +103,40 @@ void Dry::apply(Candidates& candidates, const SamplingContext& context) const {
     return token < 0 || std::binary_search(breakers.begin(), breakers.end(), token);
   };
   // Z-function of the reversed history: z[i] = length of the longest suffix that also ends at count - 1 - i.
-  std::vector<std::size_t> z(count, 0);
+  struct Repetition {
+    TokenId token;       // would continue it
+    std::size_t length;  // at first z
+  };
+  auto longest = candidates.workspace<Repetition>(count);
+  for (auto& each : longest) each = {-1, 0};
   const auto at = [&](std::size_t i) { return tokens[count - 1 - i]; };
   std::size_t usable = 0;  // a repetition may not contain a breaker
   while (usable < count && !breaks(at(usable))) ++usable;
   for (std::size_t i = 1, left = 0, right = 0; i < count; ++i) {
-    if (i < right) z[i] = std::min(right - i, z[i - left]);
-    while (i + z[i] < count && at(z[i]) == at(i + z[i])) ++z[i];
-    if (i + z[i] > right) {
+    std::size_t z = i < right ? std::min(right - i, longest[i - left].length) : 0;
+    while (i + z < count && at(z) == at(i + z)) ++z;
+    longest[i].length = z;
+    if (i + z > right) {
       left = i;
-      right = i + z[i];
+      right = i + z;
     }
   }
-  std::vector<std::pair<TokenId, std::size_t>> longest;  // token that would continue a repetition, its length
+  std::size_t found = 0;  // always behind i: found ones replace values of z that were read
   for (std::size_t i = 1; i < count; ++i) {
-    const auto length = std::min(z[i], usable);
+    const auto length = std::min(longest[i].length, usable);
     if (length < static_cast<std::size_t>(std::max(1, allowed_length))) continue;
-    longest.emplace_back(at(i - 1), length);
+    longest[found++] = {at(i - 1), length};
   }
-  std::sort(longest.begin(), longest.end());
+  longest = longest.first(found);
+  std::sort(longest.begin(), longest.end(), [](const Repetition& a, const Repetition& b) {
+    return a.token < b.token || (a.token == b.token && a.length < b.length);
+  });
   for (std::size_t i = 0; i < longest.size(); ++i) {
-    if (i + 1 < longest.size() && longest[i + 1].first == longest[i].first) continue;  // the longest comes last
-    if (breaks(longest[i].first)) continue;
-    const auto excess = static_cast<double>(longest[i].second) - static_cast<double>(allowed_length);
+    if (i + 1 < longest.size() && longest[i + 1].token == longest[i].token) continue;  // the longest comes last
+    if (breaks(longest[i].token)) continue;
+    const auto excess = static_cast<double>(longest[i].length) - static_cast<double>(allowed_length);
     const double penalty = static_cast<double>(multiplier) * std::pow(static_cast<double>(base), std::min(excess, 200.0));
-    candidates.add(longest[i].first, -static_cast<float>(std::min(penalty, 1e30)));
+    candidates.add(longest[i].token, -static_cast<float>(std::min(penalty, 1e30)));
   }
 }
 

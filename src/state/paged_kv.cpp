@@ -12,9 +12,13 @@ PagedKv::PagedKv(std::shared_ptr<KvPool> pool, int groups, std::int64_t max_toke
   reserve_tables();
 }
 
-void PagedKv::reserve_tables() {
+std::size_t PagedKv::most_pages() const noexcept {
   const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
-  const auto most = static_cast<std::size_t>((max_tokens_ + page_tokens - 1) / page_tokens);
+  return static_cast<std::size_t>((max_tokens_ + page_tokens - 1) / page_tokens);
+}
+
+void PagedKv::reserve_tables() {
+  const std::size_t most = most_pages();
   for (auto& group : groups_) {
     group.pages.reserve(most);
     group.first_tokens.reserve(most);
@@ -150,25 +154,39 @@ std::unique_ptr<LayerState> PagedKv::fork() const {
   return copy;
 }
 
-void PagedKv::evict(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) {
+void PagedKv::choose_evictions(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) {
   const auto page_tokens = pool_->layout().page_tokens;
-  std::vector<PageInfo> infos;
-  std::vector<std::uint8_t> drop;
+  page_infos_.reserve(most_pages());
+  drops_.reserve(most_pages() * groups_.size());
+  drops_.clear();
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    auto& group = groups_[g];
-    infos.clear();
-    for (const auto first : group.first_tokens) infos.push_back({first, page_tokens});
-    drop.assign(infos.size(), 0);
-    policy.evict({layer, static_cast<int>(g), page_tokens, sequence_tokens, infos}, drop);
+    const auto& group = groups_[g];
+    page_infos_.clear();
+    for (const auto first : group.first_tokens) {
+      const auto left = group.slots - static_cast<std::int64_t>(page_infos_.size()) * page_tokens;
+      page_infos_.push_back({first, static_cast<std::int32_t>(std::min<std::int64_t>(left, page_tokens))});
+    }
+    const std::size_t begin = drops_.size();
+    drops_.resize(begin + page_infos_.size(), 0);
+    const auto drop = std::span(drops_).subspan(begin);
+    policy.evict({layer, static_cast<int>(g), page_tokens, sequence_tokens, page_infos_}, drop);
     if (!drop.empty() && drop.back() != 0)
-      throw UsageError("state.paged_kv", "policy '" + policy.name() + "' drops the page that was just completed",
+      throw UsageError("state.paged_kv", "policy '" + policy.name() + "' drops the newest page",
                        {.layer = layer});
+  }
+}
+
+void PagedKv::apply_evictions() noexcept {
+  const auto page_tokens = pool_->layout().page_tokens;
+  auto drop = drops_.begin();
+  for (auto& group : groups_) {
     std::size_t kept = 0;
-    for (std::size_t i = 0; i < infos.size(); ++i) {
-      if (drop[i] != 0) {
+    for (std::size_t i = 0; i < group.pages.size(); ++i) {
+      if (*drop++ != 0) {
         pool_->release(group.pages[i]);
+        group.slots -= page_tokens;  // never the newest page: a full one
         ++evicted_pages_;
-        kept_from_ = sequence_tokens;
+        kept_from_ = tokens_;
       } else {
         group.pages[kept] = group.pages[i];
         group.first_tokens[kept++] = group.first_tokens[i];
@@ -176,7 +194,6 @@ void PagedKv::evict(const AnyEviction& policy, int layer, std::int64_t sequence_
     }
     group.pages.resize(kept);
     group.first_tokens.resize(kept);
-    group.slots = static_cast<std::int64_t>(kept) * page_tokens;
   }
 }
 
@@ -233,10 +250,43 @@ void PagedKv::save(ArchiveWriter& out) const {
   }
 }
 
-void PagedKv::load(ArchiveReader& in) {
-  clear();
+void PagedKv::load_group(ArchiveReader& in, Group& group, std::int64_t tokens, std::int64_t kept_from) {
   const auto& layout = pool_->layout();
   const auto page_tokens = static_cast<std::int64_t>(layout.page_tokens);
+  const auto slots = in.value<std::int64_t>("slots");
+  if (slots < 0 || slots > tokens || (kept_from == 0 && slots != tokens))
+    in.refuse("slots", std::to_string(slots) + " slots for " + std::to_string(tokens) + " tokens");
+  auto first_tokens = in.array<std::int64_t>("first_tokens");
+  const auto pages = slots / page_tokens + (slots % page_tokens != 0 ? 1 : 0);
+  if (static_cast<std::int64_t>(first_tokens.size()) != pages)
+    in.refuse("first_tokens", "the number of slots contradicts the page table");
+  std::int64_t least = 0;  // pages are in ascending order and do not overlap; the last one ends the sequence
+  for (std::int64_t i = 0; i < pages; ++i) {
+    const auto first = first_tokens[static_cast<std::size_t>(i)];
+    const auto filled = std::min(page_tokens, slots - i * page_tokens);
+    if (first < least || first > tokens - filled || (i + 1 == pages && first != tokens - filled))
+      in.refuse("first_tokens", "the page table contradicts the number of tokens");
+    least = first + filled;
+  }
+  if (pages == 0 && tokens != 0) in.refuse("first_tokens", "the newest page is missing");
+  group.pages.reserve(static_cast<std::size_t>(pages));  // a page that was taken is always entered
+  group.first_tokens = std::move(first_tokens);
+  std::vector<std::byte> page(pool_->page_bytes());
+  std::vector<std::byte> copy(static_cast<std::size_t>(page_tokens) * slot_bytes(layout));
+  for (std::int64_t i = 0; i < pages; ++i) {
+    const auto filled = std::min(page_tokens, slots - i * page_tokens);
+    const auto rows = in.raw(static_cast<std::size_t>(filled) * slot_bytes(layout), "kv");
+    std::copy(rows.begin(), rows.end(), copy.begin());
+    std::fill(page.begin(), page.end(), std::byte{0});
+    transfer<true>(layout, page.data(), filled, copy.data());
+    group.pages.push_back(pool_->take());
+    pool_->backend().write(pool_->address(group.pages.back()), page);
+  }
+  group.slots = slots;
+}
+
+void PagedKv::load(ArchiveReader& in) {
+  clear();
   try {
     const auto tokens = in.value<std::int64_t>("tokens");
     const auto kept_from = in.value<std::int64_t>("kept_from");
@@ -245,30 +295,13 @@ void PagedKv::load(ArchiveReader& in) {
     if (groups != groups_.size())
       in.refuse("groups", std::to_string(groups) + " KV-head groups, this decoder has " +
                               std::to_string(groups_.size()));
-    if (tokens < 0 || kept_from < 0 || kept_from > tokens || evicted < 0) in.refuse("tokens", "negative or contradictory counts");
-    std::vector<std::byte> page(pool_->page_bytes());
-    for (auto& group : groups_) {
-      const auto slots = in.value<std::int64_t>("slots");
-      auto first_tokens = in.array<std::int64_t>("first_tokens");
-      const auto pages = (slots + page_tokens - 1) / page_tokens;
-      if (slots < 0 || slots > tokens || static_cast<std::int64_t>(first_tokens.size()) != pages)
-        in.refuse("slots", "the number of slots contradicts the page table");
-      for (std::int64_t i = 0; i < pages; ++i) {
-        const auto filled = std::min(page_tokens, slots - i * page_tokens);
-        const auto rows = in.raw(static_cast<std::size_t>(filled) * slot_bytes(layout), "kv");
-        std::vector<std::byte> copy(rows.begin(), rows.end());
-        std::fill(page.begin(), page.end(), std::byte{0});
-        transfer<true>(layout, page.data(), filled, copy.data());
-        const PageId id = pool_->take();
-        group.pages.push_back(id);
-        group.first_tokens.push_back(first_tokens[static_cast<std::size_t>(i)]);
-        pool_->backend().write(pool_->address(id), page);
-      }
-      group.slots = slots;
-    }
+    if (tokens < 0 || tokens > max_tokens_ || kept_from < 0 || kept_from > tokens || evicted < 0)
+      in.refuse("tokens", "negative or contradictory counts");
+    for (auto& group : groups_) load_group(in, group, tokens, kept_from);
     tokens_ = tokens;
     kept_from_ = kept_from;
     evicted_pages_ = evicted;
+    reserve_tables();
   } catch (...) {
     clear();
     throw;

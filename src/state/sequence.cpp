@@ -22,8 +22,15 @@ void SequenceState::commit_selected(std::span<const std::int32_t> rows) {
     if (rows[i] < 0 || rows[i] >= pending_ || (i > 0 && rows[i] <= rows[i - 1]))
       throw UsageError("state.sequence", "row " + std::to_string(rows[i]) + " of the " + std::to_string(pending_) +
                                              " appended tokens: ascending indices inside are allowed");
-  for (auto& layer : layers_)
-    if (layer) layer->select_last(pending_, rows);
+  try {
+    for (auto& layer : layers_)
+      if (layer) layer->select_last(pending_, rows);
+  } catch (...) {
+    for (auto& layer : layers_)
+      if (layer) layer->remove_last(layer->length() - length_);
+    pending_ = 0;
+    throw;
+  }
   pending_ = 0;
   length_ += static_cast<std::int64_t>(rows.size());
 }
@@ -53,9 +60,14 @@ SequenceState SequenceState::fork() const {
   return copy;
 }
 
-void SequenceState::evict(const AnyEviction& policy) {
+void SequenceState::choose_evictions(const AnyEviction& policy) {
   for (std::size_t i = 0; i < layers_.size(); ++i)
-    if (layers_[i]) layers_[i]->evict(policy, static_cast<int>(i), length_);
+    if (layers_[i]) layers_[i]->choose_evictions(policy, static_cast<int>(i), length_ + pending_);
+}
+
+void SequenceState::apply_evictions() noexcept {
+  for (auto& layer : layers_)
+    if (layer) layer->apply_evictions();
 }
 
 std::size_t SequenceState::bytes() const noexcept {
@@ -87,7 +99,10 @@ void SequenceState::load(ArchiveReader& in) {
       const auto expected = layer ? layer->kind() : std::string_view("none");
       if (kind != expected)
         in.refuse("kind", "layer state '" + printable(kind) + "', this decoder has '" + std::string(expected) + "'");
-      if (layer) layer->load(in);
+      if (!layer) continue;
+      layer->load(in);
+      if (layer->length() != length)
+        in.refuse("length", "the layers hold different numbers of tokens");
     }
     length_ = length;
   } catch (...) {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include <skald/text/vocabulary.hpp>
@@ -47,14 +48,23 @@ class SKALD_API Candidates {
   void keep_above(float threshold);
   /// Largest logit.
   [[nodiscard]] float max_logit() const noexcept;
-  /// Softmax over the remaining candidates, in their current order; valid until the next change.
+  /// Softmax over the remaining candidates, in their current order; valid until the next change of the candidates.
   [[nodiscard]] std::span<const float> probabilities();
+  /// Uninitialized work memory for a sampler, kept from call to call so that steps allocate nothing; valid until the
+  /// next call.
+  template <class T>
+    requires(std::is_trivially_copyable_v<T> && alignof(T) <= alignof(std::max_align_t))
+  [[nodiscard]] std::span<T> workspace(std::size_t count) {
+    return {static_cast<T*>(raw_workspace(count, sizeof(T))), count};
+  }
 
  private:
   [[nodiscard]] Candidate* find(TokenId token) noexcept;
+  [[nodiscard]] void* raw_workspace(std::size_t count, std::size_t element_bytes);
   std::vector<Candidate> list_;
   std::vector<Candidate> scratch_;
   std::vector<float> probabilities_;
+  std::vector<std::max_align_t> workspace_;
   bool complete_ = false;  // list_[i].token == i
   bool sorted_ = false;
 };

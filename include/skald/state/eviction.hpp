@@ -39,7 +39,7 @@ struct EvictionView {
 
 /// Decides which pages of a KV-head group leave. Called for every layer and group each time the sequence has
 /// committed another full page of tokens, so that the result does not depend on how a prompt was chunked. `drop` has
-/// one zeroed entry per page; a non-zero entry frees that page. The page just completed must stay. A policy is
+/// one zeroed entry per page; a non-zero entry frees that page. The newest page must stay. A policy is
 /// stateless: everything that belongs to a sequence is part of the sequence. Called from one thread at a time.
 template <class P>
 concept EvictionPolicy = std::copyable<P> && requires(const P& policy, const EvictionView& view,

@@ -24,16 +24,21 @@ class SKALD_API LayerState {
   /// Makes room for `count` further tokens, which the next forward pass writes. All or nothing.
   /// @throws OutOfMemoryError.
   virtual void append(std::int64_t count) = 0;
+  /// Tokens, appended ones included.
+  [[nodiscard]] virtual std::int64_t length() const noexcept = 0;
   /// Forgets the last `count` tokens, appended or committed.
   /// @throws UsageError if that would need tokens that an eviction has dropped.
   virtual void remove_last(std::int64_t count) = 0;
   /// Of the last `count` tokens keeps those at the ascending indices `rows`, which become the last ones (the accepted
-  /// path of a token tree).
+  /// path of a token tree). All or nothing.
   virtual void select_last(std::int64_t count, std::span<const std::int32_t> rows) = 0;
   /// A second state with the same contents; memory is shared until one of them writes.
   [[nodiscard]] virtual std::unique_ptr<LayerState> fork() const = 0;
-  /// Applies a policy at a page border. `layer` is for the policy's information.
-  virtual void evict(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) = 0;
+  /// Asks a policy at a page border what to drop and keeps the answer for `apply_evictions`; changes nothing else, so
+  /// that a policy that throws leaves the state as it was. `layer` is for the policy's information.
+  virtual void choose_evictions(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) = 0;
+  /// Drops what the last `choose_evictions` has chosen; nothing may have changed since.
+  virtual void apply_evictions() noexcept = 0;
   /// Bytes of backend memory that this state holds; shared memory counts in full.
   [[nodiscard]] virtual std::size_t bytes() const noexcept = 0;
   /// Writes everything that is needed to go on.

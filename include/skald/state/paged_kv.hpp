@@ -20,10 +20,12 @@ class SKALD_API PagedKv final : public LayerState {
 
   [[nodiscard]] std::string_view kind() const noexcept override { return "paged_kv"; }
   void append(std::int64_t count) override;
+  [[nodiscard]] std::int64_t length() const noexcept override { return tokens_; }
   void remove_last(std::int64_t count) override;
   void select_last(std::int64_t count, std::span<const std::int32_t> rows) override;
   [[nodiscard]] std::unique_ptr<LayerState> fork() const override;
-  void evict(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) override;
+  void choose_evictions(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) override;
+  void apply_evictions() noexcept override;
   [[nodiscard]] std::size_t bytes() const noexcept override;
   void save(ArchiveWriter& out) const override;
   void load(ArchiveReader& in) override;
@@ -49,6 +51,8 @@ class SKALD_API PagedKv final : public LayerState {
   std::size_t new_pages(const Group& group, std::int64_t count) const;
   void reserve_tables();
   void append_to(Group& group, std::int64_t count, std::int64_t position);
+  [[nodiscard]] std::size_t most_pages() const noexcept;
+  void load_group(ArchiveReader& in, Group& group, std::int64_t tokens, std::int64_t kept_from);
 
   std::shared_ptr<KvPool> pool_;
   std::vector<Group> groups_;
@@ -56,6 +60,8 @@ class SKALD_API PagedKv final : public LayerState {
   std::int64_t tokens_ = 0;         // of the sequence, evicted ones included
   std::int64_t kept_from_ = 0;      // tokens before this may be missing
   std::int64_t evicted_pages_ = 0;
+  std::vector<PageInfo> page_infos_;  // what a policy is shown; kept so that evictions allocate nothing
+  std::vector<std::uint8_t> drops_;   // chosen evictions of all groups, one after the other
 };
 
 }  // namespace skald::inline v0

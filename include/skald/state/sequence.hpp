@@ -28,7 +28,8 @@ class SKALD_API SequenceState {
   /// Takes the appended tokens into the sequence.
   void commit() noexcept { length_ += std::exchange(pending_, 0); }
   /// Of the appended tokens takes those at the ascending indices `rows` into the sequence and drops the others.
-  /// @throws UsageError if the indices are not ascending or not inside.
+  /// @throws UsageError if the indices are not ascending or not inside; OutOfMemoryError or std::bad_alloc: then all
+  /// appended tokens are dropped.
   void commit_selected(std::span<const std::int32_t> rows);
   /// Appended tokens that are not committed.
   [[nodiscard]] std::int64_t pending() const noexcept { return pending_; }
@@ -40,8 +41,15 @@ class SKALD_API SequenceState {
   /// A second sequence with the same contents; memory is shared until one of them writes. @throws UsageError while
   /// tokens are appended but not committed.
   [[nodiscard]] SequenceState fork() const;
-  /// Lets a policy drop pages; called at page borders.
-  void evict(const AnyEviction& policy);
+  /// Lets a policy drop pages, those appended but not committed included; called at page borders. Nothing has changed
+  /// if the policy throws.
+  void evict(const AnyEviction& policy) {
+    choose_evictions(policy);
+    apply_evictions();
+  }
+  /// The two halves of `evict`, for a caller with something to do between asking and dropping (committing, say).
+  void choose_evictions(const AnyEviction& policy);
+  void apply_evictions() noexcept;
   /// Bytes of backend memory held; memory shared with forks counts in full.
   [[nodiscard]] std::size_t bytes() const noexcept;
   void save(ArchiveWriter& out) const;
