@@ -22,7 +22,7 @@ static_assert(skald::EvictionPolicy<EveryOtherPage>);
 
 int main(int argc, char** argv) try {
   const auto model = skald::Model::load(argc > 1 ? argv[1] : SKALD_BUNDLED_MODEL);
-  const skald::Decoder<skald::BackendInterface, EveryOtherPage, skald::KvF16> decoder(
+  const skald::Decoder<skald::CpuBackend, EveryOtherPage, skald::KvF16> decoder(
       model, EveryOtherPage{}, skald::KvF16{}, {.kv = {.page_tokens = 16}});
   auto session = decoder.new_session();
 

@@ -27,8 +27,27 @@ Logits DecoderCore::forward_one(Session& session, std::span<const TokenId> token
   return forward(single_, options);
 }
 
+std::shared_ptr<DecoderCore> DecoderCore::create(Model model, std::string_view backend) {
+  return create(std::move(model), DecoderOptions{}, backend);
+}
+
+std::shared_ptr<DecoderCore> DecoderCore::create(Model model, const DecoderOptions& options,
+                                                 std::string_view backend) {
+  return create(std::move(model), AnyEviction::from_spec(options.kv.eviction), AnyKvFormat(options.kv.format), options,
+                backend);
+}
+
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction eviction, AnyKvFormat format,
-                                                 const DecoderOptions& options) {
+                                                 std::string_view backend) {
+  return create(std::move(model), std::move(eviction), format, DecoderOptions{}, backend);
+}
+
+std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction eviction, AnyKvFormat format,
+                                                 const DecoderOptions& options, std::string_view backend) {
+  const auto name = model.backend()->info().name;
+  if (!backend.empty() && backend != name)
+    throw IncompatibleError("decoder.decoder", "the decoder is composed for backend '" + std::string(backend) +
+                                                   "', the model was loaded on '" + name + "'");
   return std::make_shared<DecoderImpl>(std::move(model), std::move(eviction), format, options);
 }
 

@@ -161,6 +161,17 @@ class SKALD_API BackendInterface {
   BackendInterface() = default;
 };
 
+/// The CPU backend as a type, for compositions that name it: `Decoder<CpuBackend, ...>`. Made by make_cpu_backend().
+class SKALD_API CpuBackend : public BackendInterface {
+ public:
+  static constexpr std::string_view backend_name = "cpu";
+};
+/// The reference backend as a type. Made by make_reference_backend().
+class SKALD_API ReferenceBackend : public BackendInterface {
+ public:
+  static constexpr std::string_view backend_name = "reference";
+};
+
 /// A backend: a class that implements the interface above. The type-erased twin is `AnyBackend`.
 template <class B>
 concept Backend = std::derived_from<B, BackendInterface>;

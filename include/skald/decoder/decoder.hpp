@@ -5,6 +5,7 @@
 #include <memory>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -40,8 +41,13 @@ namespace detail {
 /// The compiled part of a decoder.
 class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
  public:
+  /// `backend` is the name that the model's backend must have; empty: any.
+  static std::shared_ptr<DecoderCore> create(Model model, std::string_view backend);
+  static std::shared_ptr<DecoderCore> create(Model model, const DecoderOptions& options, std::string_view backend);
   static std::shared_ptr<DecoderCore> create(Model model, AnyEviction eviction, AnyKvFormat format,
-                                             const DecoderOptions& options);
+                                             std::string_view backend);
+  static std::shared_ptr<DecoderCore> create(Model model, AnyEviction eviction, AnyKvFormat format,
+                                             const DecoderOptions& options, std::string_view backend);
   virtual ~DecoderCore();
   DecoderCore(const DecoderCore&) = delete;
   DecoderCore& operator=(const DecoderCore&) = delete;
@@ -85,18 +91,21 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
 template <Backend B = BackendInterface, EvictionPolicy E = AnyEviction, KvFormat K = AnyKvFormat>
 class Decoder {
  public:
+  /// With the default options.
   /// @throws IncompatibleError naming the parts that clash and why; UnsupportedError; UsageError; OutOfMemoryError.
   explicit Decoder(Model model)
     requires(std::same_as<E, AnyEviction> && std::same_as<K, AnyKvFormat>)
-      : Decoder(std::move(model), DecoderOptions{}) {}
+      : core_(detail::DecoderCore::create(std::move(model), backend_name())) {}
   Decoder(Model model, const DecoderOptions& options)
     requires(std::same_as<E, AnyEviction> && std::same_as<K, AnyKvFormat>)
-      : core_(detail::DecoderCore::create(std::move(model), AnyEviction::from_spec(options.kv.eviction),
-                                          AnyKvFormat(options.kv.format), options)) {}
-  /// `options.kv.eviction` and `options.kv.format` are ignored in favour of the components given.
-  Decoder(Model model, E eviction, K format, const DecoderOptions& options = {})
+      : core_(detail::DecoderCore::create(std::move(model), options, backend_name())) {}
+  /// Components by type; `options.kv.eviction` and `options.kv.format` are ignored in favour of those given.
+  Decoder(Model model, E eviction, K format = K{})
       : core_(detail::DecoderCore::create(std::move(model), AnyEviction(std::move(eviction)), AnyKvFormat(format),
-                                          options)) {}
+                                          backend_name())) {}
+  Decoder(Model model, E eviction, K format, const DecoderOptions& options)
+      : core_(detail::DecoderCore::create(std::move(model), AnyEviction(std::move(eviction)), AnyKvFormat(format),
+                                          options, backend_name())) {}
 
   /// An empty session. Sessions keep the decoder's memory alive.
   [[nodiscard]] Session new_session() const { return core_->new_session(); }
@@ -116,6 +125,10 @@ class Decoder {
   [[nodiscard]] std::size_t memory_bytes() const noexcept { return core_->memory_bytes(); }
 
  private:
+  [[nodiscard]] static constexpr std::string_view backend_name() noexcept {
+    if constexpr (requires { B::backend_name; }) return B::backend_name;
+    else return {};
+  }
   std::shared_ptr<detail::DecoderCore> core_;
 };
 

@@ -31,6 +31,7 @@ static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16>);
 /// The type-erased twin, chosen by name.
 class AnyKvFormat {
  public:
+  AnyKvFormat() : AnyKvFormat(KvF16{}) {}
   template <class F>
     requires(!std::same_as<F, AnyKvFormat>) && KvFormat<F>
   AnyKvFormat(const F& format) : dtype_(format.dtype()) {}  // NOLINT(google-explicit-constructor)

@@ -115,9 +115,9 @@ class CpuStream final : public Stream {
   std::vector<const PhaseHead*> heads_;
 };
 
-class CpuBackend final : public BackendInterface {
+class CpuBackendImpl final : public CpuBackend {
  public:
-  explicit CpuBackend(std::shared_ptr<const Core> core) : core_(std::move(core)) {}
+  explicit CpuBackendImpl(std::shared_ptr<const Core> core) : core_(std::move(core)) {}
 
   [[nodiscard]] BackendInfo info() const override {
     return {.name = "cpu",
@@ -212,7 +212,7 @@ AnyBackend make_cpu_backend(const CpuOptions& options) {
   AnyExecutor executor = options.executor ? *options.executor : make_tbb_executor(options.threads);
   int participants = std::max(1, executor.concurrency());
   if (options.threads > 0) participants = std::min(participants, options.threads);
-  return std::make_shared<cpu::CpuBackend>(std::make_shared<const cpu::Core>(
+  return std::make_shared<cpu::CpuBackendImpl>(std::make_shared<const cpu::Core>(
       cpu::Core{cpu::KernelSet(isa), std::move(executor), participants, {.huge_pages = options.huge_pages}}));
 }
 

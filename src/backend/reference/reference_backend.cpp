@@ -70,7 +70,7 @@ class ReferenceStream final : public Stream {
   std::vector<Op> ops_;
 };
 
-class ReferenceBackend final : public BackendInterface {
+class ReferenceBackendImpl final : public ReferenceBackend {
  public:
   [[nodiscard]] BackendInfo info() const override {
     return {.name = "reference", .device = std::string(processor_name()), .isa = "f32", .threads = 1};
@@ -132,6 +132,6 @@ class ReferenceBackend final : public BackendInterface {
 
 }  // namespace
 
-AnyBackend make_reference_backend() { return std::make_shared<ReferenceBackend>(); }
+AnyBackend make_reference_backend() { return std::make_shared<ReferenceBackendImpl>(); }
 
 }  // namespace skald::inline v0

@@ -42,13 +42,17 @@ TEST_CASE("surface: the first program of the design compiles and generates", "[s
 
 TEST_CASE("surface: a decoder composed statically, with a policy of one's own", "[surface]") {
   const auto model = skald::Model::load(file);
-  const skald::Decoder<skald::BackendInterface, DropSecondPage, skald::KvF16> fast(
+  const skald::Decoder<skald::CpuBackend, DropSecondPage, skald::KvF16> fast(
       model, DropSecondPage{}, skald::KvF16{}, {.kv = {.page_tokens = 16}});
   auto session = fast.new_session();
   auto text = skald::generate(session, "Once upon a time", {.max_tokens = 100, .ignore_eos = true});
   CHECK(!text.collect().empty());
   CHECK(fast.counters().evicted_pages > 0);
   CHECK(fast.effective_config().eviction == "drop_second_page");
+  const skald::Decoder<skald::CpuBackend, DropSecondPage, skald::KvBF16> brief(model, DropSecondPage{});
+  CHECK(brief.effective_config().kv_format == "bf16");
+  using OnReference = skald::Decoder<skald::ReferenceBackend, DropSecondPage, skald::KvF16>;
+  CHECK_THROWS_AS(OnReference(model, DropSecondPage{}), skald::IncompatibleError);
 }
 
 TEST_CASE("surface: parts of the sketch that do not exist are refused by name", "[surface]") {
