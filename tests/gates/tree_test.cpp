@@ -98,3 +98,16 @@ TEST_CASE("gates.tree: links of the documents lead to files of the tree", "[gate
   }
   CHECK(skald_test::joined(faults) == "");
 }
+
+TEST_CASE("gates.tree: names of tests are one line without a semicolon, at which CTest would cut them", "[gates]") {
+  std::vector<std::string> faults;
+  for (const auto& file : skald_test::files_under("tests/unit", {"_test.cpp"}))
+    for (const auto& line : file.lines) {
+      const std::string macro = "TEST_CASE(\"";
+      if (!line.starts_with(macro)) continue;
+      const auto end = line.find('"', macro.size());
+      if (end == std::string::npos || line.substr(0, end).find(';') != std::string::npos)
+        faults.push_back(file.path + ": " + line);
+    }
+  CHECK(skald_test::joined(faults) == "");
+}

@@ -137,7 +137,7 @@ TEST_CASE("generate: logprobs are those of the softmax, the best first", "[gener
   CHECK(piece.logprob == Approx(std::log(std::exp(logits[static_cast<std::size_t>(piece.token)]) / sum)).margin(1e-4));
 }
 
-TEST_CASE("generate: equal seeds give equal text, whatever else the decoder does; forks with other streams differ", "[generate]") {
+TEST_CASE("generate: equal seeds give equal text, whatever else the decoder does, and forks with other streams differ", "[generate]") {
   const skald::Decoder decoder(bundled());
   const auto run = [&](std::uint64_t seed, std::uint64_t stream) {
     auto session = decoder.new_session();

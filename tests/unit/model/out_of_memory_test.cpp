@@ -12,7 +12,7 @@
 using namespace skald;
 using namespace skald_test;
 
-TEST_CASE("model.load: any allocation may fail; nothing leaks, and the next load works") {
+TEST_CASE("model.load: any allocation may fail, nothing leaks, and the next load works") {
   TinyModel tiny = tiny_model();
   tiny.set("tokenizer.chat_template", std::string("{% for m in messages %}{{ m.content }}{% endfor %}"));
   const AnyByteSource source = source_of(tiny);
