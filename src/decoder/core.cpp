@@ -152,11 +152,19 @@ void DecoderImpl::make_buffers() {
   head_rows_.reserve(static_cast<std::size_t>(rows));
 }
 
-void DecoderImpl::ensure_logits(std::int64_t rows) {
+void DecoderImpl::ensure_logits(std::int64_t rows, const std::stop_token& stop) {
   if (rows <= logits_capacity_) return;
   logits_ = {};
   logits_capacity_ = 0;
   logits_ = model_.backend()->allocate(static_cast<std::size_t>(rows * model_.spec().vocabulary) * sizeof(float));
+  // Fresh huge pages cost most of a millisecond each, and one unit of the head meets a hundred of them: taken here, where
+  // a stop request is seen between any two.
+  constexpr std::size_t huge_page = std::size_t{2} << 20;
+  if (logits_.host_visible() && logits_.bytes() > 8 * huge_page)
+    for (std::size_t at = 0; at < logits_.bytes(); at += huge_page) {
+      throw_if_stopped(stop, "decoder.forward");
+      logits_.address()[at] = std::byte{0};
+    }
   logits_capacity_ = rows;
   if (!logits_.host_visible())
     host_logits_.resize(static_cast<std::size_t>(rows * model_.spec().vocabulary));
@@ -278,7 +286,7 @@ Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
     entry_rows_.push_back(entry_rows_.back() + (entry.wanted == LogitsWanted::none   ? 0
                                                 : entry.wanted == LogitsWanted::last ? 1
                                                                                      : entry.count));
-  ensure_logits(entry_rows_.back());
+  ensure_logits(entry_rows_.back(), options.stop);
   entry_done_.assign(list.size(), 0);
   scoring_ = options.scores != nullptr;
   if (scoring_) prepare_scores(batch, *options.scores);

@@ -65,7 +65,7 @@ class DecoderImpl final : public DecoderCore {
   void drop_ops() noexcept;
   [[nodiscard]] bool evicts_after(const Piece& piece) const noexcept;
   void check_finite(const Batch& batch) const;
-  void ensure_logits(std::int64_t rows);
+  void ensure_logits(std::int64_t rows, const std::stop_token& stop = {});
 
   // Turns the pass into ops (program.cpp). The sink gets each op and its layer, -1 outside the layers.
   using OpSink = FunctionRef<void(const Op&, int)>;

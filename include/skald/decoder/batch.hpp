@@ -31,7 +31,7 @@ class Batch {
   }
   /// A tree of tokens: parents[i] < i is the index of token i's parent in this entry, -1 for children of the session's
   /// last token. Each token sees the session and its ancestors, at the position of its depth. The tokens become part of
-  /// the session only through Session::accept.
+  /// the session only through Session::accept. Not with an eviction policy that drops tokens (IncompatibleError).
   Batch& add_tree(Session& session, std::span<const TokenId> tokens, std::span<const std::int32_t> parents,
                   LogitsWanted wanted = LogitsWanted::all) {
     if (parents.size() != tokens.size())

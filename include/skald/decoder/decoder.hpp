@@ -113,7 +113,8 @@ class Decoder {
   /// result of a row does not depend on the other entries, on how a prompt is cut into batches, or on the number of
   /// threads. On an exception (also CancelledError) each session is left at its last committed step: rows of earlier
   /// cuts of a long batch stay, later ones are as if never given.
-  /// @throws UsageError for token ids out of range, full sessions, foreign sessions; OutOfMemoryError; NumericError.
+  /// @throws UsageError for token ids out of range, full sessions, foreign sessions; IncompatibleError for token trees
+  /// or scores with an eviction that drops tokens; OutOfMemoryError; NumericError; what an eviction policy throws.
   Logits forward(const Batch& batch, const ForwardOptions& options = {}) const {
     return core_->forward(batch, options);
   }

@@ -172,6 +172,11 @@ TEST_CASE("integration.eviction: compositions that cannot work are refused when 
   batch.add(session, some_tokens(4, 320));
   CHECK_THROWS_AS(evicting.forward(batch, {.scores = &scores}), skald::IncompatibleError);
   CHECK(session.length() == 0);
+  // The accepted path of a tree may pass a page border, where the policy should have been asked.
+  batch.clear();
+  batch.add_tree(session, some_tokens(2, 320), std::vector<std::int32_t>{-1, 0});
+  CHECK_THROWS_AS(evicting.forward(batch), skald::IncompatibleError);
+  CHECK(session.state().pending() == 0);
 }
 
 TEST_CASE("integration.eviction: a policy that fails leaves every session at its last committed step") {

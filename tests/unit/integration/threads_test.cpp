@@ -95,6 +95,40 @@ TEST_CASE("integration.threads: decoders on four threads share a model while mod
   }
 }
 
+TEST_CASE("integration.threads: stopping one decoder from outside leaves the others alone") {
+  const TinyShape shape{
+      .vocabulary = 64, .dim = 64, .heads = 2, .kv_heads = 1, .head_dim = 32, .ffn = 96, .type = skald::DType::q8_0};
+  const auto model = tiny_model(shape, {.backend = with_executor(std::make_shared<ThreadPerPart>())});
+  const auto expected = work(model, 5);
+  std::atomic<bool> others_equal = true;
+  std::jthread other([&] {
+    for (int round = 0; round < 3; ++round)
+      if (!same_bits(work(model, 5), expected)) others_equal = false;
+  });
+  const skald::Decoder decoder(model, {.context = 512, .batch_tokens = 64});
+  const auto tokens = some_tokens(400, 64);
+  for (int round = 0; round < 12; ++round) {
+    auto session = decoder.new_session();
+    std::stop_source stop;
+    std::atomic<std::uint64_t> rows = 0;
+    std::jthread stopper([&] {
+      while (rows < static_cast<std::uint64_t>(round) * 30) std::this_thread::yield();
+      stop.request_stop();
+    });
+    try {
+      (void)session.forward(tokens, skald::LogitsWanted::last, stop.get_token(),
+                            [&](const skald::Progress& progress) { rows = progress.done; });
+    } catch (const skald::CancelledError&) {
+    }
+    rows = 1000;
+    stopper.join();
+    CHECK((session.length() % 64 == 0 || session.length() == 400));
+    CHECK(equals_fresh(decoder, session));
+  }
+  other.join();
+  CHECK(others_equal);
+}
+
 TEST_CASE("integration.threads: a session may move between threads between its steps") {
   const auto model = tiny_model({.type = skald::DType::q8_0}, {.backend = serial_cpu()});
   const skald::Decoder decoder(model);
