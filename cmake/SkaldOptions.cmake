@@ -13,16 +13,21 @@ target_compile_options(skald_build_options INTERFACE $<$<CXX_COMPILER_ID:GNU>:-W
 if(SKALD_WERROR)
   target_compile_options(skald_build_options INTERFACE -Werror)
 endif()
+# Kernels take minutes to compile with the address sanitizer, and their tests put every buffer beside a guard page.
+set(SKALD_SANITIZE_KERNELS OFF CACHE BOOL "Instrument the kernels with the address sanitizer, too")
+set(skald_instrumented "$<NOT:$<BOOL:$<TARGET_PROPERTY:SKALD_KERNELS>>>")
 if(SKALD_SANITIZE)
-  target_compile_options(skald_build_options INTERFACE -fsanitize=${SKALD_SANITIZE} -fno-omit-frame-pointer
-                                                       -fno-sanitize-recover=all)
+  set(flags -fsanitize=${SKALD_SANITIZE} -fno-sanitize-recover=all)
+  if(SKALD_SANITIZE MATCHES "address" AND NOT SKALD_SANITIZE_KERNELS)
+    set(flags "$<${skald_instrumented}:${flags}>")
+  endif()
+  target_compile_options(skald_build_options INTERFACE "${flags}" -fno-omit-frame-pointer)
   target_link_options(skald_build_options INTERFACE -fsanitize=${SKALD_SANITIZE})
 endif()
 if(SKALD_BUILD_FUZZERS)
-  # Not the kernels: no fuzzer reaches them, and each takes minutes to compile with sanitizers.
-  set(instrumented "$<NOT:$<BOOL:$<TARGET_PROPERTY:SKALD_KERNELS>>>")
+  # Not the kernels: no fuzzer reaches them.
   target_compile_options(skald_build_options INTERFACE
-    "$<${instrumented}:-fsanitize=fuzzer-no-link;-fsanitize=address,undefined;-fno-sanitize-recover=all>"
+    "$<${skald_instrumented}:-fsanitize=fuzzer-no-link;-fsanitize=address,undefined;-fno-sanitize-recover=all>"
     -fno-omit-frame-pointer)
   target_link_options(skald_build_options INTERFACE -fsanitize=address,undefined)
 endif()
