@@ -1,8 +1,10 @@
 #include "backend/op_check.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -72,9 +74,23 @@ Fault cols_fault(const Matrix& m, std::int64_t heads, std::int64_t head_dim, std
   return {};
 }
 
+Fault single_fault(const Weight* weight, std::string_view name) {
+  if (weight == nullptr || weight->matrices() == 1) return {};
+  return fmt::format("{} is a stack of {} matrices", name, weight->matrices());
+}
+
+Fault stack_fault(const Weight* weight, std::int64_t matrices, std::int64_t rows, std::int64_t cols,
+                  std::string_view name) {
+  if (weight == nullptr) return {};
+  if (weight->matrices() == matrices && weight->rows() == matrices * rows && weight->cols() == cols) return {};
+  return fmt::format("{} is {} matrices of {} x {}; needed {} of {} x {}", name, weight->matrices(),
+                     weight->rows() / weight->matrices(), weight->cols(), matrices, rows, cols);
+}
+
 struct ShapeCheck {
   Fault operator()(const EmbedOp& op) const {
     if (auto fault = matrix_fault(op.out, "out")) return fault;
+    if (auto fault = single_fault(op.table, "table")) return fault;
     if (op.table != nullptr && op.table->cols() != op.out.cols) {
       return fmt::format("the table has {} columns, out {}", op.table->cols(), op.out.cols);
     }
@@ -120,6 +136,7 @@ struct ShapeCheck {
     const std::int64_t rows = input_rows(op);
     for (std::int32_t i = 0; i < op.part_count; ++i) {
       const LinearPart& part = op.parts[static_cast<std::size_t>(i)];
+      if (auto fault = single_fault(part.weight, "weight")) return fault;
       if (part.weight != nullptr && part.weight->cols() != op.x.cols) {
         return fmt::format("weight {} has {} columns, x has {}", i, part.weight->cols(), op.x.cols);
       }
@@ -131,6 +148,34 @@ struct ShapeCheck {
       }
     }
     return {};
+  }
+
+  Fault operator()(const ExpertsOp& op) const {
+    if (auto fault = same_shape(op.x, op.out, "x", "out")) return fault;
+    if (auto fault = norm_fault(op.norm, "norm")) return fault;
+    for (const auto& [matrix, name] : {std::pair(&op.logits, "logits"), std::pair(&op.inner, "inner"),
+                                       std::pair(&op.products, "products")}) {
+      if (auto fault = matrix_fault(*matrix, name)) return fault;
+    }
+    const std::int64_t experts = op.logits.cols;
+    if (op.used < 1 || op.used > experts) {
+      return fmt::format("{} experts used of {}; allowed: 1 to all", op.used, experts);
+    }
+    if (op.gating > ExpertGating::softmax) return "unknown gating";
+    if (op.activation > Activation::relu_squared) return "unknown activation";
+    if (op.logits.rows != op.x.rows) return fmt::format("logits has {} rows, x has {}", op.logits.rows, op.x.rows);
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    const std::int64_t pairs = std::min(op.x.rows, most) * op.used;
+    if (experts > most || pairs > most) {
+      return fmt::format("{} tokens with {} of {} experts; too many to count", op.x.rows, op.used, experts);
+    }
+    if (op.inner.rows != pairs || op.products.rows != pairs || op.products.cols != op.x.cols) {
+      return fmt::format("inner is {} x {}, products {} x {}; needed {} rows, products of {} columns", op.inner.rows,
+                         op.inner.cols, op.products.rows, op.products.cols, pairs, op.x.cols);
+    }
+    if (auto fault = stack_fault(op.gate, experts, op.inner.cols, op.x.cols, "gate")) return fault;
+    if (auto fault = stack_fault(op.up, experts, op.inner.cols, op.x.cols, "up")) return fault;
+    return stack_fault(op.down, experts, op.x.cols, op.inner.cols, "down");
   }
 
   Fault operator()(const StoreKvOp& op) const {
@@ -259,6 +304,30 @@ struct EnqueueCheck {
     }
   }
 
+  void operator()(const ExpertsOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.logits, "logits");
+    matrix(op.out, "out");
+    limit(op.logits.cols, limits.experts, "experts");
+    limit(op.used, limits.used, "experts per token");
+    limit(op.x.cols, limits.max_cols, "columns");
+    limit(op.inner.cols, limits.max_cols, "columns of inner");
+    need(op.inner.data != nullptr || op.x.rows == 0, "inner");
+    need(op.products.data != nullptr || op.x.rows == 0, "products");
+    need(op.gate != nullptr, "gate");
+    need(op.up != nullptr, "up");
+    need(op.down != nullptr, "down");
+    const bool in_place = op.x.data == op.out.data && op.x.stride == op.out.stride;
+    if (!in_place && overlap(op.x, op.out)) fail(where, whole, "out overlaps x");
+    for (const Matrix* input : {&op.x, &op.logits, &op.out}) {
+      if (overlap(*input, op.inner) || overlap(*input, op.products)) {
+        fail(where, whole, "inner or products overlaps x, logits or out");
+      }
+    }
+    if (overlap(op.inner, op.products)) fail(where, whole, "inner overlaps products");
+    if (overlap(op.logits, op.out)) fail(where, whole, "out overlaps logits");
+  }
+
   void kv(const KvLayer& kv, std::int32_t heads, std::int32_t segments, const Segment* array) const {
     limit(heads, limits.heads, "heads");
     limit(kv.layout.head_dim_k, limits.head_dim, "elements per key");
@@ -360,8 +429,8 @@ struct HostCheck {
 
 std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
-      "EmbedOp",   "UploadOp",    "NormOp", "LinearOp",  "RopeTableOp",
-      "StoreKvOp", "AttentionOp", "AddOp",  "SoftcapOp", "DownloadOp"};
+      "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
+      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 
@@ -383,6 +452,9 @@ void check_host_data(const Op& op, const StreamLimits& limits, std::string_view 
 std::size_t check_weight_source(const WeightSource& source, std::string_view where) {
   if (source.rows <= 0 || source.cols <= 0 || source.rows > max_extent || source.cols > max_extent) {
     throw_error(ErrorCode::usage, where, fmt::format("a weight of {} x {}", source.rows, source.cols));
+  }
+  if (source.matrices <= 0 || source.rows % source.matrices != 0) {
+    throw_error(ErrorCode::usage, where, fmt::format("{} rows in {} matrices", source.rows, source.matrices));
   }
   const std::size_t bytes = row_bytes(source.type, static_cast<std::size_t>(source.cols));
   if (bytes > std::numeric_limits<std::size_t>::max() / 2 / static_cast<std::size_t>(source.rows)) {

@@ -142,6 +142,8 @@ void DecoderImpl::make_buffers() {
   v_ = make(sizes_.v);
   attention_ = make(sizes_.attention);
   ffn_ = make(sizes_.ffn);
+  if (sizes_.router > 0) router_ = make(sizes_.router);
+  if (sizes_.experts > 0) experts_ = make(sizes_.experts);
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
   stopped_.request_stop();
   stream_ = backend.new_stream(
@@ -229,7 +231,7 @@ DecoderCounters DecoderImpl::counters() const {
 
 std::size_t DecoderImpl::memory_bytes() const noexcept {
   std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
-                      logits_.bytes() + host_logits_.size() * sizeof(float);
+                      router_.bytes() + experts_.bytes() + logits_.bytes() + host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
   return bytes;
 }

@@ -73,6 +73,7 @@ class DecoderImpl final : public DecoderCore {
   void emit_input(std::int64_t rows, OpSink sink);
   void emit_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_ffn(int layer, std::int64_t rows, OpSink sink);
+  void emit_experts(int layer, std::int64_t rows, OpSink sink);
   void emit_head(std::int64_t rows, OpSink sink);
   [[nodiscard]] Matrix logits_matrix(const HeadRun& run) const noexcept;
   [[nodiscard]] Norm norm(const NormSpec& spec, Role weight, Role bias, int layer) const;
@@ -87,7 +88,7 @@ class DecoderImpl final : public DecoderCore {
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
 
   // Backend memory, made once.
-  Buffer x_, q_, k_, v_, attention_, ffn_, logits_;
+  Buffer x_, q_, k_, v_, attention_, ffn_, router_, experts_, logits_;
   std::vector<Buffer> rope_tables_;
   std::unique_ptr<Stream> stream_;
   std::stop_source stopped_;  // has been asked to stop: empties the stream

@@ -122,6 +122,7 @@ void DecoderImpl::emit_ffn(int layer, std::int64_t rows, OpSink sink) {
   const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
   if (!layer_spec.ffn) return;
   const auto& ffn = *layer_spec.ffn;
+  if (ffn.experts) return emit_experts(layer, rows, sink);
   const auto x = x_.matrix(0, rows, spec.dim);
   const auto inner = ffn_.matrix(0, rows, ffn.width);
   const LinearPart up{model_.weight(Role::ffn_up, layer), model_.vector(Role::ffn_up_bias, layer), inner};
@@ -146,6 +147,37 @@ void DecoderImpl::emit_ffn(int layer, std::int64_t rows, OpSink sink) {
   narrow.epilogue = LinearEpilogue::add;
   narrow.scale = layer_spec.residual_scale;
   sink(narrow, layer);
+}
+
+void DecoderImpl::emit_experts(int layer, std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  const auto& ffn = *layer_spec.ffn;
+  const auto x = x_.matrix(0, rows, spec.dim);
+  const auto logits = router_.matrix(0, rows, ffn.experts->count);
+
+  LinearOp route{};
+  route.x = x;
+  route.norm = norm(layer_spec.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, layer);
+  route.parts[0] = {model_.weight(Role::expert_router, layer), nullptr, logits};
+  sink(route, layer);
+
+  ExpertsOp experts{};
+  experts.x = x;
+  experts.norm = route.norm;
+  experts.logits = logits;
+  experts.used = ffn.experts->used;
+  experts.gating = ffn.experts->gating;
+  experts.renormalize = ffn.experts->renormalize;
+  experts.scale = ffn.experts->scale * layer_spec.residual_scale;
+  experts.gate = model_.weight(Role::expert_gate, layer);
+  experts.up = model_.weight(Role::expert_up, layer);
+  experts.down = model_.weight(Role::expert_down, layer);
+  experts.activation = ffn.activation;
+  experts.inner = ffn_.matrix(0, rows * experts.used, ffn.width);
+  experts.products = experts_.matrix(0, rows * experts.used, spec.dim);
+  experts.out = x;
+  sink(experts, layer);
 }
 
 void DecoderImpl::emit_head(std::int64_t rows, OpSink sink) {

@@ -39,6 +39,7 @@ struct MatmulKernel {
   void (*pack)(const std::byte* const* rows, std::int64_t cols, std::byte* panel) noexcept;
   /// Decodes row `row` of [0, 16) of a panel: the same floats as decoding the file's row.
   void (*unpack_row)(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept;
+  /// Never more for `count` columns than `count` times those for one; a multiple of 64.
   std::size_t (*acts_bytes)(std::int64_t cols, std::int64_t count) noexcept;
   /// Prepares tokens [begin, end) of x (stride in floats) into `acts`, made for `count` tokens. Token begin is x row 0.
   void (*prepare)(const float* x, std::int64_t x_stride, std::int64_t cols, std::int64_t begin, std::int64_t end,

@@ -1,5 +1,6 @@
 #include <skald/model/architecture.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -18,6 +19,7 @@ struct DenseVariant {
   RopeKind rope = RopeKind::interleaved;
   bool qkv_bias = false;  ///< always there; otherwise used where the file has them
   bool qk_norm = false;   ///< RMS norm over each query and key head
+  bool experts = false;   ///< may have experts instead of one network per layer
 };
 
 struct AttentionSizes {
@@ -27,11 +29,28 @@ struct AttentionSizes {
   std::int64_t head_dim_v = 0;
 };
 
-void refuse_experts(HyperParameters& parameters) {
-  if (parameters.integer_or("expert_count", 0, 0, limits::ffn_width) == 0) return;
-  throw UnsupportedError("model.read_spec",
-                         fmt::format("mixture-of-experts layers are not implemented for {}", parameters.architecture()),
-                         {.file = parameters.file().name(), .key = parameters.key("expert_count")});
+/// Mixtral's experts: softmax over all, the shares of the chosen add up to 1.
+std::optional<ExpertsSpec> read_experts(HyperParameters& parameters, bool known) {
+  const std::int64_t count = parameters.integer_or("expert_count", 0, 0, limits::experts);
+  const std::int64_t most = std::min(count, limits::experts_used);
+  if (count == 0) {
+    static_cast<void>(parameters.contains("expert_used_count"));  // means nothing then
+    return {};
+  }
+  if (!known)
+    throw UnsupportedError(
+        "model.read_spec",
+        fmt::format("mixture-of-experts layers are not implemented for {}", parameters.architecture()),
+        {.file = parameters.file().name(), .key = parameters.key("expert_count")});
+  if (const TensorInfo* tensor = parameters.file().find("blk.0.ffn_gate.0.weight"))
+    throw UnsupportedError("model.read_spec",
+                           "a tensor for each expert is the older form of this format, which is not implemented; "
+                           "convert the model again",
+                           {.file = parameters.file().name(), .offset = tensor->offset, .tensor = tensor->name});
+  return ExpertsSpec{.count = static_cast<std::int32_t>(count),
+                     .used = static_cast<std::int32_t>(parameters.integer("expert_used_count", 1, most)),
+                     .gating = ExpertGating::softmax,
+                     .renormalize = true};
 }
 
 std::int64_t read_layer_count(HyperParameters& parameters) {
@@ -83,7 +102,7 @@ AttentionSizes read_attention_sizes(HyperParameters& parameters, std::int64_t la
 
 /// Llama and its descendants: RMS norm before each part, rotary attention, gated SiLU network.
 ModelSpec read_dense(HyperParameters& parameters, const DenseVariant& variant) {
-  refuse_experts(parameters);
+  const std::optional<ExpertsSpec> experts = read_experts(parameters, variant.experts);
   const ModelFile& file = parameters.file();
   ModelSpec spec;
   spec.architecture = parameters.architecture();
@@ -122,7 +141,8 @@ ModelSpec read_dense(HyperParameters& parameters, const DenseVariant& variant) {
                         .gated = true,
                         .gate_bias = has("ffn_gate.bias"),
                         .up_bias = has("ffn_up.bias"),
-                        .down_bias = has("ffn_down.bias")};
+                        .down_bias = has("ffn_down.bias"),
+                        .experts = experts};
   }
   return spec;
 }
@@ -148,7 +168,8 @@ const Architecture& find_architecture(const ModelFile& file) {
 
 std::span<const Architecture> architectures() noexcept {
   static constexpr Architecture table[] = {
-      {"llama", "Llama 1-3, Mistral, TinyLlama, SmolLM, Vicuna, Yi", &read_dense_as<DenseVariant{}>},
+      {"llama", "Llama 1-3, Mistral, Mixtral, TinyLlama, SmolLM, Vicuna, Yi",
+       &read_dense_as<DenseVariant{.experts = true}>},
       {"qwen2", "Qwen 1.5, 2 and 2.5", &read_dense_as<DenseVariant{.rope = RopeKind::half, .qkv_bias = true}>},
       {"qwen3", "Qwen 3", &read_dense_as<DenseVariant{.rope = RopeKind::half, .qk_norm = true}>},
   };

@@ -180,7 +180,8 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
       throw UsageError(where, fmt::format("{} bytes given for {} rows of {} bytes", out.size(), count, bytes_per_row));
     read_rows(tensor, first, out);
   };
-  WeightSource source{.type = tensor.type, .rows = tensor.rows(), .cols = tensor.columns(), .mapped = {}, .read = read};
+  WeightSource source{.type = tensor.type, .rows = tensor.rows(), .cols = tensor.columns(),
+                      .matrices = bound.binding.matrices, .mapped = {}, .read = read};
   if (options_.layout == WeightLayout::rows) {
     const auto view = file_->view(tensor);
     // In place only where kernels may load whole words.

@@ -40,7 +40,11 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "ffn_up",
                                                                  "ffn_up_bias",
                                                                  "ffn_down",
-                                                                 "ffn_down_bias"};
+                                                                 "ffn_down_bias",
+                                                                 "expert_router",
+                                                                 "expert_gate",
+                                                                 "expert_up",
+                                                                 "expert_down"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -140,7 +144,19 @@ class Checker {
     norm("ffn_norm", layer.ffn_norm);
     positive("residual_scale", layer.residual_scale);
     if (layer.attention) attention(*layer.attention);
-    if (layer.ffn) within("FFN width", layer.ffn->width, 1, limits::ffn_width);
+    if (!layer.ffn) return;
+    within("FFN width", layer.ffn->width, 1, limits::ffn_width);
+    if (layer.ffn->experts) experts(*layer.ffn);
+  }
+
+  void experts(const FfnSpec& ffn) const {
+    const ExpertsSpec& experts = *ffn.experts;
+    within("experts", experts.count, 1, limits::experts);
+    within("experts used", experts.used, 1, std::min<std::int64_t>(experts.count, limits::experts_used));
+    positive("expert scale", experts.scale);
+    if (experts.gating > ExpertGating::softmax) fail("the experts' gating is of an unknown kind");
+    if (!ffn.gated || ffn.gate_bias || ffn.up_bias || ffn.down_bias)
+      fail("experts without a gate or with biases are not implemented");
   }
 
   const ModelSpec& spec_;
@@ -169,6 +185,9 @@ std::string_view to_string(NormKind kind) noexcept {
 std::string_view to_string(Activation activation) noexcept {
   return name_of(std::array<std::string_view, 6>{"none", "silu", "gelu_tanh", "gelu_erf", "relu", "relu_squared"},
                  activation);
+}
+std::string_view to_string(ExpertGating gating) noexcept {
+  return name_of(std::array<std::string_view, 1>{"softmax"}, gating);
 }
 std::string_view to_string(Role role) noexcept { return name_of(role_names, role); }
 

@@ -126,7 +126,11 @@ ActivationSizes activation_sizes(const ModelSpec& spec) {
       sizes.v = std::max(sizes.v, layer.attention->v_cols());
       sizes.attention = std::max(sizes.attention, layer.attention->output_cols());
     }
-    if (layer.ffn) sizes.ffn = std::max(sizes.ffn, layer.ffn->width);
+    if (!layer.ffn) continue;
+    const ExpertsSpec experts = layer.ffn->experts.value_or(ExpertsSpec{});
+    sizes.ffn = std::max(sizes.ffn, layer.ffn->width * (layer.ffn->experts ? experts.used : 1));
+    sizes.router = std::max<std::int64_t>(sizes.router, experts.count);
+    sizes.experts = std::max(sizes.experts, spec.dim * experts.used);
   }
   for (const RopeSpec& rope : spec.ropes)
     if (rope.kind != RopeKind::none) sizes.rope += rope.dims;
@@ -139,7 +143,8 @@ std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens, s
   check_range("logits_rows", logits_rows, 0, limits::vocabulary);
   const ActivationSizes sizes = activation_sizes(spec);
   Bytes total = (size(logits_rows) * size(sizes.logits) * sizeof(float)).aligned();
-  for (const std::int64_t width : {sizes.residual, sizes.q, sizes.k, sizes.v, sizes.attention, sizes.ffn, sizes.rope})
+  for (const std::int64_t width : {sizes.residual, sizes.q, sizes.k, sizes.v, sizes.attention, sizes.ffn, sizes.router,
+                                   sizes.experts, sizes.rope})
     total = total + (size(batch_tokens) * size(width) * sizeof(float)).aligned();
   return static_cast<std::size_t>(total.value());
 }
@@ -159,6 +164,9 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
       limits.head_dim = std::max<std::int64_t>(limits.head_dim, std::max(attention.head_dim_k, attention.head_dim_v));
     }
     if (layer.ffn) limits.max_cols = std::max(limits.max_cols, layer.ffn->width);
+    if (!layer.ffn || !layer.ffn->experts) continue;
+    limits.experts = std::max<std::int64_t>(limits.experts, layer.ffn->experts->count);
+    limits.used = std::max<std::int64_t>(limits.used, layer.ffn->experts->used);
   }
   return limits;
 }
@@ -178,7 +186,9 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
           where,
           fmt::format("the {} backend refuses {} weights: {}", backend.info().name, to_string(tensor.type), *reason),
           {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});
-    weights = weights + backend.weight_bytes(tensor.type, tensor.rows(), tensor.columns(), layout);
+    const std::int64_t matrices = each.binding.matrices;
+    weights = weights +
+              size(matrices) * backend.weight_bytes(tensor.type, tensor.rows() / matrices, tensor.columns(), layout);
   }
   plan.weights = weights.value();
   plan.vectors = vectors.value();
@@ -252,7 +262,8 @@ MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& given) 
                        fmt::format("{} columns are not a multiple of the {} elements of a {} block", each.shape[1],
                                    type.block_elements, type.name),
                        {.tensor = each.name});
-    matrices = matrices + options.backend->weight_bytes(weights, each.shape[0], each.shape[1], options.layout);
+    matrices = matrices + size(each.matrices) * options.backend->weight_bytes(weights, each.shape[0] / each.matrices,
+                                                                              each.shape[1], options.layout);
   }
   result.weights = matrices.value();
   result.vectors = vectors.value();

@@ -52,15 +52,26 @@ std::string json_of(const AttentionSpec& attention) {
       .text();
 }
 
-std::string json_of(const FfnSpec& ffn) {
+std::string json_of(const ExpertsSpec& experts) {
   return Object()
-      .add("width", ffn.width)
+      .add("count", experts.count)
+      .add("used", experts.used)
+      .add("gating", to_string(experts.gating))
+      .add("renormalize", experts.renormalize)
+      .add("scale", experts.scale)
+      .text();
+}
+
+std::string json_of(const FfnSpec& ffn) {
+  Object json;
+  json.add("width", ffn.width)
       .add("activation", to_string(ffn.activation))
       .add("gated", ffn.gated)
       .add("gate_bias", ffn.gate_bias)
       .add("up_bias", ffn.up_bias)
-      .add("down_bias", ffn.down_bias)
-      .text();
+      .add("down_bias", ffn.down_bias);
+  if (ffn.experts) json.add_raw("experts", json_of(*ffn.experts));
+  return json.text();
 }
 
 std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last) {

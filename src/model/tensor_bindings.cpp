@@ -34,10 +34,15 @@ class Binder {
 
  private:
   void matrix(Role role, std::string_view name, std::int64_t rows, std::int64_t cols) {
-    bindings_.push_back({role, layer_, prefix_ + std::string(name), {rows, cols}, TensorUse::matrix, true});
+    bindings_.push_back({role, layer_, prefix_ + std::string(name), {rows, cols}, 1, TensorUse::matrix, true});
+  }
+  void stack(Role role, std::string_view name, std::int64_t matrices, std::int64_t rows, std::int64_t cols) {
+    matrix(role, name, matrices * rows, cols);
+    bindings_.back().matrices = matrices;
   }
   void vector_if(bool present, Role role, std::string_view name, std::int64_t elements) {
-    if (present) bindings_.push_back({role, layer_, prefix_ + std::string(name), {elements}, TensorUse::vector, true});
+    if (!present) return;
+    bindings_.push_back({role, layer_, prefix_ + std::string(name), {elements}, 1, TensorUse::vector, true});
   }
   void norm(const NormSpec& norm, Role weight, Role bias, std::string_view name, std::int64_t elements) {
     if (norm.kind == NormKind::none) return;
@@ -47,7 +52,7 @@ class Binder {
   void rope_factors() {
     for (const RopeSpec& rope : spec_.ropes)
       if (!rope.factors.empty()) {
-        bindings_.push_back({Role::rope_factors, -1, "rope_freqs.weight", {rope.dims / 2}, TensorUse::host, true});
+        bindings_.push_back({Role::rope_factors, -1, "rope_freqs.weight", {rope.dims / 2}, 1, TensorUse::host, true});
         return;
       }
   }
@@ -64,7 +69,15 @@ class Binder {
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
   }
+  void experts(const FfnSpec& ffn) {
+    const std::int64_t count = ffn.experts->count;
+    matrix(Role::expert_router, "ffn_gate_inp.weight", count, spec_.dim);
+    stack(Role::expert_gate, "ffn_gate_exps.weight", count, ffn.width, spec_.dim);
+    stack(Role::expert_up, "ffn_up_exps.weight", count, ffn.width, spec_.dim);
+    stack(Role::expert_down, "ffn_down_exps.weight", count, spec_.dim, ffn.width);
+  }
   void ffn(const FfnSpec& ffn) {
+    if (ffn.experts) return experts(ffn);
     if (ffn.gated) matrix(Role::ffn_gate, "ffn_gate.weight", ffn.width, spec_.dim);
     vector_if(ffn.gated && ffn.gate_bias, Role::ffn_gate_bias, "ffn_gate.bias", ffn.width);
     matrix(Role::ffn_up, "ffn_up.weight", ffn.width, spec_.dim);
@@ -93,10 +106,13 @@ bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || t
 
 void check_shape(const ModelFile& file, const TensorBinding& binding, const TensorInfo& tensor) {
   const bool matrix = binding.use == TensorUse::matrix;
-  // Files list the innermost dimension first, so a matrix reads [columns, rows].
+  // Files list the innermost dimension first, so a matrix reads [columns, rows], a stack [columns, rows, matrices].
   const std::int64_t columns = matrix ? binding.shape[1] : binding.shape[0];
-  const std::int64_t rows = matrix ? binding.shape[0] : 1;
-  if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, 1, 1}) return;
+  const std::int64_t rows = matrix ? binding.shape[0] / binding.matrices : 1;
+  if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, binding.matrices, 1}) return;
+  if (binding.matrices > 1)
+    file.fail(tensor, fmt::format("found shape {}, allowed is [{}, {}, {}]", tensor.shape(), columns, rows,
+                                  binding.matrices));
   file.fail(tensor, matrix ? fmt::format("found shape {}, allowed is [{}, {}]", tensor.shape(), columns, rows)
                            : fmt::format("found shape {}, allowed is [{}]", tensor.shape(), columns));
 }

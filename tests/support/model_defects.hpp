@@ -189,7 +189,7 @@ inline void architecture(ModelDefectMaker& make) {
   set("general.architecture", std::string("mystery"), "unknown");
   set("general.architecture", std::string(), "empty");
   set("general.architecture", std::uint32_t{1}, "an integer");
-  set("llama.expert_count", std::uint32_t{4}, "4");
+  set("llama.expert_count", std::uint32_t{1} << 20, "2^20");
   set("llama.expert_count", std::int32_t{-1}, "-1");
   make.add("general.architecture missing", "general.architecture",
            [](TinyModel& model) { model.erase("general.architecture"); });

@@ -89,6 +89,8 @@ struct TinyOptions {
   std::uint32_t ffn = 64;
   skald::DType type = skald::DType::f32;  // of matrices
   bool tied = false;
+  std::uint32_t experts = 0;  // 0: one network per layer
+  std::uint32_t experts_used = 2;
 };
 
 /// Tokens of a byte-fallback SentencePiece vocabulary: 3 control tokens, 256 bytes, a few letters.
@@ -135,6 +137,10 @@ inline TinyModel tiny_model(const TinyOptions& options = {}) {
   model.set(a + ".rope.dimension_count", options.head_dim);
   model.set(a + ".rope.freq_base", 10000.0F);
   model.set(a + ".vocab_size", static_cast<std::uint32_t>(tiny_vocabulary));
+  if (options.experts > 0) {
+    model.set(a + ".expert_count", options.experts);
+    model.set(a + ".expert_used_count", options.experts_used);
+  }
   add_tiny_vocabulary(model);
 
   const std::int64_t dim = options.dim;
@@ -164,6 +170,13 @@ inline TinyModel tiny_model(const TinyOptions& options = {}) {
       norm(p + "attn_k_norm.weight", options.head_dim);
     }
     norm(p + "ffn_norm.weight", dim);
+    if (options.experts > 0) {
+      matrix(p + "ffn_gate_inp.weight", options.experts, dim);
+      model.set_tensor(p + "ffn_gate_exps.weight", {dim, options.ffn, options.experts}, options.type);
+      model.set_tensor(p + "ffn_up_exps.weight", {dim, options.ffn, options.experts}, options.type);
+      model.set_tensor(p + "ffn_down_exps.weight", {options.ffn, dim, options.experts}, options.type);
+      continue;
+    }
     matrix(p + "ffn_gate.weight", options.ffn, dim);
     matrix(p + "ffn_up.weight", options.ffn, dim);
     matrix(p + "ffn_down.weight", dim, options.ffn);

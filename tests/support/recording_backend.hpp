@@ -17,7 +17,7 @@ namespace skald_test {
 class RecordedWeight final : public skald::Weight {
  public:
   RecordedWeight(const skald::WeightSource& source, std::vector<std::byte> rows, std::shared_ptr<std::atomic<int>> live)
-      : Weight(source.type, source.rows, source.cols), codes(std::move(rows)), live_(std::move(live)) {
+      : Weight(source.type, source.rows, source.cols, source.matrices), codes(std::move(rows)), live_(std::move(live)) {
     ++*live_;
   }
   ~RecordedWeight() override { --*live_; }

@@ -25,6 +25,8 @@ struct TinyShape {
   std::int64_t kv_heads = 2;
   std::int64_t head_dim = 64;
   std::int64_t ffn = 512;
+  std::int64_t experts = 0;  // 0: one network per layer
+  std::int64_t experts_used = 2;
   std::int64_t context = 2048;
   skald::DType type = skald::DType::f32;
   std::uint64_t seed = 1;
@@ -46,10 +48,14 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
   set("llama.attention.layer_norm_rms_epsilon", 1e-5F);
   set("llama.rope.dimension_count", static_cast<std::uint32_t>(shape.head_dim));
   set("llama.vocab_size", static_cast<std::uint32_t>(shape.vocabulary));
+  if (shape.experts > 0) {
+    set("llama.expert_count", static_cast<std::uint32_t>(shape.experts));
+    set("llama.expert_used_count", static_cast<std::uint32_t>(shape.experts_used));
+  }
 
   std::uint64_t tensor = 0;
   const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols, skald::DType type, float mean,
-                       float spread) {
+                       float spread, std::int64_t matrices = 0) {
     skald::CounterRandom random(shape.seed, tensor++, 0);
     std::vector<float> row(static_cast<std::size_t>(cols));
     std::vector<std::byte> bytes;
@@ -65,6 +71,7 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
     }
     std::vector<std::int64_t> dims{cols};
     if (rows > 1) dims.push_back(rows);
+    if (matrices > 0) dims = {cols, rows / matrices, matrices};
     writer.add_tensor(name, type, dims, bytes);
   };
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -84,6 +91,17 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
     matrix(layer + "attn_v.weight", shape.kv_heads * shape.head_dim, shape.dim);
     matrix(layer + "attn_output.weight", shape.dim, shape.heads * shape.head_dim);
     vector(layer + "ffn_norm.weight", shape.dim);
+    if (shape.experts > 0) {
+      const auto stack = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+        add(name, shape.experts * rows, cols, shape.type, 0.0F, 2.0F / std::sqrt(static_cast<float>(cols)),
+            shape.experts);
+      };
+      add(layer + "ffn_gate_inp.weight", shape.experts, shape.dim, skald::DType::f32, 0.0F, 0.1F);
+      stack(layer + "ffn_gate_exps.weight", shape.ffn, shape.dim);
+      stack(layer + "ffn_up_exps.weight", shape.ffn, shape.dim);
+      stack(layer + "ffn_down_exps.weight", shape.dim, shape.ffn);
+      continue;
+    }
     matrix(layer + "ffn_gate.weight", shape.ffn, shape.dim);
     matrix(layer + "ffn_up.weight", shape.ffn, shape.dim);
     matrix(layer + "ffn_down.weight", shape.dim, shape.ffn);

@@ -117,6 +117,11 @@ struct Machine {
 struct Cost {
   double head_bytes = 0.0;  // read when logits are computed
   double body_bytes = 0.0;  // read by every pass
+  struct Experts {
+    double bytes = 0.0;  // of all
+    double used = 0.0;   // share that one token uses
+  };
+  std::vector<Experts> experts;  // of each layer that has them
   double head_operations = 0.0;
   double body_operations = 0.0;
   double kv_bytes_per_token = 0.0;
@@ -135,9 +140,23 @@ Cost cost_of(const skald::Model& model, skald::DType kv) {
     const double operations = 2.0 * static_cast<double>(weight->rows()) * static_cast<double>(weight->cols());
     (role == skald::Role::head ? cost.head_operations : cost.body_operations) += operations;
   };
+  const auto add_experts = [&](int layer, const skald::ExpertsSpec& experts) {
+    Cost::Experts cost_of_layer{.used = static_cast<double>(experts.used) / experts.count};
+    for (const auto role : {skald::Role::expert_gate, skald::Role::expert_up, skald::Role::expert_down}) {
+      const auto* weight = model.weight(role, layer);
+      cost_of_layer.bytes += static_cast<double>(weight->bytes());
+      cost.integer = cost.integer || skald::dtype_info(weight->type()).quantized;
+      cost.body_operations +=
+          2.0 * cost_of_layer.used * static_cast<double>(weight->rows()) * static_cast<double>(weight->cols());
+    }
+    cost.experts.push_back(cost_of_layer);
+  };
   for (int layer = 0; layer < spec.layer_count(); ++layer) {
+    const auto& ffn = spec.layers[static_cast<std::size_t>(layer)].ffn;
+    if (ffn && ffn->experts) add_experts(layer, *ffn->experts);
     for (const auto role : {skald::Role::query, skald::Role::key, skald::Role::value, skald::Role::attention_output,
-                            skald::Role::ffn_gate, skald::Role::ffn_up, skald::Role::ffn_down})
+                            skald::Role::ffn_gate, skald::Role::ffn_up, skald::Role::ffn_down,
+                            skald::Role::expert_router})
       add(role, layer);
     const auto& attention = spec.layers[static_cast<std::size_t>(layer)].attention;
     if (!attention) continue;
@@ -158,6 +177,13 @@ struct Limits {
 Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std::int64_t batch, std::int64_t ubatch) {
   Limits limits;
   const double peak = cost.integer ? machine.int8_peak : machine.f32_peak;
+  // Of a layer's experts a pass reads those that some row uses: so many if every row chose at random.
+  const auto expert_bytes = [&](std::int64_t rows) {
+    double bytes = 0.0;
+    for (const auto& layer : cost.experts)
+      bytes += layer.bytes * (1.0 - std::pow(1.0 - layer.used, static_cast<double>(rows)));
+    return bytes;
+  };
   const auto add = [&](std::int64_t calls, std::int64_t tokens, std::int64_t depth) {
     // `calls` calls of `tokens` tokens in each session, cut into passes of `ubatch` rows; one row of logits per call
     // and session. A pass reads the weights once, and for its tokens the keys and values up to them.
@@ -172,7 +198,8 @@ Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std
       const double mean_seen = before + 0.5 * static_cast<double>(in_session + 1) / static_cast<double>(in_session) *
                                             static_cast<double>(tokens);
       const auto kv_rows = static_cast<double>(test.sequences * in_session) * mean_seen;
-      bytes += static_cast<double>(passes) * cost.body_bytes + cost.head_bytes + kv_rows * cost.kv_bytes_per_token;
+      bytes += static_cast<double>(passes) * (cost.body_bytes + expert_bytes(std::min(rows, ubatch))) + cost.head_bytes +
+               kv_rows * cost.kv_bytes_per_token;
       operations +=
           static_cast<double>(rows) * cost.body_operations + static_cast<double>(test.sequences) * cost.head_operations;
       attention +=

@@ -39,17 +39,20 @@ class Buffer {
   bool host_visible_ = false;
 };
 
-/// A weight matrix [rows, cols] in whatever layout its backend made of it. Immutable.
+/// A weight matrix [rows, cols], or a stack of several, in whatever layout its backend made of it. Immutable.
 class SKALD_API Weight {
  public:
-  Weight(DType type, std::int64_t rows, std::int64_t cols) noexcept : type_(type), rows_(rows), cols_(cols) {}
+  Weight(DType type, std::int64_t rows, std::int64_t cols, std::int64_t matrices = 1) noexcept
+      : type_(type), rows_(rows), cols_(cols), matrices_(matrices) {}
   virtual ~Weight();
   Weight(const Weight&) = delete;
   Weight& operator=(const Weight&) = delete;
 
   [[nodiscard]] DType type() const noexcept { return type_; }         ///< format of the codes
-  [[nodiscard]] std::int64_t rows() const noexcept { return rows_; }  ///< outputs
+  [[nodiscard]] std::int64_t rows() const noexcept { return rows_; }  ///< outputs, of all matrices together
   [[nodiscard]] std::int64_t cols() const noexcept { return cols_; }  ///< inputs
+  /// Matrices in the stack, rows() / matrices() rows each.
+  [[nodiscard]] std::int64_t matrices() const noexcept { return matrices_; }
   /// Bytes held in backend memory.
   [[nodiscard]] virtual std::size_t bytes() const noexcept = 0;
   /// Name of the layout, e.g. "panel16" or "rows".
@@ -59,6 +62,7 @@ class SKALD_API Weight {
   DType type_;
   std::int64_t rows_;
   std::int64_t cols_;
+  std::int64_t matrices_;
 };
 
 /// How a weight is laid out in backend memory.
@@ -72,6 +76,7 @@ struct WeightSource {
   DType type = DType::f32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  std::int64_t matrices = 1;  ///< matrices stacked one after the other, rows / matrices rows each
   /// All rows in file order if they lie in memory that outlives the weight, else empty.
   std::span<const std::byte> mapped{};
   /// Fills `out` with rows [first, first + count); called from several threads at once.
@@ -96,7 +101,9 @@ struct StreamLimits {
   std::int64_t head_dim = 0;  ///< elements of a key or value
   std::int64_t context = 0;   ///< KV slots of one sequence
   std::int64_t segments = 1;  ///< sequences in one batch
-  /// Formats of the weights that LinearOps multiply with; empty: any. Read only during the call.
+  std::int64_t experts = 0;   ///< experts to choose from
+  std::int64_t used = 0;      ///< experts that a token uses
+  /// Formats of the weights that LinearOps and ExpertsOps multiply with; empty: any. Read only during the call.
   std::span<const DType> weight_types{};
 };
 
@@ -135,8 +142,8 @@ class SKALD_API BackendInterface {
   /// Why weights of this format and layout cannot be made here, or nothing if they can.
   [[nodiscard]] virtual std::optional<std::string> refuses_weight(DType type, WeightLayout layout) const = 0;
 
-  /// Bytes that `make_weight` will hold for such a matrix; with WeightLayout::rows also those of a source that is used
-  /// in place, since multiplying makes them resident.
+  /// Bytes that `make_weight` will hold for such a matrix, for a stack so many for each of its matrices; with
+  /// WeightLayout::rows also those of a source that is used in place, since multiplying makes them resident.
   [[nodiscard]] virtual std::size_t weight_bytes(DType type, std::int64_t rows, std::int64_t cols,
                                                  WeightLayout layout) const = 0;
   /// Bytes of work memory that `new_stream` takes.

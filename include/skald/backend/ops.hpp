@@ -88,6 +88,32 @@ struct LinearOp {
   float scale = 1.0F;
 };
 
+/// How a router's logits become the experts' shares.
+enum class ExpertGating : std::uint8_t {
+  softmax,  ///< over the logits of all experts
+};
+
+/// Mixture of experts (Shazeer et al. 2017, arXiv 1701.06538), each a gated network:
+///   out[t, :] += sum over the `used` experts e with the largest logits[t, e], from the largest down, of
+///                scale * share[t, e] * down_e(activation(gate_e y) * (up_e y)),   y = norm(x[t, :])
+/// Equal logits: the lower expert first. The terms are added to `out` one after the other.
+struct ExpertsOp {
+  Matrix x{};                     ///< [tokens, dim]
+  Norm norm{};                    ///< of x
+  Matrix logits{};                ///< [tokens, experts], the router's: of a LinearOp over the same rows
+  std::int32_t used = 0;
+  ExpertGating gating = ExpertGating::softmax;
+  bool renormalize = false;       ///< divides the shares of the chosen experts by their sum
+  float scale = 1.0F;             ///< multiplies every share
+  const Weight* gate = nullptr;   ///< stack of `experts` matrices [width, dim]
+  const Weight* up = nullptr;     ///< as gate
+  const Weight* down = nullptr;   ///< stack of `experts` matrices [dim, width]
+  Activation activation = Activation::silu;
+  Matrix inner{};                 ///< [tokens * used, width], work memory
+  Matrix products{};              ///< [tokens * used, dim], work memory
+  Matrix out{};                   ///< [tokens, dim]; may be x
+};
+
 /// out[i, 2j] = magnitude * cos(positions[i] * inverse_frequencies[j]), out[i, 2j + 1] the same with sin; the angle is
 /// formed in double precision. Shared by all layers of one rotary kind.
 struct RopeTableOp {
@@ -199,6 +225,6 @@ struct DownloadOp {
 };
 
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
-                        DownloadOp>;
+                        DownloadOp, ExpertsOp>;
 
 }  // namespace skald::inline v0

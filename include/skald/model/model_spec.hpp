@@ -32,6 +32,7 @@ enum class RopeScaling : std::uint8_t {
 [[nodiscard]] SKALD_API std::string_view to_string(RopeKind kind) noexcept;
 [[nodiscard]] SKALD_API std::string_view to_string(NormKind kind) noexcept;
 [[nodiscard]] SKALD_API std::string_view to_string(Activation activation) noexcept;
+[[nodiscard]] SKALD_API std::string_view to_string(ExpertGating gating) noexcept;
 
 /// A rotary position embedding. Layers that share one share its table of angles.
 struct RopeSpec {
@@ -87,14 +88,26 @@ struct AttentionSpec {
   friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
 };
 
-/// Feed-forward network of one layer: down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))).
+/// A router and the networks that it chooses from. @see ExpertsOp
+struct ExpertsSpec {
+  std::int32_t count = 0;
+  std::int32_t used = 0;  ///< per token
+  ExpertGating gating = ExpertGating::softmax;
+  bool renormalize = true;  ///< the shares of the chosen experts add up to 1
+  float scale = 1.0F;       ///< multiplies every share
+  friend bool operator==(const ExpertsSpec&, const ExpertsSpec&) = default;
+};
+
+/// Feed-forward network of one layer: down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))). With
+/// experts, each of them is such a network; they are gated and have no biases.
 struct FfnSpec {
-  std::int64_t width = 0;
+  std::int64_t width = 0;  ///< with experts: of each
   Activation activation = Activation::silu;
   bool gated = true;
   bool gate_bias = false;
   bool up_bias = false;
   bool down_bias = false;
+  std::optional<ExpertsSpec> experts{};
   friend bool operator==(const FfnSpec&, const FfnSpec&) = default;
 };
 
@@ -162,8 +175,12 @@ enum class Role : std::uint8_t {
   ffn_up_bias,            ///< [width]
   ffn_down,               ///< [dim, width]
   ffn_down_bias,          ///< [dim]
+  expert_router,          ///< [experts, dim]
+  expert_gate,            ///< experts matrices [width, dim]
+  expert_up,              ///< experts matrices [width, dim]
+  expert_down,            ///< experts matrices [dim, width]
 };
-inline constexpr std::int32_t role_count = 26;
+inline constexpr std::int32_t role_count = 30;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

@@ -50,7 +50,9 @@ struct ActivationSizes {
   std::int64_t k = 0;          ///< keys
   std::int64_t v = 0;          ///< values
   std::int64_t attention = 0;  ///< result of attention
-  std::int64_t ffn = 0;        ///< inner width of the FFN
+  std::int64_t ffn = 0;        ///< inner width of the FFN, of all experts that a token uses together
+  std::int64_t router = 0;     ///< logits of the experts
+  std::int64_t experts = 0;    ///< results of the experts that a token uses
   std::int64_t rope = 0;       ///< rotary tables, all kinds together
   std::int64_t logits = 0;     ///< per row of logits
 };

@@ -58,6 +58,9 @@ class CpuStream final : public Stream {
         check_weight(op, linear->parts[static_cast<std::size_t>(p)].weight, true);
       }
     }
+    if (const auto* experts = std::get_if<ExpertsOp>(&op)) {
+      for (const Weight* weight : {experts->gate, experts->up, experts->down}) check_weight(op, weight, true);
+    }
     ops_.push_back(op);
   }
 
@@ -98,6 +101,8 @@ class CpuStream final : public Stream {
   void plan(const Op& op) {
     if (std::holds_alternative<LinearOp>(op)) {
       plan_linear(state_, op, phases_);
+    } else if (std::holds_alternative<ExpertsOp>(op)) {
+      plan_experts(state_, op, phases_);
     } else if (std::holds_alternative<StoreKvOp>(op) || std::holds_alternative<AttentionOp>(op)) {
       plan_attention(state_, op, phases_);
     } else {

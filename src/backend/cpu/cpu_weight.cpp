@@ -71,7 +71,9 @@ void pack_panel(const kernels::MatmulKernel& kernel, const std::byte* first_row,
 }  // namespace
 
 void CpuWeight::pack(std::int64_t p, std::byte* panel) const noexcept {
-  pack_panel(kernel_, row(p * panel_rows), rows() - p * panel_rows, row_bytes_, cols(), panel);
+  const std::int64_t first = p % matrix_panels() * panel_rows;
+  const std::byte* rows = row(p / matrix_panels() * matrix_rows() + first);
+  pack_panel(kernel_, rows, matrix_rows() - first, row_bytes_, cols(), panel);
 }
 
 std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, WeightLayout layout, const KernelSet& kernels,
@@ -93,17 +95,21 @@ std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, Weight
   std::byte* out = weight->own_.data();
   weight->data_ = out;
 
-  // Whole panels of about slice_bytes.
+  // Whole panels of about slice_bytes, of one matrix.
   const std::size_t per_panel = row_bytes * panel_rows;
   const auto panels_each = static_cast<std::int64_t>(std::max<std::size_t>(1, slice_bytes / per_panel));
-  const std::int64_t rows_each = panels_each * panel_rows;
-  Slices slices((source.rows + rows_each - 1) / rows_each, stop);
+  const std::int64_t matrix_rows = weight->matrix_rows();
+  const std::int64_t rows_each = std::min(panels_each * panel_rows, weight->matrix_panels() * panel_rows);
+  const std::int64_t slices_each = (matrix_rows + rows_each - 1) / rows_each;
+  Slices slices(slices_each * source.matrices, stop);
   slices.run(executor, participants, [&] {
     const bool own_copy = layout == WeightLayout::packed && source.mapped.empty();
-    return [&, buffer = AlignedBuffer(own_copy ? row_bytes * static_cast<std::size_t>(std::min(rows_each, source.rows))
+    return [&, buffer = AlignedBuffer(own_copy ? row_bytes * static_cast<std::size_t>(std::min(rows_each, matrix_rows))
                                                : 0)](std::int64_t s) mutable {
-      const std::int64_t first = s * rows_each;
-      const std::int64_t count = std::min(rows_each, source.rows - first);
+      const std::int64_t inside = s % slices_each * rows_each;
+      const std::int64_t first = s / slices_each * matrix_rows + inside;
+      const std::int64_t count = std::min(rows_each, matrix_rows - inside);
+      const std::int64_t first_panel = s / slices_each * weight->matrix_panels() + inside / panel_rows;
       const std::size_t bytes = static_cast<std::size_t>(count) * row_bytes;
       const std::size_t offset = static_cast<std::size_t>(first) * row_bytes;
       if (layout == WeightLayout::rows) {
@@ -117,7 +123,7 @@ std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, Weight
       }
       for (std::int64_t r = 0; r < count; r += panel_rows) {
         pack_panel(*kernel, rows + static_cast<std::size_t>(r) * row_bytes, count - r, row_bytes, source.cols,
-                   out + static_cast<std::size_t>((first + r) / panel_rows) * weight->panel_bytes());
+                   out + static_cast<std::size_t>(first_panel + r / panel_rows) * weight->panel_bytes());
       }
     };
   });

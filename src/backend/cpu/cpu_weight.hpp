@@ -13,12 +13,13 @@
 
 namespace skald::inline v0::cpu {
 
-/// A weight of the cpu backend: panels of sixteen rows, or the rows of the file.
+/// A weight of the cpu backend: panels of sixteen rows, or the rows of the file. Each matrix of a stack begins with a
+/// panel of its own.
 class CpuWeight final : public Weight {
  public:
   CpuWeight(const WeightSource& source, WeightLayout layout, const kernels::MatmulKernel& kernel,
             std::size_t row_bytes) noexcept
-      : Weight(source.type, source.rows, source.cols),
+      : Weight(source.type, source.rows, source.cols, source.matrices),
         kernel_(kernel),
         layout_(layout),
         row_bytes_(row_bytes),
@@ -33,9 +34,12 @@ class CpuWeight final : public Weight {
   }
 
   [[nodiscard]] const kernels::MatmulKernel& kernel() const noexcept { return kernel_; }
-  [[nodiscard]] std::int64_t panels() const noexcept {
-    return (rows() + kernels::panel_rows - 1) / kernels::panel_rows;
+  /// Rows and panels of one matrix of a stack, and panels of all.
+  [[nodiscard]] std::int64_t matrix_rows() const noexcept { return rows() / matrices(); }
+  [[nodiscard]] std::int64_t matrix_panels() const noexcept {
+    return (matrix_rows() + kernels::panel_rows - 1) / kernels::panel_rows;
   }
+  [[nodiscard]] std::int64_t panels() const noexcept { return matrices() * matrix_panels(); }
   [[nodiscard]] bool packed() const noexcept { return layout_ == WeightLayout::packed; }
   [[nodiscard]] std::size_t panel_bytes() const noexcept { return panel_bytes_; }
   [[nodiscard]] std::size_t row_bytes() const noexcept { return row_bytes_; }

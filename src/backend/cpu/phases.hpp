@@ -29,6 +29,7 @@ struct WorkSizes {
     int id = 0;
     std::size_t shared_offset = 0;
     std::size_t private_offset = 0;
+    std::size_t expert_offset = 0;  ///< shared, all columns of all experts
   };
   std::array<Acts, max_ids> acts{};
   int acts_count = 0;
@@ -43,12 +44,17 @@ struct WorkSizes {
   std::int64_t tile_floats = 0;
   std::size_t panel_offset = 0;
   std::size_t attention_offset = 0;
+  std::size_t choice_offset = 0;  ///< a lone token's experts and shares
   std::size_t participant_bytes = 0;
 
   // Shared, after the participants' parts.
   std::size_t shared_acts_offset = 0;
   std::size_t partials_offset = 0;
   std::size_t partials_bytes = 0;
+  std::size_t expert_acts_offset = 0;
+  std::size_t routes_offset = 0;
+  std::int64_t routed_pairs = 0;    ///< most pairs of a token and an expert of it
+  std::int64_t routed_experts = 0;  ///< most experts
   std::size_t total = 0;
 
   [[nodiscard]] const Acts* find_acts(int id) const noexcept {
@@ -81,6 +87,7 @@ struct StreamState {
   std::vector<AttentionSpan> spans{};
 
   [[nodiscard]] std::byte* shared_acts() noexcept { return memory.data() + sizes.shared_acts_offset; }
+  [[nodiscard]] std::byte* expert_acts() noexcept { return memory.data() + sizes.expert_acts_offset; }
   [[nodiscard]] std::byte* partials() noexcept { return memory.data() + sizes.partials_offset; }
 };
 
@@ -111,6 +118,16 @@ struct AttentionPlan {
   std::size_t partial_stride = 0;
 };
 
+struct ExpertsPlan {
+  const CpuWeight* gate = nullptr;
+  const CpuWeight* up = nullptr;
+  const CpuWeight* down = nullptr;
+  std::int64_t unit_tokens = 0;
+  std::int64_t unit_panels = 0;
+  std::int64_t panel_ranges = 0;  ///< units of one expert
+  std::int64_t column_block = 1;
+};
+
 struct Phase : PhaseHead {
   StreamState* state = nullptr;
   const Op* op = nullptr;
@@ -118,6 +135,7 @@ struct Phase : PhaseHead {
     LinearPlan linear;
     RowsPlan rows;
     AttentionPlan attention;
+    ExpertsPlan experts;
   };
   Phase() noexcept : linear{} {}
 };
@@ -126,6 +144,21 @@ struct Phase : PhaseHead {
 void plan_linear(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_rows(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_attention(StreamState& state, const Op& op, std::vector<Phase>& phases);
+void plan_experts(StreamState& state, const Op& op, std::vector<Phase>& phases);
+
+/// A part of a product: panels of a weight by columns of prepared activations.
+struct Tile {
+  std::int64_t panel, panels;  ///< first panel, number of panels
+  std::int64_t row, rows;      ///< rows in them, counted within the matrix
+  std::int64_t begin, end;     ///< columns
+};
+/// out[c * stride + r] = products of the tile; `out` is the tile's first element, `acts` holds `count` columns,
+/// `memory` is the participant's.
+void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile& tile, const std::byte* acts,
+                   std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept;
+
+/// Bytes of the tables that say which columns go to which expert.
+[[nodiscard]] std::size_t route_bytes(std::int64_t pairs, std::int64_t experts) noexcept;
 
 [[nodiscard]] inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept { return (a + b - 1) / b; }
 [[nodiscard]] inline std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept { return ceil_div(a, b) * b; }

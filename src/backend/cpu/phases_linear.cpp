@@ -56,32 +56,9 @@ void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& me) noex
   prepare_columns(phase, begin, end, phase.state->shared_acts(), true, me.memory);
 }
 
-/// Rows and columns of the output that one unit makes.
-struct Tile {
-  std::int64_t panel, panels;  // first panel, number of panels
-  std::int64_t row, rows;
-  std::int64_t begin, end;  // columns
-};
-
-/// out[c * stride + r] = products of the tile; `out` is the tile's first element.
 void multiply(const Phase& phase, const LinearPartPlan& part, const Tile& tile, const std::byte* acts,
               std::byte* memory, float* out, std::int64_t stride) noexcept {
-  const CpuWeight& weight = *part.weight;
-  const MatmulKernel& kernel = weight.kernel();
-  const MatmulColumns columns{acts + part.acts_offset, phase.linear.columns, tile.begin, tile.end};
-  // The kernel writes column c to out + c * stride.
-  float* base = out - tile.begin * stride;
-  std::byte* scratch = memory + phase.state->sizes.multiply_offset;
-  if (weight.packed()) {
-    kernel.multiply(weight.panel(tile.panel), tile.rows, weight.cols(), columns, base, stride, scratch);
-    return;
-  }
-  std::byte* panel = memory + phase.state->sizes.panel_offset;
-  for (std::int64_t p = 0; p < tile.panels; ++p) {
-    weight.pack(tile.panel + p, panel);
-    const std::int64_t rows = std::min<std::int64_t>(panel_rows, tile.rows - p * panel_rows);
-    kernel.multiply(panel, rows, weight.cols(), columns, base + p * panel_rows, stride, scratch);
-  }
+  multiply_tile(*phase.state, *part.weight, tile, acts + part.acts_offset, phase.linear.columns, memory, out, stride);
 }
 
 void add_bias(const kernels::RowKernels& rows, const float* bias, const Tile& tile, float* y) noexcept {
@@ -187,6 +164,25 @@ void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_p
 }
 
 }  // namespace
+
+void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile& tile, const std::byte* acts,
+                   std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept {
+  const MatmulKernel& kernel = weight.kernel();
+  const MatmulColumns columns{acts, count, tile.begin, tile.end};
+  // The kernel writes column c to out + c * stride.
+  float* base = out - tile.begin * stride;
+  std::byte* scratch = memory + state.sizes.multiply_offset;
+  if (weight.packed()) {
+    kernel.multiply(weight.panel(tile.panel), tile.rows, weight.cols(), columns, base, stride, scratch);
+    return;
+  }
+  std::byte* panel = memory + state.sizes.panel_offset;
+  for (std::int64_t p = 0; p < tile.panels; ++p) {
+    weight.pack(tile.panel + p, panel);
+    const std::int64_t rows = std::min<std::int64_t>(panel_rows, tile.rows - p * panel_rows);
+    kernel.multiply(panel, rows, weight.cols(), columns, base + p * panel_rows, stride, scratch);
+  }
+}
 
 void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases) {
   const LinearOp& op = *std::get_if<LinearOp>(&whole);

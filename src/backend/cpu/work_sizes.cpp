@@ -27,6 +27,7 @@ std::size_t most_over_counts(std::int64_t tokens, const F& bytes) {
 struct Matmuls {
   std::size_t private_acts = 0;
   std::size_t shared_acts = 0;
+  std::size_t expert_acts = 0;
   std::size_t multiply = 0;
   std::size_t panel = 0;
   int column_block = 1;
@@ -44,9 +45,14 @@ Matmuls measure_matmuls(const KernelSet& kernels, const StreamLimits& limits, Wo
         most.multiply, most_over_counts(limits.tokens, [&](std::int64_t n) { return kernel.scratch_bytes(cols, n); }));
     if (sizes.find_acts(kernel.activation_id) != nullptr || sizes.acts_count == WorkSizes::max_ids) continue;
     WorkSizes::Acts& place = sizes.acts[static_cast<std::size_t>(sizes.acts_count++)];
-    place = {kernel.activation_id, most.shared_acts, most.private_acts};
+    place = {kernel.activation_id, most.shared_acts, most.private_acts, most.expert_acts};
     const auto acts = [&](std::int64_t n) { return kernel.acts_bytes(cols, n); };
-    most.private_acts += aligned(most_over_counts(std::min(limits.tokens, private_columns), acts));
+    // A lone token's experts have a column each.
+    const std::size_t lone = positive(limits.used) * acts(1);
+    most.private_acts +=
+        aligned(std::max(lone, most_over_counts(std::min(limits.tokens, private_columns), acts)));
+    // The columns of an expert begin where its first pair would if each had memory of its own.
+    if (limits.tokens > 1) most.expert_acts += positive(limits.tokens) * lone;
     if (limits.tokens > private_columns) most.shared_acts += aligned(most_over_counts(limits.tokens, acts));
   }
   return most;
@@ -110,12 +116,19 @@ WorkSizes work_sizes(const KernelSet& kernels, const StreamLimits& limits, int p
     sizes.panel_offset = place(matmuls.panel);
   }
   sizes.attention_offset = place(attention.scratch);
+  sizes.choice_offset = place(positive(limits.used) * (sizeof(std::int32_t) + sizeof(float)));
   sizes.participant_bytes = at;
 
   at *= positive(participants);
   sizes.shared_acts_offset = place(limits.max_cols > 0 ? matmuls.shared_acts : 0);
   sizes.partials_bytes = attention.partials;
   sizes.partials_offset = place(attention.partials);
+  if (limits.tokens > 1 && limits.used > 0) {
+    sizes.routed_pairs = limits.tokens * limits.used;
+    sizes.routed_experts = limits.experts;
+    sizes.expert_acts_offset = place(matmuls.expert_acts);
+    sizes.routes_offset = place(route_bytes(sizes.routed_pairs, sizes.routed_experts));
+  }
   sizes.total = at;
   return sizes;
 }

@@ -41,6 +41,9 @@ void check_weights(const Op& op) {
   if (const auto* linear = std::get_if<LinearOp>(&op)) {
     for (std::int32_t p = 0; p < linear->part_count; ++p) check(linear->parts[static_cast<std::size_t>(p)].weight);
   }
+  if (const auto* experts = std::get_if<ExpertsOp>(&op)) {
+    for (const Weight* weight : {experts->gate, experts->up, experts->down}) check(weight);
+  }
 }
 
 class ReferenceStream final : public Stream {
@@ -113,7 +116,7 @@ class ReferenceBackendImpl final : public ReferenceBackend {
       }
       for (std::size_t i = 0; i < count; ++i) format.decode_row(from + i * bytes, out + (r + i) * cols, cols);
     }
-    return std::make_shared<reference::ReferenceWeight>(source.type, source.rows, source.cols, std::move(values));
+    return std::make_shared<reference::ReferenceWeight>(source, std::move(values));
   }
 
   void write(std::byte* device, std::span<const std::byte> host) override {

@@ -125,6 +125,52 @@ void run(const LinearOp& op, const std::stop_token& stop) {
   }
 }
 
+/// Product of matrix `index` of a stack with x, in double.
+VectorXd product(const Weight& stack, std::int64_t index, const VectorXd& x, const std::stop_token& stop) {
+  throw_if_stopped(stop, where);
+  const auto& weight = static_cast<const ReferenceWeight&>(stack);
+  const std::int64_t rows = weight.rows() / weight.matrices();
+  VectorXd y(rows);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    y[r] = view(weight.row(index * rows + r), weight.cols()).cast<double>().dot(x);
+  }
+  return y;
+}
+
+/// The experts of a token, from the largest logit down.
+std::vector<std::int64_t> chosen_experts(const VectorXd& logits, std::int32_t used) {
+  std::vector<std::int64_t> left;
+  for (std::int64_t e = 0; e < logits.size(); ++e) left.push_back(e);
+  std::vector<std::int64_t> chosen;
+  while (chosen.size() < static_cast<std::size_t>(used)) {
+    const auto best = std::max_element(left.begin(), left.end(), [&](auto a, auto b) { return logits[a] < logits[b]; });
+    chosen.push_back(*best);
+    left.erase(best);
+  }
+  return chosen;
+}
+
+void run(const ExpertsOp& op, const std::stop_token& stop) {
+  for (std::int64_t t = 0; t < op.x.rows; ++t) {
+    const VectorXd x = normalize(row(op.x, t).cast<double>(), op.norm);
+    const VectorXd logits = row(op.logits, t).cast<double>();
+    const auto chosen = chosen_experts(logits, op.used);
+    VectorXd shares = (logits.array() - logits.maxCoeff()).exp();
+    shares /= shares.sum();
+    double all = 0;
+    for (const std::int64_t e : chosen) all += shares[e];
+    if (op.renormalize) shares /= all;
+    VectorXd sum = row(op.out, t).cast<double>();
+    for (const std::int64_t e : chosen) {
+      const VectorXd gate = product(*op.gate, e, x, stop);
+      const VectorXd up = product(*op.up, e, x, stop);
+      const VectorXd inner = gate.unaryExpr([&](double g) { return activate(g, op.activation); }).cwiseProduct(up);
+      sum += static_cast<double>(op.scale) * shares[e] * product(*op.down, e, inner, stop);
+    }
+    row(op.out, t) = sum.cast<float>();
+  }
+}
+
 /// Keys and values of one KV head of one sequence.
 class HeadCache {
  public:

@@ -15,8 +15,8 @@ namespace skald::inline v0::reference {
 /// A weight decoded to f32, row-major.
 class ReferenceWeight final : public Weight {
  public:
-  ReferenceWeight(DType type, std::int64_t rows, std::int64_t cols, Buffer values) noexcept
-      : Weight(type, rows, cols), values_(std::move(values)) {}
+  ReferenceWeight(const WeightSource& source, Buffer values) noexcept
+      : Weight(source.type, source.rows, source.cols, source.matrices), values_(std::move(values)) {}
   [[nodiscard]] std::size_t bytes() const noexcept override { return values_.bytes(); }
   [[nodiscard]] std::string_view layout() const noexcept override { return "f32"; }
   [[nodiscard]] const float* row(std::int64_t r) const noexcept {

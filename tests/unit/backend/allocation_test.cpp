@@ -88,3 +88,43 @@ TEST_CASE("backend.cpu: a step in the steady state allocates nothing", "[backend
     }
   }
 }
+
+TEST_CASE("backend.cpu: experts allocate nothing in the steady state", "[backend]") {
+  for (const std::int64_t rows : {1, 40}) {
+    INFO(rows << " rows");
+    CpuOptions options;
+    options.threads = 3;
+    const AnyBackend backend = make_cpu_backend(options);
+    std::mt19937 random(5);
+    const FileWeight file(DType::q8_0, 4 * 256, 256, random);
+    const auto stack = backend->make_weight({.type = file.type,
+                                             .rows = file.rows,
+                                             .cols = file.cols,
+                                             .matrices = 4,
+                                             .mapped = file.bytes,
+                                             .read = [](std::int64_t, std::int64_t, std::span<std::byte>) {}},
+                                            WeightLayout::packed, {});
+    const DeviceMatrix x(*backend, rows, 256, random);
+    const DeviceMatrix logits(*backend, rows, 4, random);
+    const DeviceMatrix inner(*backend, 2 * rows, 256);
+    const DeviceMatrix products(*backend, 2 * rows, 256);
+    const auto stream = backend->new_stream({.tokens = rows, .max_cols = 256, .experts = 4, .used = 2});
+    const auto step = [&] {
+      stream->enqueue(ExpertsOp{.x = x.matrix(),
+                                .norm = {.kind = NormKind::rms, .epsilon = 1e-5F},
+                                .logits = logits.matrix(),
+                                .used = 2,
+                                .gate = stack.get(),
+                                .up = stack.get(),
+                                .down = stack.get(),
+                                .inner = inner.matrix(),
+                                .products = products.matrix(),
+                                .out = x.matrix()});
+      stream->synchronize();
+    };
+    for (int i = 0; i < 50; ++i) step();
+    const long before = allocations.load();
+    for (int i = 0; i < 50; ++i) step();
+    CHECK(allocations.load() - before == 0);
+  }
+}

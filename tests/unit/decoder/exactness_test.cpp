@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include <skald/decoder/decoder.hpp>
+#include <skald/model/plan.hpp>
 #include <skald/simd/isa.hpp>
 
 #include "support/catch.hpp"
@@ -113,6 +114,46 @@ TEST_CASE("decoder.exact: eight sequences together equal each alone", "[decoder]
         collect(decoder.forward(batch));
       }
       for (std::size_t s = 0; s < 8; ++s) CHECK(same_bits(together[s], alone[s]));
+    }
+}
+
+TEST_CASE("decoder.exact: experts keep their bits in chunks, batches and on any number of threads", "[decoder][exact]") {
+  for (const auto isa : skald::available_isas())
+    for (const auto type : {skald::DType::f32, skald::DType::f16, skald::DType::q8_0, skald::DType::q4_k}) {
+      INFO(skald::to_string(isa) << " " << skald::to_string(type));
+      const std::int64_t width = type == skald::DType::f32 ? 150 : 256;
+      const skald_test::TinyShape shape{.ffn = width, .experts = 7, .experts_used = 3, .type = type};
+      const auto tokens = skald_test::some_tokens(130, shape.vocabulary);
+      const auto model = skald_test::tiny_model(shape, {.backend = cpu(isa, 3)});
+      const skald::Decoder decoder(model, {.parallel = 8});
+      auto session = decoder.new_session();
+      const auto expected = chunked(session, tokens, tokens.size());
+      for (const std::size_t chunk : {1u, 2u, 9u, 64u}) {
+        INFO("chunks of " << chunk);
+        auto other = decoder.new_session();
+        CHECK(same_bits(chunked(other, tokens, chunk), expected));
+      }
+      for (const int threads : {1, 2, 4}) {
+        INFO(threads << " threads");
+        const auto layout = threads == 2 ? skald::WeightLayout::rows : skald::WeightLayout::packed;
+        const auto fewer = skald_test::tiny_model(shape, {.backend = cpu(isa, threads), .layout = layout});
+        auto other = skald::Decoder(fewer, {.batch_tokens = 25 * threads}).new_session();
+        CHECK(same_bits(chunked(other, tokens, tokens.size()), expected));
+      }
+      // The same tokens beside other sequences, and one that has a batch of one token for itself.
+      std::vector<skald::Session> sessions;
+      for (int s = 0; s < 4; ++s) sessions.push_back(decoder.new_session());
+      skald::Batch batch;
+      std::vector<std::vector<skald::TokenId>> others;
+      for (int s = 0; s < 4; ++s)
+        others.push_back(s == 2 ? tokens : skald_test::some_tokens(3 + 20 * s, shape.vocabulary, 300 + s));
+      for (std::size_t s = 0; s < 4; ++s) batch.add(sessions[s], others[s], skald::LogitsWanted::all);
+      const auto logits = decoder.forward(batch);
+      Rows found;
+      for (std::int64_t i = 0; i < logits.rows(2); ++i) found.insert(found.end(), logits.row(2, i).begin(), logits.row(2, i).end());
+      CHECK(same_bits(found, expected));
+      CHECK(decoder.memory_bytes() ==
+            skald::activation_bytes(model.spec(), decoder.effective_config().batch_tokens, 130 + 3 + 23 + 63));
     }
 }
 

@@ -18,7 +18,7 @@ using namespace skald_test;
 TEST_CASE("model.plan: bytes of weights and vectors are those that a load holds") {
   std::vector<std::string> files;
   if (have_shared("goldens/models"))
-    for (const char* name : {"llama2-spm", "llama3-ropefreqs", "llama-yarn", "llama-linear-bias", "qwen2", "qwen3"})
+    for (const char* name : {"llama2-spm", "llama3-ropefreqs", "llama-yarn", "llama-linear-bias", "mixtral", "qwen2", "qwen3"})
       files.push_back(shared_path(std::string("goldens/models/") + name + ".gguf"));
   if (have_shared("goldens/quants/models"))
     for (const char* name : {"F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M-mix"})
