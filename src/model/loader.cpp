@@ -190,6 +190,7 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
     if (!source.mapped.empty() && options_.check_weights) check_rows(tensor, 0, view);
   }
   auto weight = impl_->backend->make_weight(source, options_.layout, options_.stop);
+  throw_if_stopped(options_.stop, where);  // the request may have come while the last pieces were on their way
   impl_->weight_table[impl_->slot(bound.binding.role, bound.binding.layer)] = weight.get();
   impl_->info.weight_bytes += weight->bytes();
   impl_->weights.push_back(std::move(weight));
