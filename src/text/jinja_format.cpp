@@ -41,9 +41,10 @@ std::string format_real(Runtime& runtime, double value, char type, const std::op
 }
 
 std::string digits_of(std::uint64_t value, int base, bool upper_case) {
+  const char* const symbols = upper_case ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string out;
   do {
-    out += (upper_case ? "0123456789ABCDEF" : "0123456789abcdef")[value % static_cast<unsigned>(base)];
+    out += symbols[value % static_cast<unsigned>(base)];
     value /= static_cast<unsigned>(base);
   } while (value > 0);
   std::reverse(out.begin(), out.end());
