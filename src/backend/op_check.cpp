@@ -211,6 +211,8 @@ struct ShapeCheck {
     if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
     if (op.window < 0) return fmt::format("window is {}", op.window);
     if (op.segment_count < 0) return fmt::format("{} segments", op.segment_count);
+    if (op.mask != AttentionMask::causal || op.sinks != nullptr || op.slopes != nullptr || op.bias != nullptr)
+      return "masks other than causal, sinks, slopes and position biases are not implemented";
     return {};
   }
 };

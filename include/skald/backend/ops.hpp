@@ -131,8 +131,11 @@ enum class RopeKind : std::uint8_t {
 
 /// One KV-head group of one sequence in one layer.
 struct KvTable {
-  const std::uint32_t* pages = nullptr;  ///< [host] page numbers, in slot order
+  const std::uint32_t* pages = nullptr;  ///< [host] page numbers, in slot order; the first page holds slot `first`
   std::int32_t length = 0;  ///< slots filled before this batch; row i of the segment goes to slot length + i
+  /// Slots before this one are gone (a sliding window's past); a multiple of the page size. No row may see them: every
+  /// row's window must begin at or after it. Chunk borders stay where they are without it.
+  std::int32_t first = 0;
 };
 
 /// Consecutive rows of a batch that belong to one sequence.
@@ -187,6 +190,13 @@ struct ScoreSink {
 /// Slots per attention chunk.
 inline constexpr std::int32_t attention_chunk = 256;
 
+/// Which rows of its own segment a row sees, next to the slots filled before.
+enum class AttentionMask : std::uint8_t {
+  causal,  ///< rows 0..i, or those of Segment::visible
+  full,    ///< all rows of the segment: encoders and diffusion models; Segment::visible must be null
+  none,    ///< no row: exactly the slots [first, length), which another op filled (cross-attention); nothing is stored
+};
+
 /// Softmax attention over pages: out[t, h] = softmax(scale * q[t, h] K^T) V over the slots that row t sees; query head
 /// h reads KV head h / (heads / kv_heads). Keys are taken in chunks of `attention_chunk` slots at absolute borders;
 /// the chunks' partial results are merged in ascending order.
@@ -198,6 +208,16 @@ struct AttentionOp {
   float scale = 1.0F;
   float softcap = 0.0F;     ///< s = softcap * tanh(s / softcap) if > 0
   std::int32_t window = 0;  ///< a row sees the last `window` slots only, itself included; 0: all
+  AttentionMask mask = AttentionMask::causal;
+  /// [device] heads elements or null: one more logit per head in the softmax's denominator, with no value (gpt-oss).
+  const float* sinks = nullptr;
+  /// [device] heads elements or null: adds slopes[h] * (slot - row's slot) to s (ALiBi, Press et al. 2021,
+  /// arXiv 2108.12409).
+  const float* slopes = nullptr;
+  /// [device] heads x (2 * bias_reach + 1) elements or null: adds bias[h][clamp(slot - row's slot, -bias_reach,
+  /// bias_reach) + bias_reach] to s (T5's relative positions, Raffel et al. 2020, arXiv 1910.10683).
+  const float* bias = nullptr;
+  std::int32_t bias_reach = 0;
   KvLayer kv{};
   const Segment* segments = nullptr;  ///< [host]
   std::int32_t segment_count = 0;
