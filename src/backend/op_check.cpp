@@ -161,7 +161,13 @@ struct ShapeCheck {
     if (op.used < 1 || op.used > experts) {
       return fmt::format("{} experts used of {}; allowed: 1 to all", op.used, experts);
     }
-    if (op.gating > ExpertGating::softmax) return "unknown gating";
+    if (op.gating > ExpertGating::sigmoid) return "unknown gating";
+    if (op.groups < 1 || experts % op.groups != 0 || op.groups_used < 1 || op.groups_used > op.groups ||
+        op.used > experts / op.groups * op.groups_used) {
+      return fmt::format("{} of {} groups of {} experts for {} used", op.groups_used, op.groups, experts, op.used);
+    }
+    if (op.groups > 1 && experts / op.groups < 2) return "groups of one expert";
+    if (!(op.gate_limit >= 0.0F)) return fmt::format("gate_limit is {}", op.gate_limit);
     if (op.activation > Activation::relu_squared) return "unknown activation";
     if (op.logits.rows != op.x.rows) return fmt::format("logits has {} rows, x has {}", op.logits.rows, op.x.rows);
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
@@ -176,6 +182,13 @@ struct ShapeCheck {
     if (auto fault = stack_fault(op.gate, experts, op.inner.cols, op.x.cols, "gate")) return fault;
     if (auto fault = stack_fault(op.up, experts, op.inner.cols, op.x.cols, "up")) return fault;
     return stack_fault(op.down, experts, op.x.cols, op.inner.cols, "down");
+  }
+
+  Fault operator()(const GateRowsOp& op) const {
+    if (auto fault = matrix_fault(op.x, "x")) return fault;
+    if (auto fault = matrix_fault(op.logits, "logits")) return fault;
+    if (op.logits.rows == op.x.rows && op.logits.cols == 1) return {};
+    return fmt::format("logits is {} x {}, needed {} x 1", op.logits.rows, op.logits.cols, op.x.rows);
   }
 
   Fault operator()(const StoreKvOp& op) const {
@@ -330,6 +343,12 @@ struct EnqueueCheck {
     if (overlap(op.logits, op.out)) fail(where, whole, "out overlaps logits");
   }
 
+  void operator()(const GateRowsOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.logits, "logits");
+    if (overlap(op.x, op.logits)) fail(where, whole, "logits overlaps x");
+  }
+
   void kv(const KvLayer& kv, std::int32_t heads, std::int32_t segments, const Segment* array) const {
     limit(heads, limits.heads, "heads");
     limit(kv.layout.head_dim_k, limits.head_dim, "elements per key");
@@ -432,7 +451,7 @@ struct HostCheck {
 std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
-      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp"};
+      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

@@ -153,31 +153,75 @@ void DecoderImpl::emit_experts(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
   const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
   const auto& ffn = *layer_spec.ffn;
+  const auto& chosen = *ffn.experts;
   const auto x = x_.matrix(0, rows, spec.dim);
-  const auto logits = router_.matrix(0, rows, ffn.experts->count);
+  const auto logits = router_.matrix(0, rows, chosen.count);
 
   LinearOp route{};
   route.x = x;
   route.norm = norm(layer_spec.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, layer);
-  route.parts[0] = {model_.weight(Role::expert_router, layer), nullptr, logits};
+  route.parts[0] = {model_.weight(Role::expert_router, layer), model_.vector(Role::expert_router_bias, layer), logits};
   sink(route, layer);
+  // What reads x comes before what adds to it.
+  const auto inner_rows = rows * chosen.used;
+  const auto shared = ffn_.matrix(static_cast<std::size_t>(inner_rows * ffn.width) * sizeof(float), rows,
+                                  chosen.shared_width);
+  if (chosen.shared_width > 0) emit_shared_inner(layer, route.norm, x, shared, sink);
 
   ExpertsOp experts{};
   experts.x = x;
   experts.norm = route.norm;
   experts.logits = logits;
-  experts.used = ffn.experts->used;
-  experts.gating = ffn.experts->gating;
-  experts.renormalize = ffn.experts->renormalize;
-  experts.scale = ffn.experts->scale * layer_spec.residual_scale;
+  experts.used = chosen.used;
+  experts.gating = chosen.gating;
+  experts.renormalize = chosen.renormalize;
+  experts.scale = chosen.scale * layer_spec.residual_scale;
   experts.gate = model_.weight(Role::expert_gate, layer);
   experts.up = model_.weight(Role::expert_up, layer);
   experts.down = model_.weight(Role::expert_down, layer);
   experts.activation = ffn.activation;
-  experts.inner = ffn_.matrix(0, rows * experts.used, ffn.width);
-  experts.products = experts_.matrix(0, rows * experts.used, spec.dim);
+  experts.inner = ffn_.matrix(0, inner_rows, ffn.width);
+  experts.products = experts_.matrix(0, inner_rows, spec.dim);
   experts.out = x;
+  experts.selection_bias = model_.vector(Role::expert_selection_bias, layer);
+  experts.groups = chosen.groups;
+  experts.groups_used = chosen.groups_used;
+  experts.gate_bias = model_.vector(Role::expert_gate_bias, layer);
+  experts.up_bias = model_.vector(Role::expert_up_bias, layer);
+  experts.down_bias = model_.vector(Role::expert_down_bias, layer);
+  experts.gate_alpha = chosen.gate_alpha;
+  experts.gate_limit = chosen.gate_limit;
   sink(experts, layer);
+
+  if (chosen.shared_width == 0) return;
+  LinearOp narrow{};
+  narrow.x = shared;
+  narrow.parts[0] = {model_.weight(Role::shared_down, layer), nullptr, x};
+  narrow.epilogue = LinearEpilogue::add;
+  narrow.scale = layer_spec.residual_scale;
+  sink(narrow, layer);
+}
+
+/// The inner row of the network that all tokens share, with its gate applied.
+void DecoderImpl::emit_shared_inner(int layer, const Norm& norm, const Matrix& x, const Matrix& inner, OpSink sink) {
+  const auto& ffn = *model_.spec().layers[static_cast<std::size_t>(layer)].ffn;
+  LinearOp widen{};
+  widen.x = x;
+  widen.norm = norm;
+  widen.part_count = 2;
+  widen.parts[0] = {model_.weight(Role::shared_gate, layer), nullptr, inner};
+  widen.parts[1] = {model_.weight(Role::shared_up, layer), nullptr, inner};
+  widen.epilogue = LinearEpilogue::gated;
+  widen.activation = ffn.activation;
+  sink(widen, layer);
+  if (!ffn.experts->shared_gate) return;
+  const auto logits = router_.matrix(static_cast<std::size_t>(x.rows * ffn.experts->count) * sizeof(float), x.rows, 1);
+  LinearOp gate{};
+  gate.x = x;
+  gate.norm = norm;
+  gate.parts[0] = {model_.weight(Role::shared_router, layer), nullptr, logits};
+  sink(gate, layer);
+  sink(GateRowsOp{inner, logits}, layer);
 }
 
 void DecoderImpl::emit_head(std::int64_t rows, OpSink sink) {

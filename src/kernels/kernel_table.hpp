@@ -109,6 +109,8 @@ struct RowKernels {
   void (*add)(const float* x, float scale, std::int64_t n, float* y) noexcept;
   /// y = softcap * tanh(scale * x / softcap), or scale * x if softcap == 0
   void (*softcap)(const float* x, float scale, float softcap, std::int64_t n, float* y) noexcept;
+  /// g = min(gate, limit), u = clamp(up, -limit, limit): y = g / (1 + exp(-alpha * g)) * (u + 1)
+  void (*clamped_gate)(const float* gate, const float* up, float alpha, float limit, std::int64_t n, float* y) noexcept;
   /// Rotates the leading `dims` elements; table holds cos, sin pairs; kind is skald::RopeKind.
   void (*rope)(float* x, const float* table, int kind, std::int64_t dims) noexcept;
 };

@@ -7,6 +7,7 @@
 
 #include <skald/core/error.hpp>
 
+#include "model/architecture_parts.hpp"
 #include "model/hyper_parameters.hpp"
 #include "model/limits.hpp"
 
@@ -20,13 +21,6 @@ struct DenseVariant {
   bool qkv_bias = false;  ///< always there; otherwise used where the file has them
   bool qk_norm = false;   ///< RMS norm over each query and key head
   bool experts = false;   ///< may have experts instead of one network per layer
-};
-
-struct AttentionSizes {
-  std::vector<std::int64_t> heads;
-  std::vector<std::int64_t> kv_heads;
-  std::int64_t head_dim_k = 0;
-  std::int64_t head_dim_v = 0;
 };
 
 /// Mixtral's experts: softmax over all, the shares of the chosen add up to 1.
@@ -52,6 +46,8 @@ std::optional<ExpertsSpec> read_experts(HyperParameters& parameters, bool known)
                      .gating = ExpertGating::softmax,
                      .renormalize = true};
 }
+
+}  // namespace
 
 std::int64_t read_layer_count(HyperParameters& parameters) {
   const std::int64_t layers = parameters.integer("block_count", 1, limits::layers);
@@ -99,6 +95,8 @@ AttentionSizes read_attention_sizes(HyperParameters& parameters, std::int64_t la
                                                     dim, heads, limits::head_dim));
   return sizes;
 }
+
+namespace {
 
 /// Llama and its descendants: RMS norm before each part, rotary attention, gated SiLU network.
 ModelSpec read_dense(HyperParameters& parameters, const DenseVariant& variant) {
@@ -168,10 +166,13 @@ const Architecture& find_architecture(const ModelFile& file) {
 
 std::span<const Architecture> architectures() noexcept {
   static constexpr Architecture table[] = {
+      {"granitemoe", "Granite 3 with experts", &read_granitemoe},
       {"llama", "Llama 1-3, Mistral, Mixtral, TinyLlama, SmolLM, Vicuna, Yi",
        &read_dense_as<DenseVariant{.experts = true}>},
       {"qwen2", "Qwen 1.5, 2 and 2.5", &read_dense_as<DenseVariant{.rope = RopeKind::half, .qkv_bias = true}>},
+      {"qwen2moe", "Qwen 1.5 and 2 with experts", &read_qwen2moe},
       {"qwen3", "Qwen 3", &read_dense_as<DenseVariant{.rope = RopeKind::half, .qk_norm = true}>},
+      {"qwen3moe", "Qwen 3 with experts", &read_qwen3moe},
   };
   return table;
 }

@@ -44,7 +44,16 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "expert_router",
                                                                  "expert_gate",
                                                                  "expert_up",
-                                                                 "expert_down"};
+                                                                 "expert_down",
+                                                                 "expert_router_bias",
+                                                                 "expert_selection_bias",
+                                                                 "expert_gate_bias",
+                                                                 "expert_up_bias",
+                                                                 "expert_down_bias",
+                                                                 "shared_router",
+                                                                 "shared_gate",
+                                                                 "shared_up",
+                                                                 "shared_down"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -154,9 +163,18 @@ class Checker {
     within("experts", experts.count, 1, limits::experts);
     within("experts used", experts.used, 1, std::min<std::int64_t>(experts.count, limits::experts_used));
     positive("expert scale", experts.scale);
-    if (experts.gating > ExpertGating::softmax) fail("the experts' gating is of an unknown kind");
-    if (!ffn.gated || ffn.gate_bias || ffn.up_bias || ffn.down_bias)
-      fail("experts without a gate or with biases are not implemented");
+    if (experts.gating > ExpertGating::sigmoid) fail("the experts' gating is of an unknown kind");
+    within("expert groups", experts.groups, 1, experts.count);
+    if (experts.count % experts.groups != 0 || (experts.groups > 1 && experts.count / experts.groups < 2))
+      fail(fmt::format("{} expert groups, allowed are equal groups of at least 2 of the {} experts", experts.groups,
+                       experts.count));
+    within("expert groups used", experts.groups_used, 1, experts.groups);
+    within("experts used", experts.used, 1, experts.count / experts.groups * experts.groups_used);
+    not_negative("expert gate_limit", experts.gate_limit);
+    not_negative("expert gate_alpha", experts.gate_alpha);
+    within("shared expert width", experts.shared_width, 0, limits::ffn_width);
+    if (experts.shared_gate && experts.shared_width == 0) fail("a gate of a shared expert that is not there");
+    if (!ffn.gated) fail("experts without a gate are not implemented");
   }
 
   const ModelSpec& spec_;
@@ -187,7 +205,7 @@ std::string_view to_string(Activation activation) noexcept {
                  activation);
 }
 std::string_view to_string(ExpertGating gating) noexcept {
-  return name_of(std::array<std::string_view, 1>{"softmax"}, gating);
+  return name_of(std::array<std::string_view, 3>{"softmax", "softmax_selected", "sigmoid"}, gating);
 }
 std::string_view to_string(Role role) noexcept { return name_of(role_names, role); }
 

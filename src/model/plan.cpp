@@ -128,8 +128,8 @@ ActivationSizes activation_sizes(const ModelSpec& spec) {
     }
     if (!layer.ffn) continue;
     const ExpertsSpec experts = layer.ffn->experts.value_or(ExpertsSpec{});
-    sizes.ffn = std::max(sizes.ffn, layer.ffn->width * (layer.ffn->experts ? experts.used : 1));
-    sizes.router = std::max<std::int64_t>(sizes.router, experts.count);
+    sizes.ffn = std::max(sizes.ffn, layer.ffn->width * (layer.ffn->experts ? experts.used : 1) + experts.shared_width);
+    sizes.router = std::max<std::int64_t>(sizes.router, experts.count + (experts.shared_gate ? 1 : 0));
     sizes.experts = std::max(sizes.experts, spec.dim * experts.used);
   }
   for (const RopeSpec& rope : spec.ropes)
@@ -165,6 +165,7 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
     }
     if (layer.ffn) limits.max_cols = std::max(limits.max_cols, layer.ffn->width);
     if (!layer.ffn || !layer.ffn->experts) continue;
+    limits.max_cols = std::max(limits.max_cols, layer.ffn->experts->shared_width);
     limits.experts = std::max<std::int64_t>(limits.experts, layer.ffn->experts->count);
     limits.used = std::max<std::int64_t>(limits.used, layer.ffn->experts->used);
   }

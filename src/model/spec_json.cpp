@@ -59,6 +59,14 @@ std::string json_of(const ExpertsSpec& experts) {
       .add("gating", to_string(experts.gating))
       .add("renormalize", experts.renormalize)
       .add("scale", experts.scale)
+      .add("router_bias", experts.router_bias)
+      .add("selection_bias", experts.selection_bias)
+      .add("groups", experts.groups)
+      .add("groups_used", experts.groups_used)
+      .add("gate_alpha", experts.gate_alpha)
+      .add("gate_limit", experts.gate_limit)
+      .add("shared_width", experts.shared_width)
+      .add("shared_gate", experts.shared_gate)
       .text();
 }
 

@@ -69,12 +69,27 @@ class Binder {
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
   }
+  void vectors_if(bool present, Role role, std::string_view name, std::int64_t count, std::int64_t elements) {
+    vector_if(present, role, name, count * elements);
+    if (present) bindings_.back().matrices = count;
+  }
   void experts(const FfnSpec& ffn) {
-    const std::int64_t count = ffn.experts->count;
+    const ExpertsSpec& experts = *ffn.experts;
+    const std::int64_t count = experts.count;
     matrix(Role::expert_router, "ffn_gate_inp.weight", count, spec_.dim);
+    vector_if(experts.router_bias, Role::expert_router_bias, "ffn_gate_inp.bias", count);
+    vector_if(experts.selection_bias, Role::expert_selection_bias, "exp_probs_b.bias", count);
     stack(Role::expert_gate, "ffn_gate_exps.weight", count, ffn.width, spec_.dim);
+    vectors_if(ffn.gate_bias, Role::expert_gate_bias, "ffn_gate_exps.bias", count, ffn.width);
     stack(Role::expert_up, "ffn_up_exps.weight", count, ffn.width, spec_.dim);
+    vectors_if(ffn.up_bias, Role::expert_up_bias, "ffn_up_exps.bias", count, ffn.width);
     stack(Role::expert_down, "ffn_down_exps.weight", count, spec_.dim, ffn.width);
+    vectors_if(ffn.down_bias, Role::expert_down_bias, "ffn_down_exps.bias", count, spec_.dim);
+    if (experts.shared_width == 0) return;
+    if (experts.shared_gate) matrix(Role::shared_router, "ffn_gate_inp_shexp.weight", 1, spec_.dim);
+    matrix(Role::shared_gate, "ffn_gate_shexp.weight", experts.shared_width, spec_.dim);
+    matrix(Role::shared_up, "ffn_up_shexp.weight", experts.shared_width, spec_.dim);
+    matrix(Role::shared_down, "ffn_down_shexp.weight", spec_.dim, experts.shared_width);
   }
   void ffn(const FfnSpec& ffn) {
     if (ffn.experts) return experts(ffn);
@@ -107,13 +122,14 @@ bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || t
 void check_shape(const ModelFile& file, const TensorBinding& binding, const TensorInfo& tensor) {
   const bool matrix = binding.use == TensorUse::matrix;
   // Files list the innermost dimension first, so a matrix reads [columns, rows], a stack [columns, rows, matrices].
-  const std::int64_t columns = matrix ? binding.shape[1] : binding.shape[0];
-  const std::int64_t rows = matrix ? binding.shape[0] / binding.matrices : 1;
-  if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, binding.matrices, 1}) return;
-  if (binding.matrices > 1)
+  const std::int64_t columns = matrix ? binding.shape[1] : binding.shape[0] / binding.matrices;
+  const std::int64_t rows = matrix ? binding.shape[0] / binding.matrices : binding.matrices;
+  const std::int64_t matrices = matrix ? binding.matrices : 1;
+  if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, matrices, 1}) return;
+  if (matrices > 1)
     file.fail(tensor, fmt::format("found shape {}, allowed is [{}, {}, {}]", tensor.shape(), columns, rows,
                                   binding.matrices));
-  file.fail(tensor, matrix ? fmt::format("found shape {}, allowed is [{}, {}]", tensor.shape(), columns, rows)
+  file.fail(tensor, matrix || rows > 1 ? fmt::format("found shape {}, allowed is [{}, {}]", tensor.shape(), columns, rows)
                            : fmt::format("found shape {}, allowed is [{}]", tensor.shape(), columns));
 }
 

@@ -90,20 +90,27 @@ struct LinearOp {
 
 /// How a router's logits become the experts' shares.
 enum class ExpertGating : std::uint8_t {
-  softmax,  ///< over the logits of all experts
+  softmax,           ///< score and share: softmax over the logits of all experts
+  softmax_selected,  ///< score: the logit; share: softmax over the logits of the chosen experts (gpt-oss)
+  sigmoid,           ///< score and share: 1 / (1 + exp(-logit)) (DeepSeek-V3, arXiv 2412.19437)
 };
 
+/// Least sum that shares are divided by (the smallest normal number of 16 bits, as in published code).
+inline constexpr float least_share_sum = 6.103515625e-5F;
+
 /// Mixture of experts (Shazeer et al. 2017, arXiv 1701.06538), each a gated network:
-///   out[t, :] += sum over the `used` experts e with the largest logits[t, e], from the largest down, of
-///                scale * share[t, e] * down_e(activation(gate_e y) * (up_e y)),   y = norm(x[t, :])
-/// Equal logits: the lower expert first. The terms are added to `out` one after the other.
+///   out[t, :] += sum over the `used` experts e with the largest score[t, e], from the largest down, of
+///                scale * share[t, e] * (down_e(inner_e) + down_bias_e),
+///   inner_e = activation(g) * u,  g = gate_e y + gate_bias_e,  u = up_e y + up_bias_e,  y = norm(x[t, :])
+/// Equal scores: the lower expert first. The terms are added to `out` one after the other.
+/// With a gate_limit L > 0: g' = min(g, L), u' = clamp(u, -L, L), inner_e = g' / (1 + exp(-gate_alpha g')) * (u' + 1).
 struct ExpertsOp {
   Matrix x{};                     ///< [tokens, dim]
   Norm norm{};                    ///< of x
-  Matrix logits{};                ///< [tokens, experts], the router's: of a LinearOp over the same rows
+  Matrix logits{};                ///< [tokens, experts], the router's, with its bias: of a LinearOp over these rows
   std::int32_t used = 0;
   ExpertGating gating = ExpertGating::softmax;
-  bool renormalize = false;       ///< divides the shares of the chosen experts by their sum
+  bool renormalize = false;       ///< divides the shares of the chosen experts by max(their sum, least_share_sum)
   float scale = 1.0F;             ///< multiplies every share
   const Weight* gate = nullptr;   ///< stack of `experts` matrices [width, dim]
   const Weight* up = nullptr;     ///< as gate
@@ -112,6 +119,22 @@ struct ExpertsOp {
   Matrix inner{};                 ///< [tokens * used, width], work memory
   Matrix products{};              ///< [tokens * used, dim], work memory
   Matrix out{};                   ///< [tokens, dim]; may be x
+  const float* selection_bias = nullptr;  ///< [device] experts elements or null: added to the scores for choosing only
+  /// The experts are this many equal groups; only experts of the `groups_used` groups with the largest sums of their two
+  /// largest scores (of equal ones the lower) can be chosen.
+  std::int32_t groups = 1;
+  std::int32_t groups_used = 1;
+  const float* gate_bias = nullptr;  ///< [device] experts x width, or null
+  const float* up_bias = nullptr;    ///< [device] experts x width, or null
+  const float* down_bias = nullptr;  ///< [device] experts x dim, or null
+  float gate_alpha = 0.0F;
+  float gate_limit = 0.0F;
+};
+
+/// x[t, :] *= 1 / (1 + exp(-logits[t, 0])). For the gate of an expert that all tokens share.
+struct GateRowsOp {
+  Matrix x{};
+  Matrix logits{};  ///< [rows of x, 1]
 };
 
 /// out[i, 2j] = magnitude * cos(positions[i] * inverse_frequencies[j]), out[i, 2j + 1] the same with sin; the angle is
@@ -245,6 +268,6 @@ struct DownloadOp {
 };
 
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
-                        DownloadOp, ExpertsOp>;
+                        DownloadOp, ExpertsOp, GateRowsOp>;
 
 }  // namespace skald::inline v0

@@ -26,7 +26,7 @@ struct TensorBinding {
   int layer = -1;
   std::string name{};                 ///< name in the file
   std::vector<std::int64_t> shape{};  ///< {rows, cols} of a matrix, {elements} of a vector
-  std::int64_t matrices = 1;          ///< of a stack; shape has the rows of all
+  std::int64_t matrices = 1;          ///< of a stack, also of vectors; shape has the rows of all
   TensorUse use = TensorUse::matrix;
   bool required = true;
 };

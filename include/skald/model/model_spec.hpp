@@ -95,11 +95,19 @@ struct ExpertsSpec {
   ExpertGating gating = ExpertGating::softmax;
   bool renormalize = true;  ///< the shares of the chosen experts add up to 1
   float scale = 1.0F;       ///< multiplies every share
+  bool router_bias = false;
+  bool selection_bias = false;   ///< added to the scores for choosing only
+  std::int32_t groups = 1;       ///< equal groups of experts
+  std::int32_t groups_used = 1;  ///< of which a token uses experts
+  float gate_alpha = 0.0F;       ///< the clamped gate of ExpertsOp, if gate_limit > 0
+  float gate_limit = 0.0F;
+  std::int64_t shared_width = 0;  ///< of a network that every token uses beside its experts; 0: none
+  bool shared_gate = false;       ///< the shared network's result is multiplied by sigmoid(gate . x)
   friend bool operator==(const ExpertsSpec&, const ExpertsSpec&) = default;
 };
 
 /// Feed-forward network of one layer: down(activation(gate(x)) * up(x)) if gated, else down(activation(up(x))). With
-/// experts, each of them is such a network; they are gated and have no biases.
+/// experts, each of them is such a network and has the biases; they are gated. A shared network has no biases.
 struct FfnSpec {
   std::int64_t width = 0;  ///< with experts: of each
   Activation activation = Activation::silu;
@@ -179,8 +187,17 @@ enum class Role : std::uint8_t {
   expert_gate,            ///< experts matrices [width, dim]
   expert_up,              ///< experts matrices [width, dim]
   expert_down,            ///< experts matrices [dim, width]
+  expert_router_bias,     ///< [experts]
+  expert_selection_bias,  ///< [experts]
+  expert_gate_bias,       ///< [experts x width]
+  expert_up_bias,         ///< [experts x width]
+  expert_down_bias,       ///< [experts x dim]
+  shared_router,          ///< [1, dim]
+  shared_gate,            ///< [shared_width, dim]
+  shared_up,              ///< [shared_width, dim]
+  shared_down,            ///< [dim, shared_width]
 };
-inline constexpr std::int32_t role_count = 30;
+inline constexpr std::int32_t role_count = 39;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

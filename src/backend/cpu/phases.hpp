@@ -44,7 +44,7 @@ struct WorkSizes {
   std::int64_t tile_floats = 0;
   std::size_t panel_offset = 0;
   std::size_t attention_offset = 0;
-  std::size_t choice_offset = 0;  ///< a lone token's experts and shares
+  std::size_t choice_offset = 0;  ///< scores, and a lone token's experts and shares
   std::size_t participant_bytes = 0;
 
   // Shared, after the participants' parts.

@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
+#include "backend/cpu/expert_choice.hpp"
 #include "backend/cpu/phases.hpp"
 
 // A mixture of experts in phases: choose (each token its experts; the last lines sort the pairs of a token and an
@@ -55,34 +55,6 @@ Routes routes_of(const Phase& phase) noexcept {
   return {phase.state->memory.data() + sizes.routes_offset, sizes.routed_pairs, sizes.routed_experts};
 }
 
-/// The experts of one token from the largest logit down, of equal ones the lower first, and their shares.
-void choose(const ExpertsOp& op, std::int64_t token, std::int32_t* chosen, float* shares) noexcept {
-  const float* logits = op.logits.data + token * op.logits.stride;
-  const auto experts = static_cast<std::int32_t>(op.logits.cols);
-  std::int32_t count = 0;
-  for (std::int32_t e = 0; e < experts; ++e) {
-    std::int32_t at = count;
-    if (count < op.used) ++count;
-    else if (logits[e] > logits[chosen[count - 1]]) --at;
-    else continue;
-    for (; at > 0 && logits[e] > logits[chosen[at - 1]]; --at) chosen[at] = chosen[at - 1];
-    chosen[at] = e;
-  }
-  const auto weight = [&](std::int32_t e) {
-    return std::exp(static_cast<double>(logits[e]) - static_cast<double>(logits[chosen[0]]));
-  };
-  // Divided by their sum, the shares of the chosen do not depend on the others.
-  double sum = 0;
-  if (op.renormalize) {
-    for (std::int32_t r = 0; r < op.used; ++r) sum += weight(chosen[r]);
-  } else {
-    for (std::int32_t e = 0; e < experts; ++e) sum += weight(e);
-  }
-  for (std::int32_t r = 0; r < op.used; ++r) {
-    shares[r] = static_cast<float>(static_cast<double>(op.scale) * weight(chosen[r]) / sum);
-  }
-}
-
 /// Counting sort of the pairs by expert, and the blocks of columns to prepare.
 void sort_pairs(const Phase& phase) noexcept {
   const ExpertsOp& op = experts_op(phase);
@@ -110,13 +82,27 @@ void sort_pairs(const Phase& phase) noexcept {
   *routes.block_count = blocks;
 }
 
-void run_choose(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) noexcept {
+/// A participant's memory for choosing: scores, and a lone token's experts and shares.
+struct Choice {
+  double* scores;
+  std::int32_t* chosen;
+  float* shares;
+  Choice(const Phase& phase, const Participant& me) noexcept
+      : scores(reinterpret_cast<double*>(me.memory + phase.state->sizes.choice_offset)),
+        chosen(reinterpret_cast<std::int32_t*>(scores + choice_scores(experts_op(phase).logits.cols))),
+        shares(reinterpret_cast<float*>(chosen + experts_op(phase).used)) {}
+};
+
+void run_choose(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
   const ExpertsOp& op = experts_op(phase);
   const Routes routes = routes_of(phase);
   const std::int64_t begin = unit * phase.experts.unit_tokens;
   const std::int64_t end = std::min(begin + phase.experts.unit_tokens, op.x.rows);
-  for (std::int64_t t = begin; t < end; ++t) choose(op, t, routes.chosen + t * op.used, routes.shares + t * op.used);
+  const Choice choice(phase, me);
+  for (std::int64_t t = begin; t < end; ++t) {
+    choose_experts(op, t, choice.scores, routes.chosen + t * op.used, routes.shares + t * op.used);
+  }
   if (phase.units == 1) sort_pairs(phase);
 }
 
@@ -208,8 +194,16 @@ std::int64_t column_step(const Phase& phase, const CpuWeight& weight, const Tile
   return std::max<std::int64_t>(1, std::min(in_cache, fit)) * block;
 }
 
+/// The tile's part of an expert's bias, or null.
+const float* bias_of(const float* bias, std::int64_t expert, std::int64_t rows, const Tile& tile) noexcept {
+  return bias == nullptr ? nullptr : bias + expert * rows + tile.row;
+}
+void add_bias(const kernels::RowKernels& rows, const float* bias, const Tile& tile, float* y) noexcept {
+  if (bias != nullptr) rows.add(bias, 1.0F, tile.rows, y);
+}
+
 /// Rows of `inner` from `place` on: activation(gate) * up of the tile's columns.
-void widen(const Phase& phase, const Tile& tile, std::int64_t place, const std::byte* gate_acts,
+void widen(const Phase& phase, std::int64_t expert, const Tile& tile, std::int64_t place, const std::byte* gate_acts,
            const std::byte* up_acts, std::int64_t columns, std::byte* memory) noexcept {
   const ExpertsOp& op = experts_op(phase);
   const StreamState& state = *phase.state;
@@ -218,9 +212,16 @@ void widen(const Phase& phase, const Tile& tile, std::int64_t place, const std::
   const std::int64_t stride = tile.panels * panel_rows;
   multiply_tile(state, *phase.experts.gate, tile, gate_acts, columns, memory, out, op.inner.stride);
   multiply_tile(state, *phase.experts.up, tile, up_acts, columns, memory, temporary, stride);
+  const kernels::RowKernels& rows = state.kernels.rows();
+  const float* gate_bias = bias_of(op.gate_bias, expert, op.inner.cols, tile);
+  const float* up_bias = bias_of(op.up_bias, expert, op.inner.cols, tile);
   for (std::int64_t c = 0; c < tile.end - tile.begin; ++c) {
     float* gate = out + c * op.inner.stride;
-    state.kernels.rows().gated(gate, temporary + c * stride, static_cast<int>(op.activation), tile.rows, gate);
+    float* up = temporary + c * stride;
+    add_bias(rows, gate_bias, tile, gate);
+    add_bias(rows, up_bias, tile, up);
+    if (op.gate_limit > 0.0F) rows.clamped_gate(gate, up, op.gate_alpha, op.gate_limit, tile.rows, gate);
+    else rows.gated(gate, up, static_cast<int>(op.activation), tile.rows, gate);
   }
 }
 
@@ -244,10 +245,14 @@ void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noe
   for (tile.begin = 0; tile.begin < columns && !me.stop->check(); tile.begin = tile.end) {
     tile.end = std::min(tile.begin + step, columns);
     if (Wide) {
-      multiply_tile(*phase.state, weight, tile, acts_of(weight), columns, me.memory,
-                    op.products.data + (first + tile.begin) * op.products.stride + tile.row, op.products.stride);
+      float* out = op.products.data + (first + tile.begin) * op.products.stride + tile.row;
+      multiply_tile(*phase.state, weight, tile, acts_of(weight), columns, me.memory, out, op.products.stride);
+      const float* bias = bias_of(op.down_bias, expert, op.out.cols, tile);
+      for (std::int64_t c = 0; c < tile.end - tile.begin; ++c) {
+        add_bias(phase.state->kernels.rows(), bias, tile, out + c * op.products.stride);
+      }
     } else {
-      widen(phase, tile, first, acts_of(*plan.gate), acts_of(*plan.up), columns, me.memory);
+      widen(phase, expert, tile, first, acts_of(*plan.gate), acts_of(*plan.up), columns, me.memory);
     }
   }
 }
@@ -264,15 +269,6 @@ void run_combine(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) 
   }
 }
 
-/// A lone token's experts and shares, made by each participant for itself.
-struct Choice {
-  std::int32_t* chosen;
-  float* shares;
-  Choice(const Phase& phase, const Participant& me) noexcept
-      : chosen(reinterpret_cast<std::int32_t*>(me.memory + phase.state->sizes.choice_offset)),
-        shares(reinterpret_cast<float*>(chosen + experts_op(phase).used)) {}
-};
-
 /// Rank r is row r of `inner`; all ranks share one column of x.
 void run_lone_widen(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
@@ -280,7 +276,7 @@ void run_lone_widen(const PhaseHead& head, std::int64_t unit, Participant& me) n
   const Choice choice(phase, me);
   std::byte* base = me.memory + phase.state->sizes.acts_offset;
   if (me.prepared != me.phase) {
-    choose(experts_op(phase), 0, choice.chosen, choice.shares);
+    choose_experts(experts_op(phase), 0, choice.scores, choice.chosen, choice.shares);
     const float* x = normalized_row(phase, 0, 0, me.memory);
     for (const CpuWeight* weight : {plan.gate, plan.up}) {
       if (weight == plan.up && same_acts(*plan.gate, *plan.up)) continue;
@@ -291,7 +287,7 @@ void run_lone_widen(const PhaseHead& head, std::int64_t unit, Participant& me) n
   const std::int64_t rank = unit / plan.panel_ranges;
   Tile tile = tile_of(plan, *plan.gate, choice.chosen[rank], unit % plan.panel_ranges);
   tile.end = 1;
-  widen(phase, tile, rank, acts_place(phase, *plan.gate, base, true), acts_place(phase, *plan.up, base, true), 1,
+  widen(phase, choice.chosen[rank], tile, rank, acts_place(phase, *plan.gate, base, true), acts_place(phase, *plan.up, base, true), 1,
         me.memory);
 }
 
@@ -303,7 +299,7 @@ void run_lone_narrow(const PhaseHead& head, std::int64_t unit, Participant& me) 
   const Choice choice(phase, me);
   std::byte* acts = acts_place(phase, down, me.memory + phase.state->sizes.acts_offset, true);
   if (me.prepared != me.phase) {
-    choose(op, 0, choice.chosen, choice.shares);
+    choose_experts(op, 0, choice.scores, choice.chosen, choice.shares);
     for (std::int32_t r = 0; r < op.used; ++r) {
       down.kernel().prepare(op.inner.data + r * op.inner.stride, 0, down.cols(), 0, 1, acts + acts_offset(down, r), 1);
     }
@@ -314,6 +310,7 @@ void run_lone_narrow(const PhaseHead& head, std::int64_t unit, Participant& me) 
     Tile tile = tile_of(plan, down, choice.chosen[r], unit);
     tile.end = 1;
     multiply_tile(*phase.state, down, tile, acts + acts_offset(down, r), 1, me.memory, product, 0);
+    add_bias(phase.state->kernels.rows(), bias_of(op.down_bias, choice.chosen[r], op.out.cols, tile), tile, product);
     phase.state->kernels.rows().add(product, choice.shares[r], tile.rows, op.out.data + tile.row);
   }
 }

@@ -78,6 +78,14 @@ void unit(const Phase& phase, const SoftcapOp& op, const Piece& piece) noexcept 
   }
 }
 
+void unit(const Phase& phase, const GateRowsOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    const double logit = op.logits.data[i * op.logits.stride];
+    float* x = op.x.data + i * op.x.stride;
+    phase.state->kernels.rows().softcap(x, static_cast<float>(1.0 / (1.0 + std::exp(-logit))), 0.0F, op.x.cols, x);
+  }
+}
+
 void unit(const Phase& /*phase*/, const RopeTableOp& op, const Piece& piece) noexcept {
   for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
     float* out = op.out.data + i * op.out.stride;
@@ -97,6 +105,7 @@ const Matrix& main_matrix(const NormOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const AddOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const SoftcapOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const RopeTableOp& op) noexcept { return op.out; }
+const Matrix& main_matrix(const GateRowsOp& op) noexcept { return op.x; }
 
 template <class O>
 void run_rows(const PhaseHead& head, std::int64_t number, Participant& /*me*/) noexcept {
@@ -136,6 +145,7 @@ void plan_rows(StreamState& state, const Op& whole, std::vector<Phase>& phases) 
   if (const auto* op = std::get_if<AddOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<SoftcapOp>(&whole)) plan(state, whole, *op, medium, false, phases);
   if (const auto* op = std::get_if<RopeTableOp>(&whole)) plan(state, whole, *op, heavy, true, phases);
+  if (const auto* op = std::get_if<GateRowsOp>(&whole)) plan(state, whole, *op, light, true, phases);
 }
 
 }  // namespace skald::inline v0::cpu

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "backend/cpu/expert_choice.hpp"
 #include "backend/cpu/phases.hpp"
 
 namespace skald::inline v0::cpu {
@@ -116,7 +117,8 @@ WorkSizes work_sizes(const KernelSet& kernels, const StreamLimits& limits, int p
     sizes.panel_offset = place(matmuls.panel);
   }
   sizes.attention_offset = place(attention.scratch);
-  sizes.choice_offset = place(positive(limits.used) * (sizeof(std::int32_t) + sizeof(float)));
+  sizes.choice_offset = place(positive(choice_scores(limits.experts)) * sizeof(double) +
+                              positive(limits.used) * (sizeof(std::int32_t) + sizeof(float)));
   sizes.participant_bytes = at;
 
   at *= positive(participants);

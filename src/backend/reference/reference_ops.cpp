@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <numbers>
 #include <vector>
 
@@ -137,37 +138,81 @@ VectorXd product(const Weight& stack, std::int64_t index, const VectorXd& x, con
   return y;
 }
 
-/// The experts of a token, from the largest logit down.
-std::vector<std::int64_t> chosen_experts(const VectorXd& logits, std::int32_t used) {
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+/// The experts of a token, from the largest score down.
+std::vector<std::int64_t> chosen_experts(const ExpertsOp& op, VectorXd scores) {
+  if (op.selection_bias != nullptr) scores += view(op.selection_bias, scores.size()).cast<double>();
+  const auto largest = [](const std::vector<std::int64_t>& of, const VectorXd& values) {
+    return std::max_element(of.begin(), of.end(), [&](auto a, auto b) { return values[a] < values[b]; });
+  };
+  const auto up_to = [](std::int64_t n) {
+    std::vector<std::int64_t> all;
+    for (std::int64_t i = 0; i < n; ++i) all.push_back(i);
+    return all;
+  };
+  const std::int64_t each = scores.size() / op.groups;
+  VectorXd group_scores(op.groups);
+  for (std::int64_t g = 0; op.groups > 1 && g < op.groups; ++g) {
+    std::vector<double> of(scores.begin() + g * each, scores.begin() + (g + 1) * each);
+    std::partial_sort(of.begin(), of.begin() + 2, of.end(), std::greater<>());
+    group_scores[g] = of[0] + of[1];
+  }
   std::vector<std::int64_t> left;
-  for (std::int64_t e = 0; e < logits.size(); ++e) left.push_back(e);
+  for (auto groups = up_to(op.groups); left.size() < static_cast<std::size_t>(op.groups_used * each);) {
+    const auto best = op.groups > 1 ? largest(groups, group_scores) : groups.begin();
+    for (std::int64_t e = *best * each; e < (*best + 1) * each; ++e) left.push_back(e);
+    groups.erase(best);
+  }
+  std::sort(left.begin(), left.end());
   std::vector<std::int64_t> chosen;
-  while (chosen.size() < static_cast<std::size_t>(used)) {
-    const auto best = std::max_element(left.begin(), left.end(), [&](auto a, auto b) { return logits[a] < logits[b]; });
+  while (chosen.size() < static_cast<std::size_t>(op.used)) {
+    const auto best = largest(left, scores);
     chosen.push_back(*best);
     left.erase(best);
   }
   return chosen;
 }
 
+/// What an expert's gate and up products become.
+double inner_value(const ExpertsOp& op, double gate, double up) {
+  if (op.gate_limit == 0.0F) return activate(gate, op.activation) * up;
+  const double limit = op.gate_limit;
+  const double g = std::min(gate, limit);
+  return g * sigmoid(static_cast<double>(op.gate_alpha) * g) * (std::clamp(up, -limit, limit) + 1);
+}
+
 void run(const ExpertsOp& op, const std::stop_token& stop) {
+  const auto bias = [](const float* of, std::int64_t e, std::int64_t n) -> VectorXd {
+    return of == nullptr ? VectorXd::Zero(n) : VectorXd(view(of + e * n, n).cast<double>());
+  };
   for (std::int64_t t = 0; t < op.x.rows; ++t) {
     const VectorXd x = normalize(row(op.x, t).cast<double>(), op.norm);
     const VectorXd logits = row(op.logits, t).cast<double>();
-    const auto chosen = chosen_experts(logits, op.used);
     VectorXd shares = (logits.array() - logits.maxCoeff()).exp();
     shares /= shares.sum();
+    if (op.gating == ExpertGating::sigmoid) shares = logits.unaryExpr([](double l) { return sigmoid(l); });
+    const auto chosen = chosen_experts(op, op.gating == ExpertGating::softmax_selected ? logits : shares);
     double all = 0;
     for (const std::int64_t e : chosen) all += shares[e];
-    if (op.renormalize) shares /= all;
+    if (op.gating == ExpertGating::softmax_selected) shares /= all;
+    else if (op.renormalize) shares /= std::max(all, static_cast<double>(least_share_sum));
     VectorXd sum = row(op.out, t).cast<double>();
     for (const std::int64_t e : chosen) {
-      const VectorXd gate = product(*op.gate, e, x, stop);
-      const VectorXd up = product(*op.up, e, x, stop);
-      const VectorXd inner = gate.unaryExpr([&](double g) { return activate(g, op.activation); }).cwiseProduct(up);
-      sum += static_cast<double>(op.scale) * shares[e] * product(*op.down, e, inner, stop);
+      const VectorXd gate = product(*op.gate, e, x, stop) + bias(op.gate_bias, e, op.inner.cols);
+      const VectorXd up = product(*op.up, e, x, stop) + bias(op.up_bias, e, op.inner.cols);
+      const VectorXd inner = gate.binaryExpr(up, [&](double g, double u) { return inner_value(op, g, u); });
+      const VectorXd result = product(*op.down, e, inner, stop) + bias(op.down_bias, e, op.out.cols);
+      sum += static_cast<double>(op.scale) * shares[e] * result;
     }
     row(op.out, t) = sum.cast<float>();
+  }
+}
+
+void run(const GateRowsOp& op, const std::stop_token& /*short*/) {
+  for (std::int64_t i = 0; i < op.x.rows; ++i) {
+    const double gate = sigmoid(static_cast<double>(op.logits.data[i * op.logits.stride]));
+    row(op.x, i) = (gate * row(op.x, i).cast<double>()).cast<float>();
   }
 }
 

@@ -191,6 +191,19 @@ void softcap(const float* x, float scale, float cap, std::int64_t n, float* y) n
   });
 }
 
+void clamped_gate(const float* gate, const float* up, float alpha, float limit, std::int64_t n, float* y) noexcept {
+  const f32x16 one = set1(1.0F);
+  const f32x16 top = set1(limit);
+  const f32x16 bottom = set1(-limit);
+  const f32x16 slope = set1(-alpha);
+  for_each_vector(n, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
+    // These keep a NaN in their second argument.
+    const f32x16 g = min(top, load_some(gate + i, count));
+    const f32x16 u = max(bottom, min(top, load_some(up + i, count)));
+    store_some(y + i, g / (one + vexp(slope * g)) * (u + one), count);
+  });
+}
+
 /// Products and differences are rounded one by one (no contraction), so it does not matter how the compiler groups
 /// the elements into vectors.
 void rope(float* x, const float* table, int kind, std::int64_t dims) noexcept {
@@ -212,7 +225,7 @@ void rope(float* x, const float* table, int kind, std::int64_t dims) noexcept {
   }
 }
 
-constexpr RowKernels table{rms_norm, layer_norm, activate, gated, add, softcap, rope};
+constexpr RowKernels table{rms_norm, layer_norm, activate, gated, add, softcap, clamped_gate, rope};
 
 }  // namespace
 

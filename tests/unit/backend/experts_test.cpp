@@ -371,6 +371,10 @@ TEST_CASE("backend.experts: contradictory, oversized and overlapping ops are ref
     refused("out of another shape", [](ExpertsOp& op) { op.out.cols = 31; });
     refused("too many pairs", [](ExpertsOp& op) { op.x.rows = op.out.rows = op.logits.rows = std::int64_t{1} << 40; });
     refused("an unknown gating", [](ExpertsOp& op) { op.gating = static_cast<ExpertGating>(9); });
+    refused("groups that do not divide", [](ExpertsOp& op) { op.groups = 3; });
+    refused("more groups used than there are", [](ExpertsOp& op) { op.groups_used = 2; });
+    refused("too few experts in the groups", [](ExpertsOp& op) { op.groups = 4; });
+    refused("a negative gate limit", [](ExpertsOp& op) { op.gate_limit = -1.0F; });
     const auto not_queued = [&](const char* what, auto change) {
       INFO(what);
       ExpertsOp op = good;
@@ -400,6 +404,139 @@ TEST_CASE("backend.experts: contradictory, oversized and overlapping ops are ref
           UsageError);
     }
     CHECK_NOTHROW(stream->synchronize());
+  }
+}
+
+namespace {
+
+/// The chosen experts and shares of one row for any gating, by sorting.
+std::vector<std::pair<std::int64_t, double>> oracle_gating(const ExpertsOp& op, const Dense& logits, std::int64_t t,
+                                                           const std::vector<float>& bias) {
+  const std::int64_t n = logits.cols;
+  std::vector<double> value;
+  double all = 0;
+  for (std::int64_t e = 0; e < n; ++e) all += std::exp(logits(t, e));
+  for (std::int64_t e = 0; e < n; ++e) {
+    value.push_back(op.gating == ExpertGating::sigmoid   ? 1 / (1 + std::exp(-logits(t, e)))
+                    : op.gating == ExpertGating::softmax ? std::exp(logits(t, e)) / all
+                                                         : logits(t, e));
+  }
+  std::vector<double> score = value;
+  for (std::size_t e = 0; e < bias.size(); ++e) score[e] += static_cast<double>(bias[e]);
+  const std::int64_t each = n / op.groups;
+  std::vector<std::pair<double, std::int64_t>> groups;
+  for (std::int64_t g = 0; g < op.groups; ++g) {
+    std::vector<double> of(score.begin() + g * each, score.begin() + (g + 1) * each);
+    std::sort(of.rbegin(), of.rend());
+    groups.emplace_back(op.groups > 1 ? -(of[0] + of[1]) : 0.0, g);
+  }
+  std::sort(groups.begin(), groups.end());
+  groups.resize(static_cast<std::size_t>(op.groups_used));
+  std::vector<std::pair<double, std::int64_t>> order;
+  for (const auto& [negated, g] : groups) {
+    for (std::int64_t e = g * each; e < (g + 1) * each; ++e) order.emplace_back(-score[static_cast<std::size_t>(e)], e);
+  }
+  std::sort(order.begin(), order.end());
+  order.resize(static_cast<std::size_t>(op.used));
+  std::vector<std::pair<std::int64_t, double>> result;
+  double sum = 0;
+  for (const auto& [negated, e] : order) {
+    const double v = value[static_cast<std::size_t>(e)];
+    result.emplace_back(e, op.gating == ExpertGating::softmax_selected ? std::exp(v) : v);
+    sum += result.back().second;
+  }
+  const bool divide = op.renormalize || op.gating == ExpertGating::softmax_selected;
+  for (auto& [e, share] : result) share *= static_cast<double>(op.scale) / (divide ? sum : 1.0);
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("backend.experts: every gating, group limit, bias and clamped gate equals the definition", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    BackendInterface& backend = *subject.backend;
+    std::mt19937 random(17);
+    constexpr std::int64_t count = 8;
+    constexpr std::int32_t used = 3;
+    const Experts experts(count, 21, 37, DType::f32, random);
+    const Setting setting(backend, experts);
+    const DeviceMatrix selection(backend, 1, count, random, 0.5F, 0);
+    const DeviceMatrix gate_bias(backend, count, 21, random, 1.0F, 0);
+    const DeviceMatrix up_bias(backend, count, 21, random, 1.0F, 0);
+    const DeviceMatrix down_bias(backend, count, 37, random, 1.0F, 0);
+    for (const ExpertGating gating : {ExpertGating::softmax, ExpertGating::softmax_selected, ExpertGating::sigmoid}) {
+      for (const int options : {0, 1, 2, 3, 4, 5, 6, 7}) {
+        for (const std::int64_t tokens : {1, 5, 60}) {
+          INFO(subject.name << ", gating " << static_cast<int>(gating) << ", options " << options << ", tokens " << tokens);
+          const DeviceMatrix x(backend, tokens, 37, random, 2.0F);
+          const DeviceMatrix logits(backend, tokens, count, random, 2.0F);
+          const DeviceMatrix inner(backend, tokens * used, 21);
+          const DeviceMatrix products(backend, tokens * used, 37);
+          const DeviceMatrix out(backend, tokens, 37, random);
+          ExpertsOp op = setting.op(x, logits, used, inner, products, out);
+          op.gating = gating;
+          op.scale = 1.5F;
+          op.renormalize = (options & 1) != 0;
+          if ((options & 2) != 0) op.selection_bias = selection.data();
+          if ((options & 4) != 0) {
+            op.groups = 4;
+            op.groups_used = 2;
+            op.gate_bias = gate_bias.data();
+            op.up_bias = up_bias.data();
+            op.down_bias = down_bias.data();
+            op.gate_alpha = 1.702F;
+            op.gate_limit = 2.0F;
+          }
+          Dense expected = out.dense();
+          const Dense rows = x.dense();
+          const auto biases = [&](const DeviceMatrix& of, std::int64_t e, std::int64_t i) {
+            return (options & 4) != 0 ? static_cast<double>(of.floats()[static_cast<std::size_t>(e * of.matrix().cols + i)])
+                                      : 0.0;
+          };
+          for (std::int64_t t = 0; t < tokens; ++t) {
+            const std::vector<double> y(rows.values.begin() + t * 37, rows.values.begin() + (t + 1) * 37);
+            const auto bias = (options & 2) != 0 ? selection.floats() : std::vector<float>{};
+            for (const auto& [e, share] : oracle_gating(op, logits.dense(), t, bias)) {
+              std::vector<double> middle;
+              for (std::int64_t i = 0; i < 21; ++i) {
+                const double g = dot(experts.gate.values, e * 21 + i, y) + biases(gate_bias, e, i);
+                const double u = dot(experts.up.values, e * 21 + i, y) + biases(up_bias, e, i);
+                if ((options & 4) == 0) {
+                  middle.push_back(g / (1 + std::exp(-g)) * u);
+                  continue;
+                }
+                const double cut = std::min(g, 2.0);
+                middle.push_back(cut / (1 + std::exp(-static_cast<double>(1.702F) * cut)) *
+                                 (std::max(-2.0, std::min(2.0, u)) + 1));
+              }
+              for (std::int64_t i = 0; i < 37; ++i) {
+                expected(t, i) += share * (dot(experts.down.values, e * 37 + i, middle) + biases(down_bias, e, i));
+              }
+            }
+          }
+          run(backend, {op}, expert_limits(60, count, used));
+          CHECK(distance(out.dense(), expected) < 2e-4);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("backend.experts: the gate of rows multiplies each row by the sigmoid of its logit", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    INFO(subject.name);
+    BackendInterface& backend = *subject.backend;
+    std::mt19937 random(18);
+    const DeviceMatrix x(backend, 70, 37, random);
+    const DeviceMatrix logits(backend, 70, 1, random, 4.0F);
+    Dense expected = x.dense();
+    for (std::int64_t t = 0; t < 70; ++t) {
+      for (std::int64_t i = 0; i < 37; ++i) expected(t, i) /= 1 + std::exp(-logits.dense()(t, 0));
+    }
+    run(backend, {GateRowsOp{x.matrix(), logits.matrix()}}, expert_limits(70, 1, 1));
+    CHECK(distance(x.dense(), expected) < 1e-6);
+    CHECK(backend.refuses(GateRowsOp{x.matrix(), x.matrix()}).has_value());
+    CHECK(backend.refuses(GateRowsOp{x.matrix(), logits.rows(0, 69)}).has_value());
   }
 }
 

@@ -101,18 +101,22 @@ TEST_CASE("kernels.rows: an element's result does not depend on its place or its
       rows.softcap(x.data(), 0.3F, 5.0F, 101, capped.data());
       std::vector<float> sum = gate;
       std::vector<float> sum_single = gate;
+      std::vector<float> clamped(101), clamped_single(101);
+      rows.clamped_gate(gate.data(), x.data(), 1.702F, 0.5F, 101, clamped.data());
       rows.add(x.data(), 0.7F, 101, sum.data());
       for (std::size_t i = 0; i < 101; ++i) {
         rows.activate(&x[i], kind, 1, &single[i]);
         rows.gated(&gate[i], &x[i], kind, 1, &gated_single[i]);
         rows.softcap(&x[i], 0.3F, 5.0F, 1, &capped_single[i]);
         rows.add(&x[i], 0.7F, 1, &sum_single[i]);
+        rows.clamped_gate(&gate[i], &x[i], 1.702F, 0.5F, 1, &clamped_single[i]);
       }
       INFO(to_string(isa) << ", activation " << kind);
       CHECK(same_bits(whole, single));
       CHECK(same_bits(gated, gated_single));
       CHECK(same_bits(capped, capped_single));
       CHECK(same_bits(sum, sum_single));
+      CHECK(same_bits(clamped, clamped_single));
     }
   }
 }

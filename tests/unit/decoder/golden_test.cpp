@@ -90,7 +90,7 @@ void check_golden(const std::string& folder, const std::string& model_file, cons
 TEST_CASE("decoder.golden: every f32 model gives the reference engine's logits and continuations", "[decoder][golden]") {
   if (!skald_test::have_shared("goldens/models")) return;
   for (const auto* name : {"llama2-spm", "llama3-ropefreqs", "llama-yarn", "llama-linear-bias", "mixtral", "qwen2",
-                           "qwen3"})
+                           "qwen3", "qwen2moe", "qwen3moe", "granitemoe"})
     for (const auto& backend : backends())
       check_golden("goldens/logits", "goldens/models/" + std::string(name) + ".gguf", name, ".f32", {5e-4, 0}, 0.0,
                    backend);

@@ -208,5 +208,15 @@ TEST_CASE("model.experts: a spec with impossible experts is refused") {
   refused("expert scale", [](FfnSpec& ffn) { ffn.experts->scale = 0; });
   refused("gating", [](FfnSpec& ffn) { ffn.experts->gating = static_cast<ExpertGating>(7); });
   refused("without a gate", [](FfnSpec& ffn) { ffn.gated = false; });
-  refused("biases", [](FfnSpec& ffn) { ffn.up_bias = true; });
+  refused("expert groups", [](FfnSpec& ffn) { ffn.experts->groups = 3; });
+  refused("expert groups", [](FfnSpec& ffn) { ffn.experts->groups = 4; });
+  refused("expert groups", [](FfnSpec& ffn) { ffn.experts->groups = 0; });
+  refused("expert groups used", [](FfnSpec& ffn) { ffn.experts->groups_used = 2; });
+  refused("experts used", [](FfnSpec& ffn) {
+    ffn.experts->groups = 2;
+    ffn.experts->used = 3;
+  });
+  refused("gate_limit", [](FfnSpec& ffn) { ffn.experts->gate_limit = NAN; });
+  refused("shared expert width", [](FfnSpec& ffn) { ffn.experts->shared_width = -1; });
+  refused("gate of a shared expert", [](FfnSpec& ffn) { ffn.experts->shared_gate = true; });
 }
