@@ -9,12 +9,15 @@
 
 #include "text/byte_level.hpp"
 #include "text/byte_pair.hpp"
+#include "text/longest_match.hpp"
 #include "text/pre_tokenizer.hpp"
 #include "text/sentence_piece.hpp"
+#include "text/sentence_unigram.hpp"
 #include "text/special_roles.hpp"
 #include "text/special_tokens.hpp"
 #include "text/token_index.hpp"
 #include "text/utf8.hpp"
+#include "text/word_piece.hpp"
 
 namespace skald::inline v0 {
 namespace {
@@ -34,6 +37,17 @@ std::size_t count_invalid_bytes(std::string_view text) noexcept {
     at += step.size;
   }
   return count;
+}
+
+enum class Family { byte_level, sentence_piece, unigram, word_piece, longest_match };
+
+std::optional<Family> family_of(std::string_view model) noexcept {
+  if (model == "gpt2") return Family::byte_level;
+  if (model == "llama") return Family::sentence_piece;
+  if (model == "t5") return Family::unigram;
+  if (model == "bert") return Family::word_piece;
+  if (model == "rwkv") return Family::longest_match;
+  return std::nullopt;
 }
 
 bool is_special(TokenType type) noexcept { return type == TokenType::control || type == TokenType::unknown; }
@@ -80,12 +94,12 @@ void check_ids(const Vocabulary& vocabulary) {
 }
 
 void check_vocabulary(const Vocabulary& vocabulary) {
-  if (vocabulary.model != "gpt2" && vocabulary.model != "llama") {
-    throw UnsupportedError(
-        where,
-        "tokenizer model '" + printable(vocabulary.model) +
-            "' is not supported; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)",
-        {.file = vocabulary.source, .key = vocabulary.key_prefix + "model"});
+  if (!family_of(vocabulary.model)) {
+    throw UnsupportedError(where,
+                           "tokenizer model '" + printable(vocabulary.model) +
+                               "' is not supported; supported are 'gpt2' (byte-level BPE), 'llama' (SentencePiece "
+                               "BPE), 't5' (SentencePiece unigram), 'bert' (WordPiece) and 'rwkv' (longest match)",
+                           {.file = vocabulary.source, .key = vocabulary.key_prefix + "model"});
   }
   const std::size_t count = vocabulary.tokens.size();
   if (count == 0) refuse(vocabulary, "tokens", "there are no tokens");
@@ -146,11 +160,14 @@ std::string clean_up(std::string_view text) {
 struct Tokenizer::Impl {
   Vocabulary vocabulary;  // scores and merges go to the encoders
   detail::TokenIndex index;
-  bool byte_level = true;
+  Family family = Family::byte_level;
   detail::PreTokenizerTraits traits{};
   std::vector<detail::PreTokenizer> splitter;  // one for byte-level BPE, none otherwise
   detail::BytePairEncoder byte_pair;
   detail::SentencePieceEncoder sentence_piece;
+  detail::SentenceUnigramEncoder unigram;
+  detail::WordPieceEncoder word_piece;
+  detail::LongestMatchEncoder longest_match;
   detail::SpecialTokens always, when_parsing;
   std::vector<bool> strips_left, strips_right;
   std::vector<TokenId> ends;
@@ -159,8 +176,10 @@ struct Tokenizer::Impl {
   std::vector<std::size_t> piece_begin;
   Vocabulary roles;
   bool add_bos = false, add_eos = false, add_space_prefix = false;
+  bool add_sep = false;  // WordPiece texts end with a separator
 
   explicit Impl(Vocabulary from);
+  void build_encoder();
   void make_pieces();
   void make_special_tokens();
   void resolve_flags();
@@ -172,6 +191,8 @@ struct Tokenizer::Impl {
     std::string valid, escaped;
     detail::BytePairEncoder::Scratch byte_pair;
     detail::SentencePieceEncoder::Scratch sentence_piece;
+    detail::SentenceUnigramEncoder::Scratch unigram;
+    detail::WordPieceEncoder::Scratch word_piece;
   };
   void encode_text(std::string_view text, bool space_prefix, std::vector<TokenId>& tokens, Scratch& scratch) const;
   void encode_byte_level(std::string_view text, std::vector<TokenId>& tokens, Scratch& scratch) const;
@@ -186,28 +207,45 @@ Tokenizer::Impl::Impl(Vocabulary from) : vocabulary(std::move(from)) {
                printable(vocabulary.tokens[static_cast<std::size_t>(first)], 80) + "'");
   });
   ends = detail::resolve_special_roles(vocabulary, index);
-  byte_level = vocabulary.model == "gpt2";
-  if (byte_level) {
-    splitter.emplace_back(vocabulary.pre);
-    traits = splitter.front().traits();
-    byte_pair.build(vocabulary, index, traits.whole_words);
-    detail::BytePairEncoder::Scratch scratch;
-    byte_pair.encode(detail::replacement_character, replacement, scratch);
-  } else {
-    traits = {.add_bos = true, .whole_words = false, .clean_up_spaces = false};
-    sentence_piece.build(vocabulary, index);
-  }
+  family = *family_of(vocabulary.model);
+  build_encoder();
   resolve_flags();
   make_special_tokens();
   make_pieces();
   vocabulary.scores = {};
   vocabulary.merges = {};
+  vocabulary.precompiled_charsmap = {};
   roles = [&] {
     Vocabulary copy = vocabulary;
     copy.tokens = {};
     copy.types = {};
     return copy;
   }();
+}
+
+void Tokenizer::Impl::build_encoder() {
+  traits = {.add_bos = false, .whole_words = false, .clean_up_spaces = false};
+  switch (family) {
+    case Family::byte_level: {
+      splitter.emplace_back(vocabulary.pre);
+      traits = splitter.front().traits();
+      byte_pair.build(vocabulary, index, traits.whole_words);
+      detail::BytePairEncoder::Scratch scratch;
+      byte_pair.encode(detail::replacement_character, replacement, scratch);
+      break;
+    }
+    case Family::sentence_piece:
+      traits.add_bos = true;
+      sentence_piece.build(vocabulary, index);
+      break;
+    case Family::unigram: unigram.build(vocabulary); break;
+    case Family::word_piece:
+      traits.add_bos = true;
+      traits.clean_up_spaces = true;
+      word_piece.build(vocabulary);
+      break;
+    case Family::longest_match: longest_match.build(vocabulary); break;
+  }
 }
 
 void Tokenizer::Impl::resolve_flags() {
@@ -220,9 +258,17 @@ void Tokenizer::Impl::resolve_flags() {
   require(v.add_bos, v.bos, "add_bos_token", "bos_token_id");
   require(v.add_eos, v.eos, "add_eos_token", "eos_token_id");
   add_bos = v.add_bos.value_or(traits.add_bos && v.bos >= 0);
-  add_eos = v.add_eos.value_or(false);
+  add_eos = v.add_eos.value_or(family == Family::unigram && v.eos >= 0);
   // Only SentencePiece text carries its spaces in front of words.
-  add_space_prefix = !byte_level && v.add_space_prefix.value_or(true);
+  add_space_prefix = (family == Family::sentence_piece || family == Family::unigram) &&
+                     v.add_space_prefix.value_or(family == Family::sentence_piece);
+  // Files say little about this; engines put both tokens around every text, whatever the flags are.
+  if (family == Family::word_piece) {
+    if (v.bos < 0) v.bos = v.cls;
+    add_bos = v.bos >= 0;
+    add_eos = false;
+    add_sep = v.sep >= 0;
+  }
   v.add_bos = add_bos;
   v.add_eos = add_eos;
   v.add_space_prefix = add_space_prefix;
@@ -251,11 +297,14 @@ void Tokenizer::Impl::make_pieces() {
     piece_begin.push_back(pieces.size());
     const TokenType type = vocabulary.types[i];
     std::string text = vocabulary.tokens[i];
-    if (type == TokenType::normal && byte_level) {
+    if (family == Family::longest_match) {
+      text = longest_match.bytes(i);
+    } else if (type == TokenType::normal && family == Family::byte_level) {
       text = detail::byte_level_decode(text);
     } else if (type == TokenType::normal) {
       replace_all(text, sentence_piece_space, " ");
-    } else if (type == TokenType::byte && !byte_level) {
+    } else if (type == TokenType::byte && (family == Family::sentence_piece || family == Family::unigram) &&
+               detail::byte_of_spelling(text) >= 0) {
       text.assign(1, static_cast<char>(detail::byte_of_spelling(text)));
     } else if (!is_special(type) && type != TokenType::user_defined) {
       text.clear();
@@ -263,6 +312,7 @@ void Tokenizer::Impl::make_pieces() {
     pieces += text;
   }
   piece_begin.push_back(pieces.size());
+  longest_match.forget_bytes();
 }
 
 std::size_t Tokenizer::Impl::checked(TokenId token) const {
@@ -340,7 +390,13 @@ void Tokenizer::Impl::encode_byte_level(std::string_view text, std::vector<Token
 void Tokenizer::Impl::encode_text(std::string_view text, bool space_prefix, std::vector<TokenId>& tokens,
                                   Scratch& scratch) const {
   if (text.empty()) return;
-  if (byte_level) return encode_byte_level(text, tokens, scratch);
+  switch (family) {
+    case Family::byte_level: return encode_byte_level(text, tokens, scratch);
+    case Family::unigram: return unigram.encode(text, space_prefix, tokens, scratch.unigram);
+    case Family::word_piece: return word_piece.encode(text, tokens, scratch.word_piece);
+    case Family::longest_match: return longest_match.encode(text, tokens);
+    case Family::sentence_piece: break;
+  }
   scratch.escaped.clear();
   const auto spaces = static_cast<std::size_t>(std::ranges::count(text, ' ')) + 1;
   scratch.escaped.reserve(text.size() + spaces * sentence_piece_space.size());
@@ -384,6 +440,7 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, EncodeOptions opti
     after_special = true;
     strip = impl.strips_right[static_cast<std::size_t>(matches[i].token)];
   }
+  if (options.add_special && impl.add_sep) tokens.push_back(impl.vocabulary.sep);
   if (options.add_special && impl.add_eos) tokens.push_back(impl.vocabulary.eos);
   return tokens;
 }
@@ -439,7 +496,7 @@ bool Tokenizer::adds_space_prefix() const noexcept { return impl_->add_space_pre
 bool Tokenizer::cleans_up_spaces() const noexcept { return impl_->traits.clean_up_spaces; }
 std::string_view Tokenizer::model() const noexcept { return impl_->vocabulary.model; }
 std::string_view Tokenizer::pre_tokenizer() const noexcept {
-  if (!impl_->byte_level) return {};
+  if (impl_->family != Family::byte_level) return {};
   return impl_->vocabulary.pre.empty() ? std::string_view("default") : std::string_view(impl_->vocabulary.pre);
 }
 const Vocabulary& Tokenizer::roles() const noexcept { return impl_->roles; }

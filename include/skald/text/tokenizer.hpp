@@ -26,7 +26,8 @@ struct DecodeOptions {
 };
 
 /// Text to tokens and back: byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) with the pre-tokenizers of the
-/// GGUF format, and SentencePiece BPE (Kudo and Richardson 2018) with byte fallback.
+/// GGUF format, SentencePiece BPE (Kudo and Richardson 2018) with byte fallback and unigram models (Kudo 2018),
+/// WordPiece (Wu et al. 2016) and the longest-match tokenizer of RWKV.
 ///
 /// Immutable, cheap to copy, and safe to use from many threads. Encoding takes O(n log n) time, O(n) memory and a
 /// bounded stack, and accepts any bytes: bytes that are not UTF-8 become byte tokens, or U+FFFD where the vocabulary
@@ -74,9 +75,9 @@ class SKALD_API Tokenizer {
   [[nodiscard]] bool adds_space_prefix() const noexcept;
   /// Whether the family's own detokenizer removes spaces before punctuation (`DecodeOptions::clean_up_spaces`).
   [[nodiscard]] bool cleans_up_spaces() const noexcept;
-  /// "gpt2" or "llama".
+  /// "gpt2", "llama", "t5", "bert" or "rwkv".
   [[nodiscard]] std::string_view model() const noexcept;
-  /// Name of the pre-tokenizer; empty for SentencePiece.
+  /// Name of the pre-tokenizer; empty for all models but "gpt2".
   [[nodiscard]] std::string_view pre_tokenizer() const noexcept;
   /// Special ids and flags as they are in effect; `tokens`, `scores`, `types` and `merges` are left out.
   [[nodiscard]] const Vocabulary& roles() const noexcept;

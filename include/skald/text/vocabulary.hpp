@@ -27,10 +27,12 @@ enum class TokenType : std::int8_t {
 /// Token texts are as in the file: byte-level vocabularies write bytes as printable characters, SentencePiece
 /// vocabularies write spaces as U+2581.
 struct Vocabulary {
-  std::string model{};                ///< "gpt2": byte-level BPE; "llama": SentencePiece BPE
+  /// "gpt2": byte-level BPE; "llama": SentencePiece BPE; "t5": SentencePiece unigram; "bert": WordPiece;
+  /// "rwkv": longest match
+  std::string model{};
   std::string pre{};                  ///< pre-tokenizer name of GGUF files (byte-level BPE only); empty: "default"
   std::vector<std::string> tokens{};  ///< text of every token; UTF-8, no two equal
-  std::vector<float> scores{};        ///< empty, or one per token; greater merges first (SentencePiece)
+  std::vector<float> scores{};        ///< empty, or one per token; greater merges first; logarithms (unigram)
   std::vector<TokenType> types{};     ///< empty (all normal), or one per token
   std::vector<std::string> merges{};  ///< byte-level BPE: "left right", in order of rank
 
@@ -56,6 +58,9 @@ struct Vocabulary {
   std::optional<bool> add_bos{};           ///< absent: the family's default
   std::optional<bool> add_eos{};           ///< absent: the family's default
   std::optional<bool> add_space_prefix{};  ///< SentencePiece: a space before text at the start and after special tokens
+
+  std::optional<bool> remove_extra_whitespaces{};  ///< unigram: runs of spaces count as one
+  std::string precompiled_charsmap{};              ///< unigram: the normalization table, as bytes
 
   std::string source{};                        ///< name of the file, for error messages
   std::string key_prefix = "tokenizer.ggml.";  ///< put before the field names in error messages

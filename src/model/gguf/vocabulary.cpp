@@ -50,6 +50,16 @@ void read_ids(const Metadata& metadata, Vocabulary& vocabulary) {
     v.unk = 0;
     v.bos = 1;
     v.eos = 2;
+  } else if (v.model == "t5" && count > 2) {
+    v.pad = 0;
+    v.eos = 1;
+    v.unk = 2;
+  } else if (v.model == "bert" && count > 103) {
+    v.pad = 0;
+    v.unk = 100;
+    v.bos = 101;
+    v.sep = 102;
+    v.mask = 103;
   }
   // Later names of a role win over earlier ones; "seperator" is how the format spells it.
   const std::initializer_list<std::pair<std::string_view, TokenId*>> roles = {
@@ -76,6 +86,20 @@ void read_ids(const Metadata& metadata, Vocabulary& vocabulary) {
     if (!metadata.contains(key_of(field))) continue;
     if (count == 0) metadata.fail(key_of(field), "there are no tokens");
     *id = static_cast<TokenId>(metadata.get_u64(key_of(field), 0, static_cast<std::uint64_t>(count) - 1));
+  }
+}
+
+// Writers store the bytes as signed or unsigned numbers.
+void read_charsmap(const Metadata& metadata, Vocabulary& vocabulary) {
+  const std::string key = key_of("precompiled_charsmap");
+  const auto copy = [&](const auto& bytes) {
+    vocabulary.precompiled_charsmap.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  };
+  if (!metadata.contains(key)) return;
+  if (type_name(metadata.find(key)->value).find("i8") != std::string_view::npos) {
+    copy(metadata.get_array<std::int8_t>(key));
+  } else {
+    copy(metadata.get_array<std::uint8_t>(key));
   }
 }
 
@@ -119,12 +143,15 @@ Vocabulary vocabulary_from_metadata(const Metadata& metadata) {
   vocabulary.model = metadata.get_string(key_of("model"));
   if (const std::string* pre = metadata.find_string(key_of("pre"))) vocabulary.pre = *pre;
   // Of models without an implementation nothing more is needed for `Tokenizer` to refuse them by name.
-  if (vocabulary.model != "gpt2" && vocabulary.model != "llama") return vocabulary;
+  constexpr std::array<std::string_view, 5> known = {"gpt2", "llama", "t5", "bert", "rwkv"};
+  if (std::ranges::find(known, vocabulary.model) == known.end()) return vocabulary;
   read_arrays(metadata, vocabulary);
   read_ids(metadata, vocabulary);
   vocabulary.add_bos = metadata.find_bool(key_of("add_bos_token"));
   vocabulary.add_eos = metadata.find_bool(key_of("add_eos_token"));
   vocabulary.add_space_prefix = metadata.find_bool(key_of("add_space_prefix"));
+  vocabulary.remove_extra_whitespaces = metadata.find_bool(key_of("remove_extra_whitespaces"));
+  read_charsmap(metadata, vocabulary);
   read_stripping(metadata, vocabulary);
   return vocabulary;
 }
