@@ -60,6 +60,9 @@ Fault kv_fault(const KvLayer& kv, std::int32_t heads, std::int32_t kv_heads) {
     return fmt::format("KV pages of {} heads with {} + {} elements", layout.heads, layout.head_dim_k,
                        layout.head_dim_v);
   }
+  if (layout.values_in_keys && layout.head_dim_v > layout.head_dim_k) {
+    return fmt::format("values of {} elements in keys of {}", layout.head_dim_v, layout.head_dim_k);
+  }
   if (std::int64_t{kv.groups} * layout.heads != kv_heads) {
     return fmt::format("{} KV groups of {} heads are not {} KV heads", kv.groups, layout.heads, kv_heads);
   }
@@ -194,10 +197,15 @@ struct ShapeCheck {
   Fault operator()(const StoreKvOp& op) const {
     if (auto fault = kv_fault(op.kv, op.heads, op.kv_heads)) return fault;
     const KvPageLayout& layout = op.kv.layout;
-    if (auto fault = cols_fault(op.q, op.heads, layout.head_dim_k, "q")) return fault;
+    const bool queries = op.q.cols != 0 || op.q.rows != 0 || op.q.data != nullptr;
+    if (queries) {
+      if (auto fault = cols_fault(op.q, op.heads, layout.head_dim_k, "q")) return fault;
+    }
     if (auto fault = cols_fault(op.k, op.kv_heads, layout.head_dim_k, "k")) return fault;
-    if (auto fault = cols_fault(op.v, op.kv_heads, layout.head_dim_v, "v")) return fault;
-    if (op.q.rows != op.k.rows || op.q.rows != op.v.rows) {
+    if (!layout.values_in_keys) {
+      if (auto fault = cols_fault(op.v, op.kv_heads, layout.head_dim_v, "v")) return fault;
+    }
+    if ((queries && op.q.rows != op.k.rows) || (!layout.values_in_keys && op.k.rows != op.v.rows)) {
       return fmt::format("q, k, v have {}, {}, {} rows", op.q.rows, op.k.rows, op.v.rows);
     }
     if (auto fault = norm_fault(op.q_norm, "q_norm")) return fault;
@@ -205,12 +213,14 @@ struct ShapeCheck {
     if (op.segment_count < 0) return fmt::format("{} segments", op.segment_count);
     if (op.rope > RopeKind::half) return "unknown rope kind";
     if (op.rope == RopeKind::none) return {};
-    if (op.rope_dims <= 0 || op.rope_dims % 2 != 0 || op.rope_dims > layout.head_dim_k) {
-      return fmt::format("{} rotary dimensions of heads of {}; must be even", op.rope_dims, layout.head_dim_k);
+    if (op.rope_dims <= 0 || op.rope_dims % 2 != 0 || op.rope_offset < 0 || op.rope_offset > layout.head_dim_k ||
+        op.rope_dims > layout.head_dim_k - op.rope_offset) {
+      return fmt::format("{} rotary dimensions from {} on of heads of {}; must be even and lie in the head",
+                         op.rope_dims, op.rope_offset, layout.head_dim_k);
     }
     if (auto fault = matrix_fault(op.rope_table, "rope_table")) return fault;
-    if (op.rope_table.rows != op.q.rows || op.rope_table.cols != op.rope_dims) {
-      return fmt::format("rope_table is {} x {}, needed {} x {}", op.rope_table.rows, op.rope_table.cols, op.q.rows,
+    if (op.rope_table.rows != op.k.rows || op.rope_table.cols != op.rope_dims) {
+      return fmt::format("rope_table is {} x {}, needed {} x {}", op.rope_table.rows, op.rope_table.cols, op.k.rows,
                          op.rope_dims);
     }
     return {};
@@ -224,8 +234,13 @@ struct ShapeCheck {
     if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
     if (op.window < 0) return fmt::format("window is {}", op.window);
     if (op.segment_count < 0) return fmt::format("{} segments", op.segment_count);
-    if (op.mask != AttentionMask::causal || op.sinks != nullptr || op.slopes != nullptr || op.bias != nullptr)
-      return "masks other than causal, sinks, slopes and position biases are not implemented";
+    if (op.mask > AttentionMask::none) return "unknown mask";
+    if (op.mask == AttentionMask::none && op.window > 0) {
+      return fmt::format("a window of {} slots around rows that are not stored", op.window);
+    }
+    if (op.bias_reach < 0 || op.bias_reach > (1 << 28)) {
+      return fmt::format("bias_reach is {}; allowed: 0 to {}", op.bias_reach, 1 << 28);
+    }
     return {};
   }
 };
@@ -359,11 +374,14 @@ struct EnqueueCheck {
     need(segments == 0 || kv.pool != nullptr, "pool");
   }
   void operator()(const StoreKvOp& op) const {
+    const bool values = !op.kv.layout.values_in_keys;
     matrix(op.q, "q");
     matrix(op.k, "k");
-    matrix(op.v, "v");
+    if (values) matrix(op.v, "v");
     if (op.rope != RopeKind::none) matrix(op.rope_table, "rope_table");
-    if (overlap(op.q, op.k) || overlap(op.q, op.v) || overlap(op.k, op.v)) fail(where, whole, "q, k, v overlap");
+    if (overlap(op.q, op.k) || (values && (overlap(op.q, op.v) || overlap(op.k, op.v)))) {
+      fail(where, whole, "q, k, v overlap");
+    }
     kv(op.kv, op.heads, op.segment_count, op.segments);
   }
   void operator()(const AttentionOp& op) const {
@@ -400,16 +418,32 @@ struct HostCheck {
       }
     }
   }
-  void operator()(const StoreKvOp& op) const { segments(op.q.rows, op.kv, op.segments, op.segment_count); }
+  void operator()(const StoreKvOp& op) const { segments(op.k.rows, op.kv, op.segments, op.segment_count, true); }
   void operator()(const AttentionOp& op) const {
-    segments(op.q.rows, op.kv, op.segments, op.segment_count);
+    segments(op.q.rows, op.kv, op.segments, op.segment_count, op.mask != AttentionMask::none);
+    for (std::int32_t s = 0; s < op.segment_count; ++s) {
+      if (op.mask != AttentionMask::causal && op.segments[s].visible != nullptr) {
+        fail(where, whole, fmt::format("segment {} has a visibility matrix; only the causal mask can", s));
+      }
+      if (op.mask == AttentionMask::none) continue;
+      for (std::int32_t g = 0; g < op.kv.groups && op.segments[s].row_count > 0; ++g) {
+        const KvTable& table = op.kv.tables[std::int64_t{s} * op.kv.groups + g];
+        if (table.first > 0 && (op.window == 0 || table.first > table.length + 1 - op.window)) {
+          fail(where, whole,
+               fmt::format("segment {} group {}: the slots before {} are gone, but the row in slot {} sees {}", s, g,
+                           table.first, table.length,
+                           op.window == 0 ? "all" : fmt::format("the last {}", op.window)));
+        }
+      }
+    }
     if (op.sink == nullptr) return;
     for (std::int64_t i = 0; i < std::int64_t{op.segment_count} * op.kv.groups; ++i) {
       if (op.sink->scores[i] == nullptr) fail(where, whole, fmt::format("scores {} is null", i));
     }
   }
 
-  void segments(std::int64_t rows, const KvLayer& kv, const Segment* segments, std::int32_t count) const {
+  /// `stored`: the rows have slots of their own.
+  void segments(std::int64_t rows, const KvLayer& kv, const Segment* segments, std::int32_t count, bool stored) const {
     std::int64_t next = 0;
     for (std::int32_t s = 0; s < count; ++s) {
       const Segment& segment = segments[s];
@@ -422,11 +456,17 @@ struct HostCheck {
       next = std::int64_t{segment.row_begin} + segment.row_count;
       for (std::int32_t g = 0; g < kv.groups; ++g) {
         const KvTable& table = kv.tables[std::int64_t{s} * kv.groups + g];
-        if (table.length < 0 || std::int64_t{table.length} + segment.row_count > limits.context ||
-            (table.pages == nullptr && segment.row_count > 0)) {
+        const std::int32_t more = stored ? segment.row_count : 0;
+        if (table.length < 0 || std::int64_t{table.length} + more > limits.context ||
+            (table.pages == nullptr && segment.row_count > 0 && table.length - table.first + more > 0)) {
           fail(where, whole,
                fmt::format("segment {} group {}: {} + {} slots; the stream was made for {}", s, g, table.length,
-                           segment.row_count, limits.context));
+                           more, limits.context));
+        }
+        if (table.first < 0 || table.first % kv.layout.page_tokens != 0 || table.first > table.length) {
+          fail(where, whole,
+               fmt::format("segment {} group {}: the first of {} slots is {}; must be a multiple of {}", s, g,
+                           table.length, table.first, kv.layout.page_tokens));
         }
       }
       if (segment.visible != nullptr) visibility(segment, s);

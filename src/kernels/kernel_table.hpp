@@ -69,9 +69,15 @@ struct AttentionTask {
   float scale;
   float softcap;
   const std::byte* pool;
-  const std::uint32_t* pages;
+  const std::uint32_t* pages;  ///< the first holds slot `first`
   KvPageLayout layout;
   std::int32_t head;          ///< KV head within its group
+  std::int32_t first;         ///< as KvTable::first
+  int mask;                   ///< skald::AttentionMask: 0 causal, 1 full, 2 none
+  const float* sinks;         ///< of the task's heads, or null
+  const float* slopes;        ///< as sinks
+  const float* bias;          ///< of the task's first head, 2 * bias_reach + 1 elements for each, or null
+  std::int32_t bias_reach;
 };
 
 struct AttentionKernel {

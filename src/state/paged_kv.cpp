@@ -136,7 +136,7 @@ void PagedKv::select_last(std::int64_t count, std::span<const std::int32_t> rows
         for (std::int32_t d = 0; d < layout.head_dim_k; ++d)
           std::memcpy(to.data() + layout.keys_offset(head) + layout.key_index(t, d) * element,
                       from.data() + layout.keys_offset(head) + layout.key_index(s, d) * element, element);
-        for (std::int32_t d = 0; d < layout.head_dim_v; ++d)
+        for (std::int32_t d = 0; d < layout.stored_dim_v(); ++d)
           std::memcpy(to.data() + layout.values_offset(head) + layout.value_index(t, d) * element,
                       from.data() + layout.values_offset(head) + layout.value_index(s, d) * element, element);
       }
@@ -218,13 +218,13 @@ void transfer(const KvPageLayout& layout, std::byte* page, std::int64_t slots, s
     for (std::int32_t head = 0; head < layout.heads; ++head) {
       for (std::int32_t d = 0; d < layout.head_dim_k; ++d)
         move(layout.keys_offset(head) + layout.key_index(slot, d) * element, rows);
-      for (std::int32_t d = 0; d < layout.head_dim_v; ++d)
+      for (std::int32_t d = 0; d < layout.stored_dim_v(); ++d)
         move(layout.values_offset(head) + layout.value_index(slot, d) * element, rows);
     }
 }
 
 std::size_t slot_bytes(const KvPageLayout& layout) {
-  return static_cast<std::size_t>(layout.heads) * static_cast<std::size_t>(layout.head_dim_k + layout.head_dim_v) *
+  return static_cast<std::size_t>(layout.heads) * static_cast<std::size_t>(layout.head_dim_k + layout.stored_dim_v()) *
          layout.element_bytes();
 }
 

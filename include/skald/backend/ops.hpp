@@ -182,15 +182,16 @@ struct KvLayer {
 
 /// Normalizes (optional, per head), rotates q and k, and writes k and v to their pages.
 struct StoreKvOp {
-  Matrix q{};  ///< [tokens, heads * head_dim_k]; normalized and rotated in place
+  Matrix q{};  ///< [tokens, heads * head_dim_k]; normalized and rotated in place. Matrix{}: there are no queries
   Matrix k{};  ///< [tokens, kv_heads * head_dim_k]; normalized and rotated in place
-  Matrix v{};  ///< [tokens, kv_heads * head_dim_v]
+  Matrix v{};  ///< [tokens, kv_heads * head_dim_v]; not read if the layout has the values in the keys
   std::int32_t heads = 0;
   std::int32_t kv_heads = 0;
   Norm q_norm{};  ///< over each head's elements
   Norm k_norm{};
   RopeKind rope = RopeKind::none;
-  std::int32_t rope_dims = 0;  ///< leading elements of a head that rotate
+  std::int32_t rope_dims = 0;    ///< elements of a head that rotate, from rope_offset on
+  std::int32_t rope_offset = 0;  ///< first element of a head that rotates
   Matrix rope_table{};         ///< of a RopeTableOp over the same rows
   KvLayer kv{};
   const Segment* segments = nullptr;  ///< [host]
@@ -222,7 +223,7 @@ enum class AttentionMask : std::uint8_t {
 
 /// Softmax attention over pages: out[t, h] = softmax(scale * q[t, h] K^T) V over the slots that row t sees; query head
 /// h reads KV head h / (heads / kv_heads). Keys are taken in chunks of `attention_chunk` slots at absolute borders;
-/// the chunks' partial results are merged in ascending order.
+/// the chunks' partial results are merged in ascending order, the sink last. A row that sees no slot gives zeros.
 struct AttentionOp {
   Matrix q{};    ///< [tokens, heads * head_dim_k]
   Matrix out{};  ///< [tokens, heads * head_dim_v]
@@ -230,7 +231,7 @@ struct AttentionOp {
   std::int32_t kv_heads = 0;
   float scale = 1.0F;
   float softcap = 0.0F;     ///< s = softcap * tanh(s / softcap) if > 0
-  std::int32_t window = 0;  ///< a row sees the last `window` slots only, itself included; 0: all
+  std::int32_t window = 0;  ///< a row sees no slot more than window - 1 before its own; 0: all. Not with mask `none`
   AttentionMask mask = AttentionMask::causal;
   /// [device] heads elements or null: one more logit per head in the softmax's denominator, with no value (gpt-oss).
   const float* sinks = nullptr;

@@ -9,18 +9,23 @@ namespace {
 using kernels::AttentionKernel;
 using kernels::AttentionTask;
 
+static_assert(static_cast<int>(AttentionMask::causal) == 0 && static_cast<int>(AttentionMask::full) == 1 &&
+              static_cast<int>(AttentionMask::none) == 2);
+
 const AttentionOp& attention_op(const Phase& phase) noexcept { return *std::get_if<AttentionOp>(phase.op); }
 
 // ---- StoreKvOp: a unit is one KV head (and its query heads) over a block of rows
 
 constexpr std::int64_t store_rows = 16;
 
+bool has_queries(const StoreKvOp& op) noexcept { return op.q.data != nullptr; }
+
 void norm_and_rotate(const Phase& phase, const StoreKvOp& op, const Norm& norm, std::int64_t token,
                      float* head) noexcept {
   const kernels::RowKernels& rows = phase.state->kernels.rows();
   if (norm.kind != NormKind::none) normalize(rows, norm, head, op.kv.layout.head_dim_k, head);
   if (op.rope != RopeKind::none) {
-    rows.rope(head, op.rope_table.data + token * op.rope_table.stride, static_cast<int>(op.rope), op.rope_dims);
+    rows.rope(head + op.rope_offset, op.rope_table.data + token * op.rope_table.stride, static_cast<int>(op.rope), op.rope_dims);
   }
 }
 
@@ -28,15 +33,16 @@ void store_token(const Phase& phase, const StoreKvOp& op, const AttentionKernel&
                  std::int64_t token, std::int32_t kv_head) noexcept {
   const KvPageLayout& layout = op.kv.layout;
   const std::int32_t shared = op.heads / op.kv_heads;
-  for (std::int32_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
+  for (std::int32_t h = kv_head * shared; has_queries(op) && h < (kv_head + 1) * shared; ++h) {
     norm_and_rotate(phase, op, op.q_norm, token, op.q.data + token * op.q.stride + std::int64_t{h} * layout.head_dim_k);
   }
   float* key = op.k.data + token * op.k.stride + std::int64_t{kv_head} * layout.head_dim_k;
   norm_and_rotate(phase, op, op.k_norm, token, key);
-  const float* value = op.v.data + token * op.v.stride + std::int64_t{kv_head} * layout.head_dim_v;
+  const float* value =
+      layout.values_in_keys ? nullptr : op.v.data + token * op.v.stride + std::int64_t{kv_head} * layout.head_dim_v;
   const KvTable& table = op.kv.tables[std::int64_t{segment} * op.kv.groups + kv_head / layout.heads];
   const auto slot = static_cast<std::int32_t>(table.length + token - op.segments[segment].row_begin);
-  std::byte* page = op.kv.pool + std::size_t{table.pages[slot / layout.page_tokens]} * layout.page_bytes();
+  std::byte* page = op.kv.pool + std::size_t{table.pages[(slot - table.first) / layout.page_tokens]} * layout.page_bytes();
   kernel.store(key, value, page, layout, kv_head % layout.heads, slot % layout.page_tokens);
 }
 
@@ -46,7 +52,7 @@ void run_store(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) no
   const AttentionKernel& kernel = *phase.state->kernels.attention(op.kv.layout.dtype);
   const auto kv_head = static_cast<std::int32_t>(unit % op.kv_heads);
   const std::int64_t begin = unit / op.kv_heads * store_rows;
-  const std::int64_t end = std::min(begin + store_rows, op.q.rows);
+  const std::int64_t end = std::min(begin + store_rows, op.k.rows);
   // The first segment that ends after `begin`; segments ascend.
   const Segment* last = op.segments + op.segment_count;
   const Segment* segment = std::partition_point(
@@ -61,12 +67,12 @@ void run_store(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) no
 }
 
 void plan_store(StreamState& state, const Op& whole, const StoreKvOp& op, std::vector<Phase>& phases) {
-  if (op.q.rows == 0 || op.segment_count == 0) return;
+  if (op.k.rows == 0 || op.segment_count == 0) return;
   Phase phase;
   phase.state = &state;
   phase.op = &whole;
   phase.run = run_store;
-  phase.units = ceil_div(op.q.rows, store_rows) * op.kv_heads;
+  phase.units = ceil_div(op.k.rows, store_rows) * op.kv_heads;
   phases.push_back(phase);
 }
 
@@ -96,7 +102,24 @@ AttentionTask make_task(const AttentionOp& op, std::int32_t segment_index, std::
           .pool = op.kv.pool,
           .pages = table.pages,
           .layout = layout,
-          .head = head};
+          .head = head,
+          .first = table.first,
+          .mask = static_cast<int>(op.mask),
+          .sinks = op.sinks == nullptr ? nullptr : op.sinks + first_head,
+          .slopes = op.slopes == nullptr ? nullptr : op.slopes + first_head,
+          .bias = op.bias == nullptr ? nullptr : op.bias + first_head * (2 * std::int64_t{op.bias_reach} + 1),
+          .bias_reach = op.bias_reach};
+}
+
+/// Slots [first, last) that any row of a segment may see.
+struct SlotRange {
+  std::int32_t first, last;
+};
+SlotRange slots_of(const AttentionOp& op, std::int32_t segment, std::int32_t group) noexcept {
+  const KvTable& table = op.kv.tables[std::int64_t{segment} * op.kv.groups + group];
+  const std::int32_t rows = op.mask == AttentionMask::none ? 0 : op.segments[segment].row_count;
+  const std::int32_t first = op.window > 0 ? std::max(table.first, table.length - op.window + 1) : table.first;
+  return {first, std::max(first, table.length + rows)};
 }
 
 const AttentionSpan& span_of(const Phase& phase, std::int64_t unit) noexcept {
@@ -188,9 +211,8 @@ Load measure(const AttentionOp& op) noexcept {
     for (std::int32_t g = 0; g < op.kv.groups; ++g) {
       ++load.spans;
       load.rows += rows;
-      std::int64_t slots = std::int64_t{op.kv.tables[std::int64_t{s} * op.kv.groups + g].length} + rows;
-      if (op.window > 0) slots = std::min<std::int64_t>(slots, std::int64_t{op.window} + rows);
-      load.longest = std::max(load.longest, slots);
+      const SlotRange slots = slots_of(op, s, g);
+      load.longest = std::max(load.longest, std::int64_t{slots.last} - slots.first);
     }
   }
   return load;
@@ -218,10 +240,9 @@ bool divide_by_chunks(StreamState& state, const AttentionOp& op, const Attention
   }
   for (std::size_t i = 0; i < plan.span_count; ++i) {
     AttentionSpan& span = state.spans[plan.span_begin + i];
-    const std::int32_t length = op.kv.tables[std::int64_t{span.segment} * op.kv.groups + span.group].length;
-    const std::int32_t rows = op.segments[span.segment].row_count;
-    span.first_chunk = op.window > 0 ? std::max(0, length - op.window + 1) / attention_chunk : 0;
-    span.chunks = (length + rows - 1) / attention_chunk + 1 - span.first_chunk;
+    const SlotRange slots = slots_of(op, span.segment, span.group);
+    span.first_chunk = slots.first / attention_chunk;
+    span.chunks = slots.first == slots.last ? 0 : (slots.last - 1) / attention_chunk + 1 - span.first_chunk;
     span.unit_begin = units;
     span.partials_offset = offset;
     const std::int64_t mine = std::int64_t{span.chunks} * op.kv.layout.heads;

@@ -226,6 +226,7 @@ class HeadCache {
         table_(kv.tables[segment * kv.groups + kv_head / kv.layout.heads]) {}
 
   [[nodiscard]] std::int32_t length() const { return table_.length; }
+  [[nodiscard]] std::int32_t first() const { return table_.first; }
   [[nodiscard]] float key(std::int32_t slot, std::int32_t d) const {
     return load(keys(slot), layout_.key_index(slot % layout_.page_tokens, d));
   }
@@ -235,12 +236,12 @@ class HeadCache {
   void store(std::int32_t slot, const float* k, const float* v) const {
     const std::int32_t in_page = slot % layout_.page_tokens;
     for (std::int32_t d = 0; d < layout_.head_dim_k; ++d) save(keys(slot), layout_.key_index(in_page, d), k[d]);
-    for (std::int32_t d = 0; d < layout_.head_dim_v; ++d) save(values(slot), layout_.value_index(in_page, d), v[d]);
+    for (std::int32_t d = 0; d < layout_.stored_dim_v(); ++d) save(values(slot), layout_.value_index(in_page, d), v[d]);
   }
 
  private:
   [[nodiscard]] std::byte* page(std::int32_t slot) const {
-    return pool_ + std::size_t{table_.pages[slot / layout_.page_tokens]} * layout_.page_bytes();
+    return pool_ + std::size_t{table_.pages[(slot - table_.first) / layout_.page_tokens]} * layout_.page_bytes();
   }
   [[nodiscard]] std::byte* keys(std::int32_t slot) const { return page(slot) + layout_.keys_offset(head_); }
   [[nodiscard]] std::byte* values(std::int32_t slot) const { return page(slot) + layout_.values_offset(head_); }
@@ -286,7 +287,9 @@ void rotate(float* x, const float* table, RopeKind kind, std::int32_t dims) {
 void norm_and_rotate(const StoreKvOp& op, float* head, const Norm& norm, std::int64_t token) {
   auto x = view(head, op.kv.layout.head_dim_k);
   if (norm.kind != NormKind::none) x = normalize(x.cast<double>(), norm).cast<float>();
-  if (op.rope != RopeKind::none) rotate(head, row(op.rope_table, token).data(), op.rope, op.rope_dims);
+  if (op.rope != RopeKind::none) {
+    rotate(head + op.rope_offset, row(op.rope_table, token).data(), op.rope, op.rope_dims);
+  }
 }
 
 void run(const StoreKvOp& op, const std::stop_token& stop) {
@@ -297,27 +300,32 @@ void run(const StoreKvOp& op, const std::stop_token& stop) {
     for (std::int32_t i = 0; i < segment.row_count; ++i) {
       throw_if_stopped(stop, where);
       const std::int64_t token = segment.row_begin + i;
-      for (std::int32_t h = 0; h < op.heads; ++h) {
+      for (std::int32_t h = 0; op.q.data != nullptr && h < op.heads; ++h) {
         norm_and_rotate(op, row(op.q, token).data() + h * dk, op.q_norm, token);
       }
       for (std::int32_t h = 0; h < op.kv_heads; ++h) {
         float* key = row(op.k, token).data() + h * dk;
         norm_and_rotate(op, key, op.k_norm, token);
         const HeadCache cache(op.kv, s, h);
-        cache.store(cache.length() + i, key, row(op.v, token).data() + h * dv);
+        const float* value = op.kv.layout.values_in_keys ? nullptr : row(op.v, token).data() + h * dv;
+        cache.store(cache.length() + i, key, value);
       }
     }
   }
 }
 
 /// Slots that row i of a segment sees, ascending.
-std::vector<std::int32_t> visible_slots(const AttentionOp& op, const Segment& segment, std::int32_t length,
+std::vector<std::int32_t> visible_slots(const AttentionOp& op, const Segment& segment, const HeadCache& cache,
                                         std::int32_t i) {
   std::vector<std::int32_t> slots;
+  const std::int32_t length = cache.length();
   const std::int32_t own = length + i;
-  const std::int32_t first = op.window > 0 ? std::max(0, own - op.window + 1) : 0;
   const std::int64_t words = (segment.row_count + 63) / 64;
-  for (std::int32_t slot = first; slot <= own; ++slot) {
+  const std::int32_t end = op.mask == AttentionMask::causal ? own + 1
+                           : op.mask == AttentionMask::full ? length + segment.row_count
+                                                            : length;
+  for (std::int32_t slot = cache.first(); slot < end; ++slot) {
+    if (op.window > 0 && own - slot >= op.window) continue;
     const std::int32_t j = slot - length;
     if (j >= 0 && segment.visible != nullptr && ((segment.visible[i * words + j / 64] >> (j % 64)) & 1U) == 0) continue;
     slots.push_back(slot);
@@ -325,10 +333,24 @@ std::vector<std::int32_t> visible_slots(const AttentionOp& op, const Segment& se
   return slots;
 }
 
-/// Attention probabilities of one query over `slots`.
-VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const float* q,
-                       const std::vector<std::int32_t>& slots) {
-  VectorXd p(static_cast<Eigen::Index>(slots.size()));
+/// What is added to the score of a slot that lies `distance` after the row's own.
+double distance_score(const AttentionOp& op, std::int32_t head, std::int32_t distance) {
+  double sum = 0;
+  if (op.slopes != nullptr) sum += static_cast<double>(op.slopes[head]) * distance;
+  if (op.bias != nullptr) {
+    const std::int64_t index = std::clamp(distance, -op.bias_reach, op.bias_reach) + op.bias_reach;
+    sum += static_cast<double>(op.bias[head * (2 * std::int64_t{op.bias_reach} + 1) + index]);
+  }
+  return sum;
+}
+
+/// Attention probabilities over `slots` of query head `head` in the row whose own slot is `own`.
+VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const float* q, std::int32_t head,
+                       std::int32_t own, const std::vector<std::int32_t>& slots) {
+  const bool sink = op.sinks != nullptr;
+  const auto count = static_cast<Eigen::Index>(slots.size());
+  VectorXd p(count + (sink ? 1 : 0));
+  if (p.size() == 0) return p;
   for (std::size_t n = 0; n < slots.size(); ++n) {
     double dot = 0;
     for (std::int32_t d = 0; d < op.kv.layout.head_dim_k; ++d) {
@@ -336,10 +358,12 @@ VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const floa
     }
     dot *= static_cast<double>(op.scale);
     const double cap = op.softcap;
-    p[static_cast<Eigen::Index>(n)] = cap > 0 ? cap * std::tanh(dot / cap) : dot;
+    if (cap > 0) dot = cap * std::tanh(dot / cap);
+    p[static_cast<Eigen::Index>(n)] = dot + distance_score(op, head, slots[n] - own);
   }
+  if (sink) p[count] = static_cast<double>(op.sinks[head]);
   p = (p.array() - p.maxCoeff()).exp();
-  return p / p.sum();
+  return (p / p.sum()).head(count);
 }
 
 void add_scores(const ScoreSink& sink, float* scores, const std::vector<std::int32_t>& slots, const VectorXd& p) {
@@ -362,8 +386,8 @@ void run(const AttentionOp& op, const std::stop_token& stop) {
         throw_if_stopped(stop, where);
         const std::int32_t kv_head = h / shared;
         const HeadCache cache(op.kv, s, kv_head);
-        const auto slots = visible_slots(op, segment, cache.length(), i);
-        const VectorXd p = probabilities(op, cache, row(op.q, token).data() + h * dk, slots);
+        const auto slots = visible_slots(op, segment, cache, i);
+        const VectorXd p = probabilities(op, cache, row(op.q, token).data() + h * dk, h, cache.length() + i, slots);
         for (std::int32_t d = 0; d < dv; ++d) {
           double sum = 0;
           for (std::size_t n = 0; n < slots.size(); ++n) {

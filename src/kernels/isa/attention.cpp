@@ -21,6 +21,9 @@ inline constexpr int score_stride = chunk_slots + 16;  ///< not a power of two: 
 inline constexpr int block_queries = 64;               ///< about as many (row, head) pairs share each key and value
 inline constexpr float minus_infinity = -__builtin_inff();
 
+/// Values of skald::AttentionMask; the backend asserts that they agree.
+enum Mask { mask_causal, mask_full, mask_none };
+
 #include "kernels/attention_tiles.inl.hpp"
 
 SKALD_INLINE int least(int a, int b) noexcept { return a < b ? a : b; }
@@ -54,9 +57,16 @@ struct Block {
   float* partial;             ///< [queries][state_stride] results of one chunk
   float* sums;                ///< [chunk_slots]
 
-  /// Slots that row r of the block may see: [low(r), high(r)). Both ascend with r.
-  SKALD_INLINE int high(int r) const noexcept { return task->slot_base + row + r + 1; }
-  SKALD_INLINE int low(int r) const noexcept { return task->window > 0 ? most(0, high(r) - task->window) : 0; }
+  /// The slot where row r of the block is stored.
+  SKALD_INLINE int own(int r) const noexcept { return task->slot_base + row + r; }
+  /// Slots that row r of the block may see: [low(r), high(r)). Both ascend with r; none if low(r) >= high(r).
+  SKALD_INLINE int high(int r) const noexcept {
+    if (task->mask == mask_causal) return own(r) + 1;
+    return task->slot_base + (task->mask == mask_full ? task->segment_rows : 0);
+  }
+  SKALD_INLINE int low(int r) const noexcept {
+    return task->window > 0 ? most(task->first, own(r) + 1 - task->window) : task->first;
+  }
   SKALD_INLINE bool sees(int r, int slot) const noexcept {
     const int j = slot - task->slot_base;
     if (task->visible == nullptr || j < 0) return true;
@@ -64,7 +74,7 @@ struct Block {
     return (task->visible[(row + r) * words + j / 64] >> (j % 64) & 1) != 0;
   }
   SKALD_INLINE const std::byte* page_of(int slot) const noexcept {
-    return task->pool + task->pages[slot / task->layout.page_tokens] * page_bytes;
+    return task->pool + task->pages[(slot - task->first) / task->layout.page_tokens] * page_bytes;
   }
   /// The 16 keys of the group that begins at `slot`.
   template <class Stored>
@@ -120,10 +130,12 @@ Block make_block(const AttentionTask& task, int begin, std::byte* scratch) noexc
   b.out = task.out + begin * task.out_stride;
   const std::size_t element = layout.dtype == DType::f32 ? 4 : 2;
   const auto tokens = static_cast<std::size_t>(layout.page_tokens);
-  const std::size_t head_bytes = tokens * static_cast<std::size_t>(b.dims_k + b.dims_v) * element;
+  const std::size_t head_bytes = tokens * static_cast<std::size_t>(b.dims_k + (layout.values_in_keys ? 0 : b.dims_v)) *
+                                 element;
   b.page_bytes = (static_cast<std::size_t>(layout.heads) * head_bytes + 63) / 64 * 64;
   b.head_offset = static_cast<std::size_t>(task.head) * head_bytes;
-  b.values_offset = b.head_offset + tokens * static_cast<std::size_t>(b.dims_k) * element;
+  b.values_offset =
+      b.head_offset + (layout.values_in_keys ? 0 : tokens * static_cast<std::size_t>(b.dims_k) * element);
   const auto address = reinterpret_cast<std::uintptr_t>(scratch);
   b.packed = reinterpret_cast<float*>(scratch + ((64 - address % 64) % 64));
   b.scores = b.packed + n.packed;
@@ -218,9 +230,28 @@ void score_chunk(const Block& b, int base, int begin, int end) noexcept {
   }
 }
 
-/// Caps the scores of a query and puts -infinity where row r does not see the slot; [begin, end) is the part of the
-/// row's range in the chunk. Returns whether it sees any.
-bool mask_scores(const Block& b, int r, int base, int begin, int end, float* scores) noexcept {
+/// Adds what depends on the distance of head h of row r from the slots base + [first, last).
+void add_distances(const Block& b, int r, int h, int base, int first, int last, float* scores) noexcept {
+  const AttentionTask& task = *b.task;
+  const int nearest = base - b.own(r);  // distance of scores[0]
+  if (task.slopes != nullptr) {
+    static constexpr std::int32_t counting[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const f32x16 slope = set1(task.slopes[h]);
+    for (int i = first; i < last; i += 16) {
+      const f32x16 distance = to_f32(load(counting) + set1(nearest + i));
+      store(scores + i, fma(slope, distance, load(scores + i)));
+    }
+  }
+  if (task.bias != nullptr) {
+    const int reach = task.bias_reach;
+    const float* bias = task.bias + static_cast<std::ptrdiff_t>(h) * (2 * reach + 1);
+    for (int i = first; i < last; ++i) scores[i] += bias[least(most(nearest + i, -reach), reach) + reach];
+  }
+}
+
+/// Makes logits of the scores of head h of row r, with -infinity where the row does not see the slot; [begin, end) is
+/// the part of the row's range in the chunk. Returns whether it sees any.
+bool mask_scores(const Block& b, int r, int h, int base, int begin, int end, float* scores) noexcept {
   const int first = (begin - base) / 16 * 16;
   const int last = (end - base + 15) / 16 * 16;
   if (b.task->softcap > 0) {
@@ -228,6 +259,7 @@ bool mask_scores(const Block& b, int r, int base, int begin, int end, float* sco
     const f32x16 inverse = set1(1.0F / b.task->softcap);
     for (int i = first; i < last; i += 16) store(scores + i, cap * tanh(load(scores + i) * inverse));
   }
+  add_distances(b, r, h, base, first, last, scores);
   for (int i = first; i < begin - base; ++i) scores[i] = minus_infinity;
   for (int i = end - base; i < last; ++i) scores[i] = minus_infinity;
   if (b.task->visible == nullptr || end <= b.task->slot_base) return true;
@@ -251,7 +283,7 @@ void soften_chunk(const Block& b, int base) noexcept {
       float* scores = b.scores + query * score_stride;
       result[0] = minus_infinity;
       result[1] = 0.0F;
-      if (begin >= end || !mask_scores(b, r, base, begin, end, scores)) continue;
+      if (begin >= end || !mask_scores(b, r, h, base, begin, end, scores)) continue;
       const int first = (begin - base) / 16 * 16;
       const int last = (end - base + 15) / 16 * 16;
       f32x16 top = set1(minus_infinity);
@@ -340,6 +372,23 @@ void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
   }
 }
 
+/// Puts dimensions [dim, dim + dims) of the values of slots [from, to), which are the leading ones of their keys, into
+/// b.stage, token after token; zeros beyond the last dimension.
+template <class Element>
+void stage_values_of_keys(const Block& b, int from, int to, int dim, int dims) noexcept {
+  for (int group = from / 16 * 16; group < to; group += 16) {
+    const typename Element::Stored* keys = b.keys<typename Element::Stored>(group) + std::ptrdiff_t{16} * dim;
+    const int begin = most(from, group);
+    const int end = least(to, group + 16);
+    for (int d = 0; d < dims; ++d) {
+      float tokens[16];
+      store(tokens, dim + d < b.dims_v ? Element::read(keys + std::ptrdiff_t{16} * d) : zero_f32());
+      float* column = b.stage + d;
+      for (int slot = begin; slot < end; ++slot) column[std::ptrdiff_t{part_dims} * (slot - from)] = tokens[slot - group];
+    }
+  }
+}
+
 /// Weighted sums of the values in the slots [begin, end) of the chunk that starts at slot `base`. `next` is memory
 /// that is needed afterwards, or null.
 template <class Element>
@@ -356,6 +405,14 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
     const int to = least(part + part_slots, end);
     if (from >= to) continue;
     if (part + part_slots < end) next = reinterpret_cast<const std::byte*>(b.values<Stored>(part + part_slots));
+    if (b.task->layout.values_in_keys) {
+      for (int dim = 0; dim < padded; dim += part_dims) {
+        const int dims = least(part_dims, padded - dim);
+        stage_values_of_keys<Element>(b, from, to, dim, dims);
+        value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, 0});
+      }
+      continue;
+    }
     if (!(Element::converts && b.many_queries()) && b.dims_v % 16 == 0) {
       for (int slot = from, stop; slot < to; slot = stop) {
         stop = least(to, (slot / page + 1) * page);
@@ -414,6 +471,9 @@ SKALD_INLINE f32x16 merge_values(Merge merge, f32x16 old_values, f32x16 new_valu
   return merge == Merge::scale_old ? fma(old_values, factor, new_values) : fma(new_values, factor, old_values);
 }
 
+/// One over the sum of a row's weights; 0 for a row that sees nothing.
+SKALD_INLINE f32x16 inverse_sum(float sum) noexcept { return set1(sum == 0.0F ? 0.0F : 1.0F / sum); }
+
 SKALD_INLINE void write_out(float* out, f32x16 values, int dims) noexcept {
   if (dims >= 16) store(out, values);
   else store_n(out, values, dims);
@@ -458,7 +518,12 @@ void merge(const AttentionTask& task, const std::byte* partials, std::size_t str
           values[v] = merge_values(how, values[v], load(part + 16 + dim + 16 * v), set1(factor));
         }
       }
-      const f32x16 inverse = set1(1.0F / running.sum);
+      if (task.sinks != nullptr) {
+        float factor = 1.0F;
+        const Merge how = merge_sums(running, task.sinks[query % task.heads], 1.0F, factor);
+        for (int v = 0; v < vectors; ++v) values[v] = merge_values(how, values[v], zero_f32(), set1(factor));
+      }
+      const f32x16 inverse = inverse_sum(running.sum);
       for (int v = 0; v < vectors; ++v) write_out(out + dim + 16 * v, values[v] * inverse, dims - dim - 16 * v);
     }
   }
@@ -479,6 +544,22 @@ SKALD_INLINE void merge_block(const Block& b, bool values) noexcept {
     const f32x16 f = set1(factor);
     for (std::ptrdiff_t d = 16; d < b.state_stride; d += 16) {
       store(state + d, merge_values(how, load(state + d), load(part + d), f));
+    }
+  }
+}
+/// Merges the heads' sinks into b.state: weights without values.
+SKALD_INLINE void merge_sinks(const Block& b, bool values) noexcept {
+  if (b.task->sinks == nullptr) return;
+  for (int query = 0; query < b.queries; ++query) {
+    float* state = b.state + query * b.state_stride;
+    Running running{state[0], state[1]};
+    float factor = 1.0F;
+    const Merge how = merge_sums(running, b.task->sinks[query % b.heads], 1.0F, factor);
+    state[0] = running.maximum;
+    state[1] = running.sum;
+    const f32x16 f = set1(factor);
+    for (std::ptrdiff_t d = 16; values && d < b.state_stride; d += 16) {
+      store(state + d, merge_values(how, load(state + d), zero_f32(), f));
     }
   }
 }
@@ -503,10 +584,11 @@ void whole(const AttentionTask& task, std::byte* scratch) noexcept {
       block_chunk<Element>(b, base, reinterpret_cast<const std::byte*>(next));
       merge_block(b, true);
     }
+    merge_sinks(b, true);
     for (int query = 0; query < b.queries; ++query) {
       const float* state = b.state + query * b.state_stride;
       float* out = b.out + query / b.heads * task.out_stride + static_cast<std::ptrdiff_t>(query % b.heads) * dims;
-      const f32x16 inverse = set1(1.0F / state[1]);
+      const f32x16 inverse = inverse_sum(state[1]);
       for (int d = 0; d < dims; d += 16) write_out(out + d, load(state + 16 + d) * inverse, dims - d);
     }
   }
@@ -522,7 +604,7 @@ void add_probabilities(const Block& b, int base, int low, int high, int kind, fl
     for (int h = 0; h < b.heads; ++h) {
       const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
       float* s = b.scores + query * score_stride;
-      if (!mask_scores(b, r, base, begin, end, s)) continue;
+      if (!mask_scores(b, r, h, base, begin, end, s)) continue;
       const f32x16 maximum = set1(b.state[query * b.state_stride]);
       const f32x16 inverse = set1(1.0F / b.state[query * b.state_stride + 1]);
       for (int i = (begin - base) / 16 * 16; i < end - base; i += 16) {
@@ -544,6 +626,7 @@ void add_scores(const AttentionTask& task, int kind, float* scores, std::byte* s
     const int high = b.high(b.rows - 1);
     for (int i = 0; i < chunk_slots; ++i) b.sums[i] = 0.0F;
     for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 1) merge_sinks(b, false);
       for (int base = low / chunk_slots * chunk_slots; base < high; base += chunk_slots) {
         const int from = most(base, low);
         const int to = least(base + chunk_slots, high);
@@ -565,7 +648,7 @@ void store_row(const float* k, const float* v, std::byte* page, const KvPageLayo
   using Stored = typename Element::Stored;
   const auto tokens = static_cast<std::size_t>(layout.page_tokens);
   const auto dims_k = static_cast<std::size_t>(layout.head_dim_k);
-  const auto dims_v = static_cast<std::size_t>(layout.head_dim_v);
+  const auto dims_v = static_cast<std::size_t>(layout.values_in_keys ? 0 : layout.head_dim_v);
   auto* elements = reinterpret_cast<Stored*>(page) + static_cast<std::size_t>(head) * tokens * (dims_k + dims_v);
   Stored* keys = elements + static_cast<std::size_t>(slot / 16) * 16 * dims_k + slot % 16;
   Stored* values = elements + tokens * dims_k + static_cast<std::size_t>(slot) * dims_v;

@@ -17,6 +17,7 @@ struct Shape {
   std::int32_t dim_v = 16;
   std::int32_t page_tokens = 16;
   DType dtype = DType::f32;
+  bool values_in_keys = false;
 };
 
 struct Options {
@@ -29,6 +30,12 @@ struct Options {
   bool sink = false;
   ScoreKind score_kind = ScoreKind::sum;
   std::int32_t last_rows = 0;
+  AttentionMask mask = AttentionMask::causal;  // with `none` nothing is stored
+  bool sinks = false;
+  bool slopes = false;
+  std::int32_t bias_reach = -1;  // negative: no bias
+  bool drop_past = false;        // hands over only the pages that the window reaches
+  std::int32_t rope_offset = 0;
 };
 
 double stored(double value, DType type) {
@@ -49,7 +56,8 @@ class Sequences {
                 .page_tokens = shape.page_tokens,
                 .heads = shape.group_heads,
                 .head_dim_k = shape.dim_k,
-                .head_dim_v = shape.dim_v},
+                .head_dim_v = shape.dim_v,
+                .values_in_keys = shape.values_in_keys},
         groups_(shape.kv_heads / shape.group_heads),
         lengths_(static_cast<std::size_t>(count), 0),
         keys_(static_cast<std::size_t>(count)),
@@ -83,14 +91,21 @@ class Sequences {
     std::vector<Segment> segments;
     std::vector<KvTable> tables;
     std::vector<std::vector<std::uint64_t>> masks;
+    std::vector<std::vector<std::uint32_t>> tails;
+    tails.reserve(rows.size() * static_cast<std::size_t>(groups_));
+    const bool stores = options.mask != AttentionMask::none;
+    const DeviceMatrix extra(backend_, 3, shape_.heads * (2 * std::max(0, options.bias_reach) + 1), random_, 2.0F, 0);
     std::int32_t begin = 0;
     for (std::size_t s = 0; s < rows.size(); ++s) {
       masks.push_back(options.tree ? random_tree(rows[s]) : std::vector<std::uint64_t>{});
       segments.push_back({.row_begin = begin, .row_count = rows[s]});
       begin += rows[s];
       for (std::int32_t g = 0; g < groups_; ++g) {
-        tables.push_back(
-            {pages_[s * static_cast<std::size_t>(groups_) + static_cast<std::size_t>(g)].data(), lengths_[s]});
+        const auto& pages = pages_[s * static_cast<std::size_t>(groups_) + static_cast<std::size_t>(g)];
+        const std::int32_t past = options.drop_past ? std::max(0, lengths_[s] - options.window + 1) : 0;
+        const std::int32_t dropped = past / shape_.page_tokens;
+        tails.emplace_back(pages.begin() + dropped, pages.end());
+        tables.push_back({tails.back().data(), lengths_[s], dropped * shape_.page_tokens});
       }
     }
     if (options.tree) {
@@ -98,8 +113,18 @@ class Sequences {
     }
     const auto count = static_cast<std::int32_t>(segments.size());
 
-    expect_stored(q.dense(), k.dense(), v.dense(), q_weight.dense(), k_weight.dense(), table.dense(), segments,
-                  options);
+    expected_q_ = q.dense();
+    expected_k_ = k.dense();
+    if (stores) {
+      expect_stored(q.dense(), k.dense(), v.dense(), q_weight.dense(), k_weight.dense(), table.dense(), segments,
+                    options);
+    }
+    const std::vector<double> numbers = extra.dense().values;
+    const auto third = numbers.size() / 3;
+    sinks_.assign(numbers.begin(), numbers.begin() + static_cast<std::ptrdiff_t>(third));
+    slopes_.assign(numbers.begin() + static_cast<std::ptrdiff_t>(third),
+                   numbers.begin() + static_cast<std::ptrdiff_t>(2 * third));
+    bias_.assign(numbers.begin() + static_cast<std::ptrdiff_t>(2 * third), numbers.end());
 
     const KvLayer kv{.pool = pool_.address(), .layout = layout_, .groups = groups_, .tables = tables.data()};
     std::vector<DeviceMatrix> score_memory;
@@ -112,34 +137,74 @@ class Sequences {
     const ScoreSink sink{.kind = options.score_kind, .last_rows = options.last_rows, .scores = scores.data()};
     const Norm q_norm{.kind = options.norm, .weight = q_weight.data(), .epsilon = 1e-5F};
     const Norm k_norm{.kind = options.norm, .weight = k_weight.data(), .epsilon = 1e-5F};
-    run(backend_, {StoreKvOp{.q = q.matrix(),
-                             .k = k.matrix(),
-                             .v = v.matrix(),
-                             .heads = shape_.heads,
-                             .kv_heads = shape_.kv_heads,
-                             .q_norm = q_norm,
-                             .k_norm = k_norm,
-                             .rope = options.rope,
-                             .rope_dims = options.rope_dims,
-                             .rope_table = table.matrix(),
-                             .kv = kv,
-                             .segments = segments.data(),
-                             .segment_count = count},
-                   AttentionOp{.q = q.matrix(),
-                               .out = out.matrix(),
-                               .heads = shape_.heads,
-                               .kv_heads = shape_.kv_heads,
-                               .scale = 0.3F,
-                               .softcap = options.softcap,
-                               .window = options.window,
-                               .kv = kv,
-                               .segments = segments.data(),
-                               .segment_count = count,
-                               .sink = options.sink ? &sink : nullptr}});
+    std::vector<Op> ops;
+    if (stores) {
+      ops.emplace_back(StoreKvOp{.q = q.matrix(),
+                                 .k = k.matrix(),
+                                 .v = shape_.values_in_keys ? Matrix{} : v.matrix(),
+                                 .heads = shape_.heads,
+                                 .kv_heads = shape_.kv_heads,
+                                 .q_norm = q_norm,
+                                 .k_norm = k_norm,
+                                 .rope = options.rope,
+                                 .rope_dims = options.rope_dims,
+                                 .rope_offset = options.rope_offset,
+                                 .rope_table = table.matrix(),
+                                 .kv = kv,
+                                 .segments = segments.data(),
+                                 .segment_count = count});
+    }
+    const float* numbers_at = extra.data();
+    ops.emplace_back(AttentionOp{.q = q.matrix(),
+                                 .out = out.matrix(),
+                                 .heads = shape_.heads,
+                                 .kv_heads = shape_.kv_heads,
+                                 .scale = 0.3F,
+                                 .softcap = options.softcap,
+                                 .window = options.window,
+                                 .mask = options.mask,
+                                 .sinks = options.sinks ? numbers_at : nullptr,
+                                 .slopes = options.slopes ? numbers_at + third : nullptr,
+                                 .bias = options.bias_reach >= 0 ? numbers_at + 2 * third : nullptr,
+                                 .bias_reach = std::max(0, options.bias_reach),
+                                 .kv = kv,
+                                 .segments = segments.data(),
+                                 .segment_count = count,
+                                 .sink = options.sink ? &sink : nullptr});
+    StreamLimits limits = roomy_limits();
+    limits.head_dim = std::max<std::int64_t>(limits.head_dim, shape_.dim_k);
+    run(backend_, ops, limits);
+    last_out_ = out.floats();
     CHECK(distance(q.dense(), expected_q_) < 1e-5);
     CHECK(distance(k.dense(), expected_k_) < 1e-5);
     check_attention(q.dense(), out.dense(), segments, options, score_memory, tolerance);
-    for (std::size_t s = 0; s < rows.size(); ++s) lengths_[s] += rows[s];
+    for (std::size_t s = 0; stores && s < rows.size(); ++s) lengths_[s] += rows[s];
+  }
+
+  /// What the last step gave.
+  [[nodiscard]] const std::vector<float>& last_out() const { return last_out_; }
+  [[nodiscard]] const KvPageLayout& layout() const { return layout_; }
+
+  /// Stores `rows` tokens of sequence 0 without queries.
+  void store_only(std::int32_t rows) {
+    DeviceMatrix k(backend_, rows, shape_.kv_heads * shape_.dim_k, random_);
+    const DeviceMatrix v(backend_, rows, shape_.kv_heads * shape_.dim_v, random_);
+    const std::vector<Segment> segments{{.row_begin = 0, .row_count = rows}};
+    std::vector<KvTable> tables;
+    for (std::int32_t g = 0; g < groups_; ++g) {
+      tables.push_back({pages_[static_cast<std::size_t>(g)].data(), lengths_[0]});
+    }
+    expect_stored(Dense(rows, shape_.heads * shape_.dim_k), k.dense(), v.dense(), Dense(1, shape_.dim_k),
+                  Dense(1, shape_.dim_k), Dense(rows, 16), segments, Options{});
+    const KvLayer kv{.pool = pool_.address(), .layout = layout_, .groups = groups_, .tables = tables.data()};
+    run(backend_, {StoreKvOp{.k = k.matrix(),
+                             .v = v.matrix(),
+                             .heads = shape_.heads,
+                             .kv_heads = shape_.kv_heads,
+                             .kv = kv,
+                             .segments = segments.data(),
+                             .segment_count = 1}});
+    lengths_[0] += rows;
   }
 
  private:
@@ -164,8 +229,9 @@ class Sequences {
     const std::vector<double> before = e;
     const auto half = static_cast<std::size_t>(options.rope_dims / 2);
     for (std::size_t j = 0; j < half; ++j) {
-      const std::size_t a = options.rope == RopeKind::interleaved ? 2 * j : j;
-      const std::size_t b = options.rope == RopeKind::interleaved ? 2 * j + 1 : j + half;
+      const auto offset = static_cast<std::size_t>(options.rope_offset);
+      const std::size_t a = offset + (options.rope == RopeKind::interleaved ? 2 * j : j);
+      const std::size_t b = offset + (options.rope == RopeKind::interleaved ? 2 * j + 1 : j + half);
       const double c = table(token, static_cast<std::int64_t>(2 * j));
       const double s = table(token, static_cast<std::int64_t>(2 * j + 1));
       e[a] = before[a] * c - before[b] * s;
@@ -192,7 +258,11 @@ class Sequences {
           for (const double x : e) key_row.push_back(stored(x, shape_.dtype));
         }
         std::vector<double> value_row;
-        for (std::int64_t c = 0; c < v.cols; ++c) value_row.push_back(stored(v(token, c), shape_.dtype));
+        for (std::int64_t c = 0; c < v.cols; ++c) {
+          const std::int64_t in_key = c / shape_.dim_v * shape_.dim_k + c % shape_.dim_v;
+          value_row.push_back(shape_.values_in_keys ? key_row[static_cast<std::size_t>(in_key)]
+                                                    : stored(v(token, c), shape_.dtype));
+        }
         keys_[s].push_back(key_row);
         values_[s].push_back(value_row);
       }
@@ -238,7 +308,10 @@ class Sequences {
     const std::int32_t kv_head = h / (shape_.heads / shape_.kv_heads);
     std::map<std::int32_t, double> p;
     double top = -INFINITY;
-    for (std::int32_t slot = 0; slot <= own; ++slot) {
+    const std::int32_t end = options.mask == AttentionMask::causal ? own + 1
+                             : options.mask == AttentionMask::full ? lengths_[s] + segment.row_count
+                                                                   : lengths_[s];
+    for (std::int32_t slot = 0; slot < end; ++slot) {
       if (options.window > 0 && slot <= own - options.window) continue;
       const std::int32_t j = slot - lengths_[s];
       const std::int32_t words = (segment.row_count + 63) / 64;
@@ -252,10 +325,20 @@ class Sequences {
       dot *= static_cast<double>(0.3F);
       if (options.softcap > 0)
         dot = static_cast<double>(options.softcap) * std::tanh(dot / static_cast<double>(options.softcap));
+      if (options.slopes) dot += slopes_[static_cast<std::size_t>(h)] * (slot - own);
+      if (options.bias_reach >= 0) {
+        const std::int32_t reach = options.bias_reach;
+        dot += bias_[static_cast<std::size_t>(h * (2 * reach + 1) + std::clamp(slot - own, -reach, reach) + reach)];
+      }
       p[slot] = dot;
       top = std::max(top, dot);
     }
     double sum = 0;
+    if (options.sinks) {
+      const double sink = sinks_[static_cast<std::size_t>(h)];
+      top = std::max(top, sink);
+      sum = std::exp(sink - top);
+    }
     for (auto& [slot, x] : p) sum += x = std::exp(x - top);
     for (auto& [slot, x] : p) x /= sum;
     return p;
@@ -274,6 +357,8 @@ class Sequences {
   Buffer pool_;
   Dense expected_q_{0, 0};
   Dense expected_k_{0, 0};
+  std::vector<double> sinks_, slopes_, bias_;  // of the step
+  std::vector<float> last_out_;
 };
 
 double tolerance_for(const Shape& shape) {
@@ -333,6 +418,184 @@ TEST_CASE("backend.attention: heeds norm, rotation, window, soft cap and visibil
         }
       }
     }
+  }
+}
+
+TEST_CASE("backend.attention: masks, sinks, slopes and position biases in any combination", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    unsigned seed = 400;
+    const Shape shape{.heads = 6, .kv_heads = 2, .group_heads = 1, .dim_k = 24, .dim_v = 16};
+    for (const AttentionMask mask : {AttentionMask::causal, AttentionMask::full, AttentionMask::none}) {
+      for (const bool sinks : {false, true}) {
+        for (const bool slopes : {false, true}) {
+          for (const std::int32_t bias_reach : {-1, 0, 7, 300}) {
+            for (const std::int32_t window : {0, 25}) {
+              if (mask == AttentionMask::none && window > 0) continue;
+              INFO(subject.name << ", mask " << static_cast<int>(mask) << ", sinks " << sinks << ", slopes " << slopes
+                                << ", bias " << bias_reach << ", window " << window);
+              Sequences sequences(subject, shape, 2, 400, ++seed);
+              Options options{.rope_dims = 4, .window = window, .sink = seed % 3 == 0};
+              options.sinks = sinks;
+              options.slopes = slopes;
+              options.bias_reach = bias_reach;
+              sequences.step({3, 270}, options, slopes ? 1e-4 : 2e-5);
+              options.mask = mask;
+              options.softcap = seed % 2 == 0 ? 3.0F : 0.0F;
+              // Slopes make logits of some hundreds: their last place counts.
+              sequences.step({40, 9}, options, slopes ? 1e-4 : 2e-5);
+              sequences.step({1, 1}, options, slopes ? 1e-4 : 2e-5);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("backend.attention: rows that see nothing give zeros", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    for (const bool sinks : {false, true}) {
+      INFO(subject.name << ", sinks " << sinks);
+      Sequences sequences(subject, Shape{}, 2, 400, 7);
+      Options options{};
+      options.sinks = sinks;
+      options.mask = AttentionMask::none;
+      sequences.step({2, 1}, options, 1e-5);
+      CHECK(sequences.last_out() == std::vector<float>(sequences.last_out().size(), 0.0F));
+    }
+  }
+}
+
+TEST_CASE("backend.attention: reads what was stored without queries (cross-attention)", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    INFO(subject.name);
+    Sequences sequences(subject, Shape{.heads = 4, .kv_heads = 4}, 1, 700, 8);
+    sequences.store_only(33);
+    sequences.store_only(490);
+    Options options{};
+    options.mask = AttentionMask::none;
+    sequences.step({5}, options, 1e-5);
+    sequences.step({1}, options, 1e-5);
+  }
+}
+
+TEST_CASE("backend.attention: without the slots before a window gives the same bits as with them", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    unsigned seed = 500;
+    for (const std::int32_t page_tokens : {16, 64}) {
+      for (const std::int32_t window : {1, 40, 300}) {
+        for (const bool full : {false, true}) {
+          INFO(subject.name << ", pages of " << page_tokens << ", window " << window << ", full " << full);
+          const Shape shape{.heads = 4, .kv_heads = 2, .page_tokens = page_tokens, .dtype = DType::f16};
+          Options options{.window = window};
+          options.mask = full ? AttentionMask::full : AttentionMask::causal;
+          options.sink = seed % 2 == 0;
+          Sequences with(subject, shape, 2, 1200, ++seed);
+          Sequences without(subject, shape, 2, 1200, seed);
+          for (const auto& rows : std::vector<std::vector<std::int32_t>>{{7, 400}, {330, 9}, {1, 1}, {3, 300}}) {
+            options.drop_past = false;
+            with.step(rows, options, 5e-4);
+            options.drop_past = true;
+            without.step(rows, options, 5e-4);
+            CHECK(same_bits(with.last_out(), without.last_out()));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("backend.attention: values that are the leading elements of the keys", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    unsigned seed = 600;
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (const Shape& base :
+           {Shape{.heads = 16, .kv_heads = 1, .dim_k = 72, .dim_v = 64},
+            Shape{.heads = 3, .kv_heads = 1, .dim_k = 40, .dim_v = 33, .page_tokens = 64},
+            Shape{.heads = 4, .kv_heads = 2, .group_heads = 2, .dim_k = 16, .dim_v = 16},
+            Shape{.heads = 20, .kv_heads = 1, .dim_k = 576, .dim_v = 512, .page_tokens = 64}}) {
+        Shape shape = base;
+        shape.dtype = dtype;
+        shape.values_in_keys = true;
+        INFO(subject.name << ", " << to_string(dtype) << ", " << shape.dim_k << "/" << shape.dim_v);
+        Sequences sequences(subject, shape, 2, 400, ++seed);
+        CHECK(sequences.layout().head_bytes() ==
+              static_cast<std::size_t>(shape.page_tokens * shape.dim_k) * sequences.layout().element_bytes());
+        Options options{.rope = RopeKind::interleaved, .rope_dims = 6, .sink = true};
+        options.rope_offset = shape.dim_k - 8;
+        sequences.step({5, 270}, options, tolerance_for(shape));
+        sequences.step({1, 1}, options, tolerance_for(shape));
+        options.window = 60;
+        sequences.step({17, 3}, options, tolerance_for(shape));
+      }
+    }
+  }
+}
+
+TEST_CASE("backend.attention: refuses masks, windows and page tables that contradict each other", "[backend]") {
+  for (const Subject& subject : subjects()) {
+    INFO(subject.name);
+    BackendInterface& backend = *subject.backend;
+    const DeviceMatrix q(backend, 2, 16);
+    const DeviceMatrix out(backend, 2, 16);
+    std::vector<std::uint32_t> pages{0, 1, 2, 3};
+    KvTable table{.pages = pages.data(), .length = 40};
+    Segment segment{.row_begin = 0, .row_count = 2};
+    const KvPageLayout layout{.dtype = DType::f32, .page_tokens = 16, .heads = 1, .head_dim_k = 16, .head_dim_v = 16};
+    const Buffer pool = backend.allocate(4 * layout.page_bytes());
+    AttentionOp op{.q = q.matrix(), .out = out.matrix(), .heads = 1, .kv_heads = 1};
+    op.kv = {.pool = pool.address(), .layout = layout, .groups = 1, .tables = &table};
+    op.segments = &segment;
+    op.segment_count = 1;
+    const auto refused = [&](const AttentionOp& bad) {
+      if (backend.refuses(bad)) return true;
+      const auto stream = backend.new_stream(roomy_limits());
+      stream->enqueue(bad);
+      try {
+        stream->synchronize();
+      } catch (const UsageError&) {
+        return true;
+      }
+      return false;
+    };
+    REQUIRE_FALSE(refused(op));
+    const std::uint64_t visible[] = {1, 3};
+    segment.visible = visible;
+    CHECK_FALSE(refused(op));
+    op.mask = AttentionMask::full;
+    CHECK(refused(op));
+    segment.visible = nullptr;
+    CHECK_FALSE(refused(op));
+    op.mask = static_cast<AttentionMask>(3);
+    CHECK(refused(op));
+    op.mask = AttentionMask::none;
+    CHECK_FALSE(refused(op));
+    op.window = 8;
+    CHECK(refused(op));
+    op.mask = AttentionMask::causal;
+    CHECK_FALSE(refused(op));
+    table.first = 32;  // of slots [33, 41]
+    CHECK_FALSE(refused(op));
+    op.window = 9;
+    CHECK_FALSE(refused(op));
+    op.window = 10;  // slot 31 is gone
+    CHECK(refused(op));
+    op.window = 0;
+    CHECK(refused(op));
+    op.window = 8;
+    for (const std::int32_t first : {-16, 8, 48}) {
+      table.first = first;
+      CHECK(refused(op));
+    }
+    table.first = 0;
+    op.bias_reach = -1;
+    CHECK(refused(op));
+    op.bias_reach = 0;
+    op.kv.layout.values_in_keys = true;
+    CHECK_FALSE(refused(op));
+    op.kv.layout.head_dim_k = 8;
+    op.q.cols = 8;
+    CHECK(refused(op));
   }
 }
 

@@ -32,6 +32,11 @@ class Layer {
   static constexpr std::int32_t kv_heads = 2;
   static constexpr std::int32_t head_dim = 32;
   static constexpr std::int64_t context = 700;
+  static constexpr std::int32_t bias_reach = 40;
+
+  /// Attention with sinks, slopes and a bias; or with keys that are the values, too.
+  bool distances = false;
+  bool values_in_keys = false;
 
   Layer(AnyBackend backend, DType type, WeightLayout layout = WeightLayout::packed, bool mapped = true)
       : backend_(std::move(backend)) {
@@ -50,6 +55,7 @@ class Layer {
     for (const FileWeight& file : files_) weights_.push_back(file.make(*backend_, layout, mapped));
     for (int i = 0; i < 2; ++i) norms_.emplace_back(*backend_, 1, dim, random, 1.0F, 0);
     bias_.emplace_back(*backend_, 1, dim, random, 1.0F, 0);
+    extra_.emplace_back(*backend_, 1, heads * (2 + 2 * bias_reach + 1), random, 1.0F, 0);
     for (std::size_t j = 0; j < head_dim / 2; ++j) frequencies_.push_back(std::pow(1e4, -static_cast<double>(j) / 16));
   }
 
@@ -92,8 +98,13 @@ class Layer {
   }
 
   struct Cache {
-    Cache(BackendInterface& backend, const Layer& /*of*/, std::int32_t sequence = 0) : seed(sequence) {
-      layout = {.dtype = DType::f16, .page_tokens = 32, .heads = 1, .head_dim_k = head_dim, .head_dim_v = head_dim};
+    Cache(BackendInterface& backend, const Layer& of, std::int32_t sequence = 0) : seed(sequence) {
+      layout = {.dtype = DType::f16,
+                .page_tokens = 32,
+                .heads = 1,
+                .head_dim_k = head_dim,
+                .head_dim_v = head_dim,
+                .values_in_keys = of.values_in_keys};
       const auto per_group = static_cast<std::uint32_t>((context + 31) / 32);
       for (std::uint32_t i = 0; i < 2 * per_group; ++i) pages.push_back(2 * per_group - 1 - i);
       pool = backend.allocate(pages.size() * layout.page_bytes());
@@ -175,11 +186,16 @@ class Layer {
                                    .kv = cache,
                                    .segments = segments.data() + s,
                                    .segment_count = 1});
+        const float* extra = layer.extra_[0].data();
         ops.emplace_back(AttentionOp{.q = q,
                                      .out = attended,
                                      .heads = heads,
                                      .kv_heads = kv_heads,
                                      .scale = 0.17F,
+                                     .sinks = layer.distances ? extra : nullptr,
+                                     .slopes = layer.distances ? extra + heads : nullptr,
+                                     .bias = layer.distances ? extra + std::ptrdiff_t{2} * heads : nullptr,
+                                     .bias_reach = bias_reach,
                                      .kv = cache,
                                      .segments = segments.data() + s,
                                      .segment_count = 1});
@@ -223,6 +239,7 @@ class Layer {
   std::vector<std::shared_ptr<const Weight>> weights_;
   std::vector<DeviceMatrix> norms_;
   std::vector<DeviceMatrix> bias_;
+  std::vector<DeviceMatrix> extra_;
   std::vector<double> frequencies_;
 };
 
@@ -252,6 +269,30 @@ TEST_CASE("backend.cpu: a layer's bits depend neither on threads nor on how a pr
       CHECK(same_bits(pool.forward(300, 1), expected));
       CHECK(same_bits(pool.forward(300, 5), expected));
       CHECK(same_bits(pool.forward(300, 77), expected));
+    }
+  }
+}
+
+TEST_CASE("backend.cpu: attention's variants depend neither on threads nor on how a prompt is cut", "[backend]") {
+  for (const Isa isa : available_isas()) {
+    for (const bool distances : {false, true}) {
+      INFO(to_string(isa) << ", distances " << distances);
+      Layer one(cpu(isa, 1), DType::f32);
+      one.distances = distances;
+      one.values_in_keys = !distances;
+      const std::vector<float> expected = one.forward(600, 300);
+      CHECK(std::all_of(expected.begin(), expected.end(), [](float v) { return std::isfinite(v); }));
+      CHECK(same_bits(one.forward(600, 77), expected));
+      Layer many(cpu(isa, 3, AnyExecutor(std::make_shared<ThreadExecutor>(3))), DType::f32);
+      many.distances = distances;
+      many.values_in_keys = !distances;
+      CHECK(same_bits(many.forward(600, 600), expected));
+      CHECK(same_bits(many.forward(600, 1), expected));
+      CHECK(same_bits(many.forward(600, 7), expected));
+      const auto together = many.together(5, 3);
+      for (std::int32_t s = 0; s < 5; ++s) {
+        CHECK(same_bits(together[static_cast<std::size_t>(s)], one.alone(s, 3)));
+      }
     }
   }
 }

@@ -69,6 +69,11 @@ struct Shape {
   float magnitude = 1.0F;  ///< of queries: larger ones give sharper distributions
   bool tree = false;
   bool low = false;  ///< guards touch the beginnings of the arrays
+  int mask = 0;      ///< causal, full or none
+  bool sinks = false;
+  bool slopes = false;
+  int bias_reach = -1;  ///< negative: no bias
+  bool values_in_keys = false;
 };
 
 struct IsaKernels {
@@ -114,7 +119,8 @@ class Problem {
   Problem(const Shape& shape, const AttentionKernel& kernel, unsigned seed)
       : shape_(shape),
         kernel_(&kernel),
-        layout_{shape.type, shape.page_tokens, shape.kv_heads, shape.dims_k, shape.dims_v},
+        layout_{shape.type, shape.page_tokens, shape.kv_heads, shape.dims_k, shape.dims_v,
+                shape.values_in_keys},
         slots_(shape.before + shape.rows),
         pages_(static_cast<std::size_t>((slots_ + shape.page_tokens - 1) / shape.page_tokens)),
         pool_((pages_.size() + 1) * layout_.page_bytes(), shape.low),
@@ -128,6 +134,20 @@ class Problem {
     for (float& x : k_) x = normal(random);
     for (float& x : v_) x = normal(random);
     make_tree(random);
+    if (shape.values_in_keys) {
+      for (int token = 0; token < slots_ * shape.kv_heads; ++token) {
+        std::copy_n(k_.begin() + std::ptrdiff_t{token} * shape.dims_k, shape.dims_v,
+                    v_.begin() + std::ptrdiff_t{token} * shape.dims_v);
+      }
+    }
+    const auto heads = static_cast<std::size_t>(shape.kv_heads * shape.heads);
+    sinks_.resize(heads);
+    slopes_.resize(heads);
+    bias_.resize(heads * static_cast<std::size_t>(2 * std::max(0, shape.bias_reach) + 1));
+    for (std::vector<float>* numbers : {&sinks_, &slopes_, &bias_}) {
+      for (float& x : *numbers) x = normal(random);
+    }
+    for (float& x : slopes_) x *= 0.01F;
     // Not in order, and with one page that no table names.
     for (std::size_t i = 0; i < pages_.size(); ++i) pages_[i] = static_cast<std::uint32_t>(i + (seed % 2));
     std::shuffle(pages_.begin(), pages_.end(), random);
@@ -173,6 +193,14 @@ class Problem {
     t.pages = pages_.data();
     t.layout = layout_;
     t.head = head;
+    t.mask = shape_.mask;
+    const std::ptrdiff_t first_head = std::ptrdiff_t{head} * shape_.heads;
+    if (shape_.sinks) t.sinks = sinks_.data() + first_head;
+    if (shape_.slopes) t.slopes = slopes_.data() + first_head;
+    if (shape_.bias_reach >= 0) {
+      t.bias_reach = shape_.bias_reach;
+      t.bias = bias_.data() + first_head * (2 * shape_.bias_reach + 1);
+    }
     return t;
   }
   [[nodiscard]] float scale() const { return 1.0F / std::sqrt(static_cast<float>(shape_.dims_k)); }
@@ -183,7 +211,7 @@ class Problem {
   }
   void chunk_by_chunk(const AttentionTask& t) const {
     const Guarded<std::byte> scratch(kernel_->scratch_bytes(shape_.dims_k, shape_.dims_v, t.heads, t.rows));
-    const int count = (t.slot_base + t.first_row + t.rows + 255) / 256;
+    const int count = (shape_.before + shape_.rows + 255) / 256;
     const std::size_t bytes = kernel_->partial_bytes(t);
     const Guarded<std::byte> partials(bytes * static_cast<std::size_t>(count));
     for (int c = count; c-- > 0;) {
@@ -194,7 +222,8 @@ class Problem {
 
   [[nodiscard]] bool sees(int row, int slot) const {
     const int own = shape_.before + row;
-    if (slot > own || (shape_.window > 0 && slot <= own - shape_.window)) return false;
+    const int end = shape_.mask == 0 ? own + 1 : shape_.before + (shape_.mask == 1 ? shape_.rows : 0);
+    if (slot >= end || (shape_.window > 0 && slot <= own - shape_.window)) return false;
     if (!shape_.tree || slot < shape_.before) return true;
     const int j = slot - shape_.before;
     const auto words = static_cast<std::size_t>((shape_.rows + 63) / 64);
@@ -216,7 +245,7 @@ class Problem {
     result.probability.assign(static_cast<std::size_t>(slots_), 0.0);
     result.out.assign(static_cast<std::size_t>(shape_.dims_v), 0.0);
     std::vector<double> scores(static_cast<std::size_t>(slots_));
-    double top = -std::numeric_limits<double>::infinity(), magnitude = 0, largest = 0, sum = 0;
+    double top = -std::numeric_limits<double>::infinity(), magnitude = 0, largest = 0, sum = 0, added = 0;
     for (int slot = 0; slot < slots_; ++slot) {
       if (!sees(row, slot)) continue;
       double s = 0, absolute = 0;
@@ -226,12 +255,25 @@ class Problem {
       }
       s *= scale();
       if (shape_.softcap > 0) s = shape_.softcap * std::tanh(s / shape_.softcap);
+      const std::ptrdiff_t number = std::ptrdiff_t{head} * shape_.heads + query_head;
+      const int distance = slot - shape_.before - row;
+      if (shape_.slopes) s += static_cast<double>(slopes_[static_cast<std::size_t>(number)]) * distance;
+      if (shape_.bias_reach >= 0) {
+        const int reach = shape_.bias_reach;
+        s += bias_[static_cast<std::size_t>(number * (2 * reach + 1) + std::clamp(distance, -reach, reach) + reach)];
+      }
+      added = std::max(added, std::abs(s));
       scores[static_cast<std::size_t>(slot)] = s;
       top = std::max(top, s);
       magnitude = std::max(magnitude, absolute * scale());
       for (int d = 0; d < shape_.dims_v; ++d) largest = std::max(largest, std::abs(double{value(slot, head)[d]}));
     }
     int seen = 0;
+    if (shape_.sinks) {
+      const double sink = sinks_[static_cast<std::size_t>(head * shape_.heads + query_head)];
+      top = std::max(top, sink);
+      sum = std::exp(sink - top);
+    }
     for (int slot = 0; slot < slots_; ++slot) {
       if (!sees(row, slot)) continue;
       ++seen;
@@ -239,15 +281,15 @@ class Problem {
           std::exp(scores[static_cast<std::size_t>(slot)] - top);
     }
     for (int slot = 0; slot < slots_; ++slot) {
-      result.probability[static_cast<std::size_t>(slot)] /= sum;
       if (!sees(row, slot)) continue;
+      result.probability[static_cast<std::size_t>(slot)] /= sum;
       for (int d = 0; d < shape_.dims_v; ++d) {
         result.out[static_cast<std::size_t>(d)] +=
             result.probability[static_cast<std::size_t>(slot)] * value(slot, head)[d];
       }
     }
     constexpr double half_ulp = 0x1p-24;
-    const double score_error = half_ulp * ((shape_.dims_k + 4) * magnitude + 8.0 * shape_.softcap);
+    const double score_error = half_ulp * ((shape_.dims_k + 4) * magnitude + 8.0 * shape_.softcap + 4 * added);
     result.bound = largest * (2 * score_error + half_ulp * (seen + 16));
     return result;
   }
@@ -275,6 +317,7 @@ class Problem {
   Guarded<float> q_;
   std::vector<float> k_, v_;
   std::vector<std::uint64_t> visible_;
+  std::vector<float> sinks_, slopes_, bias_;
 };
 
 }  // namespace skald_test

@@ -13,7 +13,9 @@ std::string describe(const Shape& s, skald::Isa isa) {
          std::to_string(s.page_tokens) + " kv_heads " + std::to_string(s.kv_heads) + " heads " +
          std::to_string(s.heads) + " dims " + std::to_string(s.dims_k) + "/" + std::to_string(s.dims_v) + " before " +
          std::to_string(s.before) + " rows " + std::to_string(s.rows) + " window " + std::to_string(s.window) +
-         " softcap " + std::to_string(s.softcap) + (s.tree ? " tree" : "");
+         " softcap " + std::to_string(s.softcap) + (s.tree ? " tree" : "") + " mask " + std::to_string(s.mask) +
+         (s.sinks ? " sinks" : "") + (s.slopes ? " slopes" : "") + " bias " + std::to_string(s.bias_reach) +
+         (s.values_in_keys ? " values in keys" : "");
 }
 
 Shape random_shape(std::mt19937& random, int longest) {
@@ -33,6 +35,15 @@ Shape random_shape(std::mt19937& random, int longest) {
   s.magnitude = random() % 4 == 0 ? 4.0F : 1.0F;
   s.tree = random() % 4 == 0;
   s.low = random() % 2 == 0;
+  if (random() % 3 == 0) {
+    s.mask = s.tree ? 0 : pick({0, 1, 2});
+    if (s.mask == 2) s.window = 0;
+    s.sinks = random() % 2 == 0;
+    s.slopes = random() % 3 == 0;
+    s.bias_reach = random() % 3 == 0 ? pick({0, 5, 100}) : -1;
+    s.values_in_keys = random() % 2 == 0;
+    if (s.values_in_keys) s.dims_v = std::min(s.dims_v, s.dims_k);
+  }
   return s;
 }
 
@@ -111,7 +122,7 @@ TEST_CASE("kernels.attention: a row's bits depend neither on other rows nor on t
       for (int head = 0; head < s.kv_heads; ++head) {
         for (int row = 0; row < s.rows; ++row) {
           AttentionTask task = problem.task(head, row, row + 1, out.data());
-          if (!s.tree) {  // as if the earlier rows had come in batches of their own
+          if (!s.tree && s.mask == 0) {  // as if the earlier rows had come in batches of their own
             task.slot_base += task.first_row;
             task.first_row = 0;
             task.segment_rows = 1;
@@ -147,6 +158,9 @@ TEST_CASE("kernels.attention: a query head's bits depend neither on the other he
           task.heads = 1;
           task.q += h * s.dims_k;
           task.out += h * s.dims_v;
+          if (s.sinks) task.sinks += h;
+          if (s.slopes) task.slopes += h;
+          if (s.bias_reach >= 0) task.bias += h * (2 * s.bias_reach + 1);
           problem.whole(task);
         }
       }
@@ -219,7 +233,10 @@ TEST_CASE("kernels.attention: probabilities reach the score sink", "[kernels]") 
         CHECK(std::abs(scores[i] - sum[i]) < 1e-3);
         total += scores[i];
       }
-      CHECK(total == Approx(s.rows * s.heads).epsilon(1e-5));
+      double expected = 0;
+      for (const double x : sum) expected += x;
+      CHECK(total == Approx(expected).epsilon(1e-5));
+      if (!s.sinks && s.before > 0) CHECK(total == Approx(s.rows * s.heads).epsilon(1e-5));
       // Row by row: the same bits.
       const Guarded<float> again(slots);
       for (std::size_t i = 0; i < slots; ++i) again[i] = 0;
