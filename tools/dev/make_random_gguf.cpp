@@ -36,6 +36,7 @@ struct Shape {
   std::uint32_t vocabulary, dim, layers, heads, kv_heads, head_dim, ffn, context;
   float rope_base, epsilon;
   bool tied_head, qkv_bias, llama3_rope;
+  std::uint32_t experts = 0, used = 0;  // `ffn` is the width of each
 };
 
 constexpr std::array shapes{
@@ -44,6 +45,9 @@ constexpr std::array shapes{
     Shape{"llama-3.2-3b", "llama", 128256, 3072, 28, 24, 8, 128, 8192, 131072, 5e5F, 1e-5F, true, false, true},
     Shape{"llama-3.1-8b", "llama", 128256, 4096, 32, 32, 8, 128, 14336, 131072, 5e5F, 1e-5F, false, false, true},
     Shape{"qwen2.5-0.5b", "qwen2", 151936, 896, 24, 14, 2, 64, 4864, 32768, 1e6F, 1e-6F, true, true, false},
+    // An eighth of the layers and of the vocabulary, so that the share of the head stays.
+    Shape{"qwen3-30b-a3b-scaled", "qwen3moe", 18992, 2048, 6, 32, 4, 128, 768, 40960, 1e6F, 1e-6F, false, false, false,
+          128, 8},
 };
 
 /// Types of the parts of a file.
@@ -248,6 +252,11 @@ class File {
     set(prefix + "embedding_length", shape_.dim);
     set(prefix + "block_count", shape_.layers);
     set(prefix + "feed_forward_length", shape_.ffn);
+    if (shape_.experts > 0) {
+      set(prefix + "expert_count", shape_.experts);
+      set(prefix + "expert_used_count", shape_.used);
+      set(prefix + "expert_feed_forward_length", shape_.ffn);
+    }
     set(prefix + "attention.head_count", shape_.heads);
     set(prefix + "attention.head_count_kv", shape_.kv_heads);
     set(prefix + "attention.key_length", shape_.head_dim);
@@ -259,10 +268,13 @@ class File {
     set("tokenizer.ggml.model", std::string("no_vocab"));
   }
 
-  void add_matrix(const std::string& name, std::uint32_t rows, std::uint32_t columns, DType wanted, float spread) {
+  void add_matrix(const std::string& name, std::uint32_t rows, std::uint32_t columns, DType wanted, float spread,
+                  std::uint32_t matrices = 1) {
     const DType type = fitting(wanted, columns);
     const std::size_t row_bytes = skald::row_bytes(type, columns);
-    writer_.add_tensor(name, type, {columns, rows},
+    std::vector<std::int64_t> dims{columns, rows};
+    if (matrices > 1) dims.push_back(matrices);
+    writer_.add_tensor(name, type, dims,
                        [this, type, row_bytes, spread, tensor = tensors_++](std::uint64_t offset, std::span<std::byte> out) {
                          const auto count = static_cast<int>(out.size() / row_bytes);
                          const int parts = std::min(count, 4 * executor_.concurrency());
@@ -281,6 +293,17 @@ class File {
     std::vector<float> values(size);
     for (float& value : values) value = random.between(low, high);
     writer_.add_tensor(name, DType::f32, {size}, std::as_bytes(std::span(values)));
+  }
+
+  void add_experts(const std::string& layer, DType finer) {
+    const auto stack = [&](const std::string& name, std::uint32_t rows, std::uint32_t columns, DType type) {
+      add_matrix(layer + name, rows, columns, type, 1.0F / std::sqrt(static_cast<float>(columns)), shape_.experts);
+    };
+    add_matrix(layer + "ffn_gate_inp.weight", shape_.experts, shape_.dim, DType::f32,
+               1.0F / std::sqrt(static_cast<float>(shape_.dim)));
+    stack("ffn_gate_exps.weight", shape_.ffn, shape_.dim, mixture_.matrices);
+    stack("ffn_up_exps.weight", shape_.ffn, shape_.dim, mixture_.matrices);
+    stack("ffn_down_exps.weight", shape_.dim, shape_.ffn, finer);
   }
 
   void add_tensors() {
@@ -311,6 +334,12 @@ class File {
       }
       weight(layer + "attn_output.weight", dim, queries, mixture_.matrices);
       add_vector(layer + "ffn_norm.weight", dim, 0.8F, 1.2F);
+      if (shape_.experts > 0) {
+        add_vector(layer + "attn_q_norm.weight", shape_.head_dim, 0.8F, 1.2F);
+        add_vector(layer + "attn_k_norm.weight", shape_.head_dim, 0.8F, 1.2F);
+        add_experts(layer, finer);
+        continue;
+      }
       weight(layer + "ffn_gate.weight", shape_.ffn, dim, mixture_.matrices);
       weight(layer + "ffn_up.weight", shape_.ffn, dim, mixture_.matrices);
       weight(layer + "ffn_down.weight", dim, shape_.ffn, finer);
