@@ -1,9 +1,10 @@
-// q4_k, q5_k, q6_k: super-blocks of 256 with small integer scales per sub-block.
+// q2_k to q6_k: super-blocks of 256 with small integer scales per sub-block.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include <skald/quant/block_format.hpp>
+#include <skald/quant/low_bit_formats.hpp>
 
 #include "quant/fit.hpp"
 
@@ -13,7 +14,7 @@ namespace {
 
 constexpr std::size_t elements = super_block_elements;
 
-// --- q4_k and q5_k: x ~ (d * s) * q - (e * m), s and m per 32 in 0..63 ---
+// --- q2_k, q4_k and q5_k: x ~ (d * s) * q - (e * m), s and m per 16 or 32 ---
 
 constexpr std::size_t affine_subs = 8;
 constexpr std::size_t affine_size = 32;
@@ -22,9 +23,20 @@ constexpr std::size_t affine_size = 32;
 struct AffineBlock {
   std::uint16_t scale = 0;
   std::uint16_t minimum = 0;
-  int sub_scale[affine_subs] = {};
-  int sub_minimum[affine_subs] = {};
+  int sub_scale[16] = {};
+  int sub_minimum[16] = {};
 };
+
+/// How a format divides its super-block.
+struct AffineShape {
+  std::size_t subs;  ///< sub-blocks, at most 16
+  std::size_t size;  ///< elements of each
+  int sub_top;       ///< largest small integer
+  int high;          ///< largest code
+};
+constexpr AffineShape q4_k_shape{8, 32, 63, 15};
+constexpr AffineShape q5_k_shape{8, 32, 63, 31};
+constexpr AffineShape q2_k_shape{16, 16, 15, 3};
 
 int nearest_code(double value, double unit, int low, int high) noexcept {
   if (unit == 0) return 0;
@@ -34,19 +46,19 @@ int nearest_code(double value, double unit, int low, int high) noexcept {
 
 /// For given block.scale and block.minimum chooses the best small integers of every sub-block near the wanted values.
 /// Returns the weighted squared error.
-double choose_affine_subs(const float* x, const float* w, const fit::Affine* wanted, int high,
+double choose_affine_subs(const float* x, const float* w, const fit::Affine* wanted, const AffineShape& shape,
                           AffineBlock& block) noexcept {
   const float d = f16_to_f32(block.scale);
   const float e = f16_to_f32(block.minimum);
   double total = 0;
-  for (std::size_t j = 0; j < affine_subs; ++j) {
-    const int s0 = nearest_code(wanted[j].scale, d, 0, 63);
-    const int m0 = nearest_code(wanted[j].minimum, e, 0, 63);
+  for (std::size_t j = 0; j < shape.subs; ++j) {
+    const int s0 = nearest_code(wanted[j].scale, d, 0, shape.sub_top);
+    const int m0 = nearest_code(wanted[j].minimum, e, 0, shape.sub_top);
     double best = -1;
-    for (int s = s0 > 0 ? s0 - 1 : 0; s <= s0 + 1 && s <= 63; ++s) {
-      for (int m = m0 > 0 ? m0 - 1 : 0; m <= m0 + 1 && m <= 63; ++m) {
-        const double error = fit::coded_error(x + affine_size * j, w + affine_size * j, affine_size,
-                                              d * static_cast<float>(s), e * static_cast<float>(m), 0, high);
+    for (int s = s0 > 0 ? s0 - 1 : 0; s <= s0 + 1 && s <= shape.sub_top; ++s) {
+      for (int m = m0 > 0 ? m0 - 1 : 0; m <= m0 + 1 && m <= shape.sub_top; ++m) {
+        const double error = fit::coded_error(x + shape.size * j, w + shape.size * j, shape.size,
+                                              d * static_cast<float>(s), e * static_cast<float>(m), 0, shape.high);
         if (best < 0 || error < best) {
           best = error;
           block.sub_scale[j] = s;
@@ -59,27 +71,28 @@ double choose_affine_subs(const float* x, const float* w, const fit::Affine* wan
   return total;
 }
 
-void affine_codes(const float* x, const AffineBlock& block, int high, std::uint8_t* codes) noexcept {
-  for (std::size_t j = 0; j < affine_subs; ++j) {
+void affine_codes(const float* x, const AffineBlock& block, const AffineShape& shape, std::uint8_t* codes) noexcept {
+  for (std::size_t j = 0; j < shape.subs; ++j) {
     const float scale = f16_to_f32(block.scale) * static_cast<float>(block.sub_scale[j]);
     const float minimum = f16_to_f32(block.minimum) * static_cast<float>(block.sub_minimum[j]);
     const float inverse = fit::inverse_of(scale);
-    for (std::size_t i = affine_size * j; i < affine_size * (j + 1); ++i)
-      codes[i] = static_cast<std::uint8_t>(fit::code_of(x[i] + minimum, inverse, 0, high));
+    for (std::size_t i = shape.size * j; i < shape.size * (j + 1); ++i)
+      codes[i] = static_cast<std::uint8_t>(fit::code_of(x[i] + minimum, inverse, 0, shape.high));
   }
 }
 
 /// Scale and minimum of the whole block that fit best, by least squares, to the small integers and codes chosen.
 /// False if the equations have no usable solution.
-bool refit_affine(const float* x, const float* w, const std::uint8_t* codes, AffineBlock& block) noexcept {
+bool refit_affine(const float* x, const float* w, const std::uint8_t* codes, const AffineShape& shape,
+                  AffineBlock& block) noexcept {
   double uu = 0;
   double uv = 0;
   double vv = 0;
   double xu = 0;
   double xv = 0;
   for (std::size_t i = 0; i < elements; ++i) {
-    const double u = block.sub_scale[i / affine_size] * static_cast<double>(codes[i]);
-    const double v = block.sub_minimum[i / affine_size];
+    const double u = block.sub_scale[i / shape.size] * static_cast<double>(codes[i]);
+    const double v = block.sub_minimum[i / shape.size];
     const double wi = w[i];
     uu += wi * u * u;
     uv += wi * u * v;
@@ -104,30 +117,33 @@ bool refit_affine(const float* x, const float* w, const std::uint8_t* codes, Aff
   return true;
 }
 
-AffineBlock encode_affine(const float* x, const float* importance, int high, std::uint8_t* codes) noexcept {
+AffineBlock encode_affine(const float* x, const float* importance, const AffineShape& shape,
+                          std::uint8_t* codes) noexcept {
   float weights[elements];
   fit::load_weights(importance, elements, weights);
-  fit::Affine wanted[affine_subs];
+  fit::Affine wanted[16];
   double top_scale = 0;
   double top_minimum = 0;
-  for (std::size_t j = 0; j < affine_subs; ++j) {
-    wanted[j] = fit::affine_fit(x + affine_size * j, weights + affine_size * j, affine_size, high, false);
+  for (std::size_t j = 0; j < shape.subs; ++j) {
+    wanted[j] = fit::affine_fit(x + shape.size * j, weights + shape.size * j, shape.size, shape.high, false);
     top_scale = wanted[j].scale > top_scale ? wanted[j].scale : top_scale;
     top_minimum = wanted[j].minimum > top_minimum ? wanted[j].minimum : top_minimum;
   }
   AffineBlock best;
-  best.scale = fit::scale_bits(static_cast<float>(top_scale / 63), static_cast<float>(top_scale), 63);
-  best.minimum = fit::scale_bits(static_cast<float>(top_minimum / 63), static_cast<float>(top_minimum), 63);
-  double best_error = choose_affine_subs(x, weights, wanted, high, best);
-  affine_codes(x, best, high, codes);
+  best.scale = fit::scale_bits(static_cast<float>(top_scale / shape.sub_top), static_cast<float>(top_scale),
+                               static_cast<float>(shape.sub_top));
+  best.minimum = fit::scale_bits(static_cast<float>(top_minimum / shape.sub_top), static_cast<float>(top_minimum),
+                                 static_cast<float>(shape.sub_top));
+  double best_error = choose_affine_subs(x, weights, wanted, shape, best);
+  affine_codes(x, best, shape, codes);
   for (int round = 0; round < 2; ++round) {
     AffineBlock next = best;
-    if (!refit_affine(x, weights, codes, next)) break;
-    const double error = choose_affine_subs(x, weights, wanted, high, next);
+    if (!refit_affine(x, weights, codes, shape, next)) break;
+    const double error = choose_affine_subs(x, weights, wanted, shape, next);
     if (!(error < best_error)) break;
     best_error = error;
     best = next;
-    affine_codes(x, best, high, codes);
+    affine_codes(x, best, shape, codes);
   }
   return best;
 }
@@ -192,28 +208,34 @@ float fold_affine(const Block& block, const ActivationView& a, std::size_t index
   return std::fma(-static_cast<float>(minimums), f16_to_f32(block.minimum) * a.scales[index], acc);
 }
 
-// --- q6_k: x ~ (d * s) * q, s per 16 in -128..127, q in -32..31 ---
+// --- q3_k and q6_k: x ~ (d * s) * q, s per 16 ---
 
 constexpr std::size_t signed_subs = 16;
 constexpr std::size_t signed_size = 16;
-constexpr int signed_low = -32;
-constexpr int signed_high = 31;
+
+struct SignedShape {
+  int sub_low, sub_high;  ///< range of the small integers
+  int low, high;          ///< range of the codes
+};
+constexpr SignedShape q6_k_shape{-128, 127, -32, 31};
+constexpr SignedShape q3_k_shape{-32, 31, -4, 3};
 
 struct SignedBlock {
   std::uint16_t scale = 0;
   int sub_scale[signed_subs] = {};
 };
 
-double choose_signed_subs(const float* x, const float* w, const double* wanted, SignedBlock& block) noexcept {
+double choose_signed_subs(const float* x, const float* w, const double* wanted, const SignedShape& shape,
+                          SignedBlock& block) noexcept {
   const float d = f16_to_f32(block.scale);
   double total = 0;
   for (std::size_t j = 0; j < signed_subs; ++j) {
-    const int s0 = nearest_code(wanted[j], d, -128, 127);
+    const int s0 = nearest_code(wanted[j], d, shape.sub_low, shape.sub_high);
     double best = -1;
     for (int s = s0 - 1; s <= s0 + 1; ++s) {
-      if (s < -128 || s > 127) continue;
+      if (s < shape.sub_low || s > shape.sub_high) continue;
       const double error = fit::coded_error(x + signed_size * j, w + signed_size * j, signed_size,
-                                            d * static_cast<float>(s), 0, signed_low, signed_high);
+                                            d * static_cast<float>(s), 0, shape.low, shape.high);
       if (best < 0 || error < best) {
         best = error;
         block.sub_scale[j] = s;
@@ -224,16 +246,16 @@ double choose_signed_subs(const float* x, const float* w, const double* wanted, 
   return total;
 }
 
-int signed_code(const SignedBlock& block, std::size_t i, float x) noexcept {
+int signed_code(const SignedBlock& block, const SignedShape& shape, std::size_t i, float x) noexcept {
   const float scale = f16_to_f32(block.scale) * static_cast<float>(block.sub_scale[i / signed_size]);
-  return fit::code_of(x, fit::inverse_of(scale), signed_low, signed_high);
+  return fit::code_of(x, fit::inverse_of(scale), shape.low, shape.high);
 }
 
-bool refit_signed(const float* x, const float* w, SignedBlock& block) noexcept {
+bool refit_signed(const float* x, const float* w, const SignedShape& shape, SignedBlock& block) noexcept {
   double uu = 0;
   double xu = 0;
   for (std::size_t i = 0; i < elements; ++i) {
-    const double u = block.sub_scale[i / signed_size] * static_cast<double>(signed_code(block, i, x[i]));
+    const double u = block.sub_scale[i / signed_size] * static_cast<double>(signed_code(block, shape, i, x[i]));
     uu += w[i] * u * u;
     xu += w[i] * u * x[i];
   }
@@ -244,24 +266,25 @@ bool refit_signed(const float* x, const float* w, SignedBlock& block) noexcept {
   return true;
 }
 
-SignedBlock encode_signed(const float* x, const float* importance) noexcept {
+SignedBlock encode_signed(const float* x, const float* importance, const SignedShape& shape) noexcept {
   float weights[elements];
   fit::load_weights(importance, elements, weights);
   double wanted[signed_subs];
   double extreme = 0;
   for (std::size_t j = 0; j < signed_subs; ++j) {
     wanted[j] =
-        fit::symmetric_scale(x + signed_size * j, weights + signed_size * j, signed_size, signed_low, signed_high);
+        fit::symmetric_scale(x + signed_size * j, weights + signed_size * j, signed_size, shape.low, shape.high);
     if (std::fabs(wanted[j]) > std::fabs(extreme)) extreme = wanted[j];
   }
   SignedBlock best;
-  // The largest scale takes -128, the longer end of the small integers.
-  best.scale = fit::scale_bits(static_cast<float>(extreme / -128), static_cast<float>(std::fabs(extreme)), 128);
-  double best_error = choose_signed_subs(x, weights, wanted, best);
+  // The largest scale takes the longer end of the small integers.
+  best.scale = fit::scale_bits(static_cast<float>(extreme / shape.sub_low), static_cast<float>(std::fabs(extreme)),
+                               static_cast<float>(-shape.sub_low));
+  double best_error = choose_signed_subs(x, weights, wanted, shape, best);
   for (int round = 0; round < 2; ++round) {
     SignedBlock next = best;
-    if (!refit_signed(x, weights, next)) break;
-    const double error = choose_signed_subs(x, weights, wanted, next);
+    if (!refit_signed(x, weights, shape, next)) break;
+    const double error = choose_signed_subs(x, weights, wanted, shape, next);
     if (!(error < best_error)) break;
     best_error = error;
     best = next;
@@ -290,7 +313,7 @@ void unpack_codes(const BlockQ6_K& block, std::uint8_t* codes) noexcept {
 
 void Q4_K::encode(const float* x, Block* out, const float* importance) noexcept {
   std::uint8_t codes[elements];
-  const auto block = encode_affine(x, importance, 15, codes);
+  const auto block = encode_affine(x, importance, q4_k_shape, codes);
   out->scale = block.scale;
   out->minimum = block.minimum;
   pack_sub_scales(block, out->scales);
@@ -305,7 +328,7 @@ float Q4_K::fold_q8(const Block* block, const ActivationView& a, std::size_t ind
 
 void Q5_K::encode(const float* x, Block* out, const float* importance) noexcept {
   std::uint8_t codes[elements];
-  const auto block = encode_affine(x, importance, 31, codes);
+  const auto block = encode_affine(x, importance, q5_k_shape, codes);
   out->scale = block.scale;
   out->minimum = block.minimum;
   pack_sub_scales(block, out->scales);
@@ -322,12 +345,12 @@ float Q5_K::fold_q8(const Block* block, const ActivationView& a, std::size_t ind
 }
 
 void Q6_K::encode(const float* x, Block* out, const float* importance) noexcept {
-  const auto block = encode_signed(x, importance);
+  const auto block = encode_signed(x, importance, q6_k_shape);
   std::memset(out, 0, sizeof(*out));
   out->scale = block.scale;
   for (std::size_t j = 0; j < signed_subs; ++j) out->scales[j] = static_cast<std::int8_t>(block.sub_scale[j]);
   for (std::size_t i = 0; i < elements; ++i) {
-    const auto code = static_cast<unsigned>(signed_code(block, i, x[i]) - signed_low);
+    const auto code = static_cast<unsigned>(signed_code(block, q6_k_shape, i, x[i]) - q6_k_shape.low);
     const std::size_t half = i / 128;
     const std::size_t r = i % 128;
     auto& low = out->low_bits[64 * half + r % 64];
@@ -344,7 +367,7 @@ void Q6_K::decode(const Block* block, float* out) noexcept {
   for (std::size_t j = 0; j < signed_subs; ++j) {
     const float scale = d * static_cast<float>(block->scales[j]);
     for (std::size_t i = signed_size * j; i < signed_size * (j + 1); ++i)
-      out[i] = scale * static_cast<float>(codes[i] + signed_low);
+      out[i] = scale * static_cast<float>(codes[i] + q6_k_shape.low);
   }
 }
 
@@ -355,8 +378,102 @@ float Q6_K::fold_q8(const Block* block, const ActivationView& a, std::size_t ind
   for (std::size_t j = 0; j < signed_subs; ++j) {
     std::int32_t sum = 0;
     for (std::size_t i = signed_size * j; i < signed_size * (j + 1); ++i)
-      sum += (codes[i] + signed_low) * a.codes[elements * index + i];
+      sum += (codes[i] + q6_k_shape.low) * a.codes[elements * index + i];
     scaled += block->scales[j] * sum;
+  }
+  return std::fma(static_cast<float>(scaled), f16_to_f32(block->scale) * a.scales[index], acc);
+}
+
+namespace {
+
+std::uint8_t two_bits(const std::uint8_t* codes, std::size_t i) noexcept {
+  return static_cast<std::uint8_t>((codes[32 * (i / 128) + i % 32] >> (2 * (i % 128 / 32))) & 3);
+}
+void put_two_bits(std::uint8_t* codes, std::size_t i, unsigned code) noexcept {
+  auto& byte = codes[32 * (i / 128) + i % 32];
+  byte = static_cast<std::uint8_t>(byte | code << (2 * (i % 128 / 32)));
+}
+
+/// Integer scale of a sub-block of q3_k.
+int q3_k_scale(const BlockQ3_K& block, std::size_t j) noexcept {
+  const int low = (block.scales[j % 8] >> (j < 8 ? 0 : 4)) & 15;
+  const int high = (block.scales[8 + j % 4] >> (2 * (j / 4))) & 3;
+  return (low | high << 4) - 32;
+}
+int q3_k_code(const BlockQ3_K& block, std::size_t i) noexcept {
+  return two_bits(block.codes, i) + 4 * ((block.high_bits[i % 32] >> (i / 32)) & 1) - 4;
+}
+
+}  // namespace
+
+void Q2_K::encode(const float* x, Block* out, const float* importance) noexcept {
+  std::uint8_t codes[elements];
+  const auto block = encode_affine(x, importance, q2_k_shape, codes);
+  std::memset(out, 0, sizeof(*out));
+  out->scale = block.scale;
+  out->minimum = block.minimum;
+  for (std::size_t j = 0; j < 16; ++j)
+    out->scales[j] = static_cast<std::uint8_t>(block.sub_scale[j] | block.sub_minimum[j] << 4);
+  for (std::size_t i = 0; i < elements; ++i) put_two_bits(out->codes, i, codes[i]);
+}
+
+void Q2_K::decode(const Block* block, float* out) noexcept {
+  const float d = f16_to_f32(block->scale);
+  const float e = f16_to_f32(block->minimum);
+  for (std::size_t i = 0; i < elements; ++i) {
+    const float scale = d * static_cast<float>(block->scales[i / 16] & 15);
+    const float minimum = e * static_cast<float>(block->scales[i / 16] >> 4);
+    out[i] = scale * static_cast<float>(two_bits(block->codes, i)) - minimum;
+  }
+}
+
+float Q2_K::fold_q8(const Block* block, const ActivationView& a, std::size_t index, float acc) noexcept {
+  std::int32_t scaled = 0;
+  std::int32_t minimums = 0;
+  for (std::size_t j = 0; j < 16; ++j) {
+    std::int32_t sum = 0;
+    for (std::size_t i = 16 * j; i < 16 * (j + 1); ++i)
+      sum += two_bits(block->codes, i) * a.codes[elements * index + i];
+    scaled += (block->scales[j] & 15) * sum;
+    minimums += (block->scales[j] >> 4) * a.sum16(16 * index + j);
+  }
+  acc = std::fma(static_cast<float>(scaled), f16_to_f32(block->scale) * a.scales[index], acc);
+  return std::fma(-static_cast<float>(minimums), f16_to_f32(block->minimum) * a.scales[index], acc);
+}
+
+void Q3_K::encode(const float* x, Block* out, const float* importance) noexcept {
+  const auto block = encode_signed(x, importance, q3_k_shape);
+  std::memset(out, 0, sizeof(*out));
+  out->scale = block.scale;
+  for (std::size_t j = 0; j < 16; ++j) {
+    const auto scale = static_cast<unsigned>(block.sub_scale[j] + 32);
+    auto& low = out->scales[j % 8];
+    auto& high = out->scales[8 + j % 4];
+    low = static_cast<std::uint8_t>(low | (scale & 15) << (j < 8 ? 0 : 4));
+    high = static_cast<std::uint8_t>(high | (scale >> 4) << (2 * (j / 4)));
+  }
+  for (std::size_t i = 0; i < elements; ++i) {
+    const auto code = static_cast<unsigned>(signed_code(block, q3_k_shape, i, x[i]) - q3_k_shape.low);
+    put_two_bits(out->codes, i, code & 3);
+    auto& high = out->high_bits[i % 32];
+    high = static_cast<std::uint8_t>(high | (code >> 2) << (i / 32));
+  }
+}
+
+void Q3_K::decode(const Block* block, float* out) noexcept {
+  const float d = f16_to_f32(block->scale);
+  for (std::size_t i = 0; i < elements; ++i) {
+    const float scale = d * static_cast<float>(q3_k_scale(*block, i / 16));
+    out[i] = scale * static_cast<float>(q3_k_code(*block, i));
+  }
+}
+
+float Q3_K::fold_q8(const Block* block, const ActivationView& a, std::size_t index, float acc) noexcept {
+  std::int32_t scaled = 0;
+  for (std::size_t j = 0; j < 16; ++j) {
+    std::int32_t sum = 0;
+    for (std::size_t i = 16 * j; i < 16 * (j + 1); ++i) sum += q3_k_code(*block, i) * a.codes[elements * index + i];
+    scaled += q3_k_scale(*block, j) * sum;
   }
   return std::fma(static_cast<float>(scaled), f16_to_f32(block->scale) * a.scales[index], acc);
 }

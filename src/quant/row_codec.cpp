@@ -9,8 +9,11 @@ namespace skald::inline v0 {
 
 namespace {
 
-constexpr DType stored_types[] = {DType::f32,  DType::f16,  DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1,
-                                  DType::q8_0, DType::q4_k, DType::q5_k, DType::q6_k, DType::bf16};
+constexpr DType stored_types[] = {
+    DType::f32,     DType::f16,   DType::q4_0,   DType::q4_1,  DType::q5_0,  DType::q5_1,   DType::q8_0,  DType::q2_k,
+    DType::q3_k,    DType::q4_k,  DType::q5_k,   DType::q6_k,  DType::iq2_xxs, DType::iq2_xs, DType::iq3_xxs, DType::iq1_s,
+    DType::iq4_nl,  DType::iq3_s, DType::iq2_s,  DType::iq4_xs, DType::i8,   DType::i16,    DType::i32,   DType::f64,
+    DType::iq1_m,   DType::bf16,  DType::tq1_0,  DType::tq2_0, DType::mxfp4};
 
 std::string format_number(float value) {
   std::string text = std::to_string(value);
@@ -74,6 +77,24 @@ const FormatOps* find_format_ops(DType type) noexcept {
     case DType::q4_k: return &format_ops_of<quant::Q4_K>;
     case DType::q5_k: return &format_ops_of<quant::Q5_K>;
     case DType::q6_k: return &format_ops_of<quant::Q6_K>;
+    case DType::q2_k: return &format_ops_of<quant::Q2_K>;
+    case DType::q3_k: return &format_ops_of<quant::Q3_K>;
+    case DType::iq4_nl: return &format_ops_of<quant::IQ4_NL>;
+    case DType::iq4_xs: return &format_ops_of<quant::IQ4_XS>;
+    case DType::mxfp4: return &format_ops_of<quant::MXFP4>;
+    case DType::tq1_0: return &format_ops_of<quant::TQ1_0>;
+    case DType::tq2_0: return &format_ops_of<quant::TQ2_0>;
+    case DType::iq2_xxs: return &format_ops_of<quant::IQ2_XXS>;
+    case DType::iq2_xs: return &format_ops_of<quant::IQ2_XS>;
+    case DType::iq2_s: return &format_ops_of<quant::IQ2_S>;
+    case DType::iq3_xxs: return &format_ops_of<quant::IQ3_XXS>;
+    case DType::iq3_s: return &format_ops_of<quant::IQ3_S>;
+    case DType::iq1_s: return &format_ops_of<quant::IQ1_S>;
+    case DType::iq1_m: return &format_ops_of<quant::IQ1_M>;
+    case DType::f64: return &format_ops_of<quant::F64>;
+    case DType::i8: return &format_ops_of<quant::I8>;
+    case DType::i16: return &format_ops_of<quant::I16>;
+    case DType::i32: return &format_ops_of<quant::I32>;
     default: return nullptr;
   }
 }

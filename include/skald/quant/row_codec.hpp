@@ -10,6 +10,7 @@
 #include <skald/core/dtype.hpp>
 #include <skald/quant/activation.hpp>
 #include <skald/quant/block_format.hpp>
+#include <skald/quant/low_bit_formats.hpp>
 
 namespace skald::inline v0 {
 

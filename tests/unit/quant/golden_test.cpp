@@ -24,7 +24,8 @@ std::vector<std::byte> tensor_bytes(const skald::ModelFile& file, const skald::T
 
 TEST_CASE("quant.decode: equals the reference engine's values in every bit", "[quant]") {
   if (!have_shared("goldens/quants/models")) return;
-  for (const char* name : {"F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K"}) {
+  for (const char* name : {"F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "IQ4_NL", "MXFP4", "TQ2_0",
+                           "IQ3_XXS", "IQ2_XXS", "IQ2_S", "IQ1_S"}) {
     const std::string stem = std::string("quant-") + name;
     const auto description = nlohmann::json::parse(read_text(shared_path("goldens/quants/logits/" + stem + ".json")));
     const auto file = skald::open_gguf(shared_path("goldens/quants/models/" + stem + ".gguf"));

@@ -9,10 +9,16 @@
 
 namespace skald_test {
 
-/// The quantized types that skald encodes.
+/// The quantized types of four bits and more.
 inline constexpr skald::DType quantized_types[] = {skald::DType::q8_0, skald::DType::q4_0, skald::DType::q4_1,
                                                    skald::DType::q5_0, skald::DType::q5_1, skald::DType::q4_k,
                                                    skald::DType::q5_k, skald::DType::q6_k};
+
+/// The types of the codebook, ternary and low K formats.
+inline constexpr skald::DType low_bit_types[] = {
+    skald::DType::q2_k,   skald::DType::q3_k,  skald::DType::iq4_nl,  skald::DType::iq4_xs, skald::DType::mxfp4,
+    skald::DType::tq1_0,  skald::DType::tq2_0, skald::DType::iq2_xxs, skald::DType::iq2_xs, skald::DType::iq2_s,
+    skald::DType::iq3_xxs, skald::DType::iq3_s, skald::DType::iq1_s,  skald::DType::iq1_m};
 
 /// Small deterministic generator for test data.
 class TestRandom {
