@@ -194,6 +194,30 @@ struct ShapeCheck {
     return fmt::format("logits is {} x {}, needed {} x 1", op.logits.rows, op.logits.cols, op.x.rows);
   }
 
+  Fault operator()(const HeadLinearOp& op) const {
+    if (auto fault = matrix_fault(op.x, "x")) return fault;
+    if (auto fault = matrix_fault(op.out, "out")) return fault;
+    if (op.x.rows != op.out.rows) return fmt::format("x has {} rows, out {}", op.x.rows, op.out.rows);
+    if (op.heads < 1 || op.tail < 0) return fmt::format("{} heads with tails of {}", op.heads, op.tail);
+    if (op.weight == nullptr) return {};
+    if (op.weight->matrices() != op.heads) {
+      return fmt::format("weight has {} matrices for {} heads", op.weight->matrices(), op.heads);
+    }
+    const auto fits = [&](const Matrix& m, std::int64_t step, std::int64_t elements) {
+      return step >= elements && m.cols >= elements && (m.cols - elements) / step >= op.heads - 1;
+    };
+    const std::int64_t rows = op.weight->rows() / op.heads;
+    if (!fits(op.x, op.x_step, op.weight->cols() + op.tail)) {
+      return fmt::format("x has {} columns for {} heads of {} + {} elements, {} apart", op.x.cols, op.heads,
+                         op.weight->cols(), op.tail, op.x_step);
+    }
+    if (!fits(op.out, op.out_step, rows + op.tail)) {
+      return fmt::format("out has {} columns for {} heads of {} + {} elements, {} apart", op.out.cols, op.heads, rows,
+                         op.tail, op.out_step);
+    }
+    return {};
+  }
+
   Fault operator()(const StoreKvOp& op) const {
     if (auto fault = kv_fault(op.kv, op.heads, op.kv_heads)) return fault;
     const KvPageLayout& layout = op.kv.layout;
@@ -364,6 +388,14 @@ struct EnqueueCheck {
     if (overlap(op.x, op.logits)) fail(where, whole, "logits overlaps x");
   }
 
+  void operator()(const HeadLinearOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.out, "out");
+    need(op.weight != nullptr, "weight");
+    limit(op.weight->cols(), limits.head_cols, "columns of a head");
+    if (overlap(op.x, op.out)) fail(where, whole, "out overlaps x");
+  }
+
   void kv(const KvLayer& kv, std::int32_t heads, std::int32_t segments, const Segment* array) const {
     limit(heads, limits.heads, "heads");
     limit(kv.layout.head_dim_k, limits.head_dim, "elements per key");
@@ -491,7 +523,7 @@ struct HostCheck {
 std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
-      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp"};
+      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp", "HeadLinearOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

@@ -97,8 +97,8 @@ void DecoderImpl::make_pools(AnyKvFormat format) {
   kv_.resize(spec.layers.size());
   std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, groups of all its layers
   const auto layout_of = [&](const AttentionSpec& attention) {
-    return KvPageLayout{format.dtype(), options_.kv.page_tokens, options_.kv.heads_per_group, attention.head_dim_k,
-                        attention.head_dim_v};
+    return KvPageLayout{format.dtype(), options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
+                        attention.stored_dim_v(), attention.latent.has_value()};
   };
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const auto& attention = spec.layers[i].attention;

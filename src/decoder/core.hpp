@@ -72,10 +72,14 @@ class DecoderImpl final : public DecoderCore {
   void emit(std::int64_t rows, OpSink sink);
   void emit_input(std::int64_t rows, OpSink sink);
   void emit_attention(int layer, std::int64_t rows, OpSink sink);
+  void emit_latent_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_ffn(int layer, std::int64_t rows, OpSink sink);
   void emit_experts(int layer, std::int64_t rows, OpSink sink);
   void emit_shared_inner(int layer, const Norm& norm, const Matrix& x, const Matrix& inner, OpSink sink);
   void emit_head(std::int64_t rows, OpSink sink);
+  [[nodiscard]] std::size_t first_table(int layer) const noexcept;
+  [[nodiscard]] KvLayer kv_layer(int layer) const noexcept;
+  void emit_attend(AttentionOp attend, int layer, OpSink sink);
   [[nodiscard]] Matrix logits_matrix(const HeadRun& run) const noexcept;
   [[nodiscard]] Norm norm(const NormSpec& spec, Role weight, Role bias, int layer) const;
 

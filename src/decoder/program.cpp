@@ -44,11 +44,39 @@ void DecoderImpl::emit_input(std::int64_t rows, OpSink sink) {
   }
 }
 
+/// The layer's first entry of tables_ and score_pointers_.
+std::size_t DecoderImpl::first_table(int layer) const noexcept {
+  std::size_t table = 0;
+  for (int l = 0; l < layer; ++l)
+    table += static_cast<std::size_t>(kv_[static_cast<std::size_t>(l)].groups) * segments_.size();
+  return table;
+}
+
+KvLayer DecoderImpl::kv_layer(int layer) const noexcept {
+  const auto& place = kv_[static_cast<std::size_t>(layer)];
+  return {place.pool->base(), place.pool->layout(), place.groups, tables_.data() + first_table(layer)};
+}
+
+/// Attention over the layer's pages, with scores if they are asked for.
+void DecoderImpl::emit_attend(AttentionOp attend, int layer, OpSink sink) {
+  attend.kv = kv_layer(layer);
+  attend.segments = segments_.data();
+  attend.segment_count = static_cast<std::int32_t>(segments_.size());
+  if (scoring_) {
+    auto& sink_of_layer = score_sinks_[static_cast<std::size_t>(layer)];
+    sink_of_layer = score_template_;
+    sink_of_layer.scores = score_pointers_.data() + first_table(layer);
+    attend.sink = &sink_of_layer;
+  }
+  sink(attend, layer);
+}
+
 void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
   const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
   if (!layer_spec.attention) return;
   const auto& attention = *layer_spec.attention;
+  if (attention.latent) return emit_latent_attention(layer, rows, sink);
   const auto x = x_.matrix(0, rows, spec.dim);
   const auto q = q_.matrix(0, rows, attention.q_cols());
   const auto k = k_.matrix(0, rows, attention.k_cols());
@@ -64,12 +92,6 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
                     {model_.weight(Role::value, layer), model_.vector(Role::value_bias, layer), v}}};
   sink(project, layer);
 
-  const auto& place = kv_[static_cast<std::size_t>(layer)];
-  std::size_t table = 0;
-  for (int l = 0; l < layer; ++l)
-    table += static_cast<std::size_t>(kv_[static_cast<std::size_t>(l)].groups) * segments_.size();
-  const KvLayer kv{place.pool->base(), place.pool->layout(), place.groups, tables_.data() + table};
-
   StoreKvOp store{};
   store.q = q;
   store.k = k;
@@ -84,7 +106,7 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
     store.rope_dims = rope.dims;
     store.rope_table = rope_tables_[static_cast<std::size_t>(attention.rope)].matrix(0, rows, rope.dims);
   }
-  store.kv = kv;
+  store.kv = kv_layer(layer);
   store.segments = segments_.data();
   store.segment_count = static_cast<std::int32_t>(segments_.size());
   sink(store, layer);
@@ -97,16 +119,8 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   attend.scale = attention.scale;
   attend.softcap = attention.softcap;
   attend.window = attention.window;
-  attend.kv = kv;
-  attend.segments = segments_.data();
-  attend.segment_count = store.segment_count;
-  if (scoring_) {
-    auto& sink_of_layer = score_sinks_[static_cast<std::size_t>(layer)];
-    sink_of_layer = score_template_;
-    sink_of_layer.scores = score_pointers_.data() + table;
-    attend.sink = &sink_of_layer;
-  }
-  sink(attend, layer);
+  attend.sinks = model_.vector(Role::attention_sinks, layer);
+  emit_attend(attend, layer, sink);
 
   LinearOp project_out{};
   project_out.x = out;

@@ -166,6 +166,8 @@ const Architecture& find_architecture(const ModelFile& file) {
 
 std::span<const Architecture> architectures() noexcept {
   static constexpr Architecture table[] = {
+      {"deepseek2", "DeepSeek V2 and V3, R1, Kimi K2", &read_deepseek2},
+      {"gpt-oss", "gpt-oss 20B and 120B", &read_gpt_oss},
       {"granitemoe", "Granite 3 with experts", &read_granitemoe},
       {"llama", "Llama 1-3, Mistral, Mixtral, TinyLlama, SmolLM, Vicuna, Yi",
        &read_dense_as<DenseVariant{.experts = true}>},

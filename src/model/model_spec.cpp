@@ -53,7 +53,14 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "shared_router",
                                                                  "shared_gate",
                                                                  "shared_up",
-                                                                 "shared_down"};
+                                                                 "shared_down",
+                                                                 "attention_sinks",
+                                                                 "query_down",
+                                                                 "query_down_norm",
+                                                                 "latent_down",
+                                                                 "latent_norm",
+                                                                 "latent_key",
+                                                                 "latent_value"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -138,6 +145,7 @@ class Checker {
     positive("attention scale", attention.scale);
     not_negative("attention softcap", attention.softcap);
     within("attention window", attention.window, 0, limits::context);
+    if (attention.latent) latent(attention);
     norm("q_norm", attention.q_norm);
     norm("k_norm", attention.k_norm);
     within("attention rope", attention.rope, -1, static_cast<std::int64_t>(spec_.ropes.size()) - 1);
@@ -146,6 +154,22 @@ class Checker {
       if (rope.kind != RopeKind::none && rope.dims > attention.head_dim_k)
         fail(fmt::format("rope dims is {}, allowed is up to the head size {}", rope.dims, attention.head_dim_k));
     }
+  }
+
+  void latent(const AttentionSpec& attention) const {
+    const LatentSpec& latent = *attention.latent;
+    within("latent rank", latent.rank, 1, limits::head_dim);
+    within("latent rope_dims", latent.rope_dims, 2, attention.head_dim_k - 1);
+    within("latent query_rank", latent.query_rank, 0, limits::dim);
+    within("attention kv_heads", attention.kv_heads, 1, 1);
+    norm("latent norm", latent.norm);
+    norm("latent query_norm", latent.query_norm);
+    if (attention.rope < 0 || attention.rope >= static_cast<std::int32_t>(spec_.ropes.size()) ||
+        spec_.ropes[static_cast<std::size_t>(attention.rope)].dims != latent.rope_dims)
+      fail("the rotary embedding of latent attention has other dims than its rotated part");
+    if (attention.q_bias || attention.k_bias || attention.v_bias || attention.q_norm.kind != NormKind::none ||
+        attention.k_norm.kind != NormKind::none)
+      fail("latent attention with biases or norms of heads is not implemented");
   }
 
   void layer(const LayerSpec& layer) const {

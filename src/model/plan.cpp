@@ -81,8 +81,9 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
     const KvPageLayout page{.dtype = options.kv_type,
                             .page_tokens = options.page_tokens,
                             .heads = options.heads_per_group,
-                            .head_dim_k = layer.attention->head_dim_k,
-                            .head_dim_v = layer.attention->head_dim_v};
+                            .head_dim_k = layer.attention->stored_dim_k(),
+                            .head_dim_v = layer.attention->stored_dim_v(),
+                            .values_in_keys = layer.attention->latent.has_value()};
     if (layer.attention->kv_heads % options.heads_per_group != 0)
       throw UsageError(where, fmt::format("heads_per_group {} does not divide {} KV heads", options.heads_per_group,
                                           layer.attention->kv_heads));
@@ -125,6 +126,13 @@ ActivationSizes activation_sizes(const ModelSpec& spec) {
       sizes.k = std::max(sizes.k, layer.attention->k_cols());
       sizes.v = std::max(sizes.v, layer.attention->v_cols());
       sizes.attention = std::max(sizes.attention, layer.attention->output_cols());
+      // Queries in the latent space, results in it, and what queries are made from.
+      if (const auto& latent = layer.attention->latent) {
+        const std::int64_t heads = layer.attention->heads;
+        sizes.attention = std::max(sizes.attention, heads * (latent->rank + latent->rope_dims));
+        sizes.q = std::max(sizes.q, heads * latent->rank);
+        sizes.v = std::max<std::int64_t>(sizes.v, latent->query_rank);
+      }
     }
     if (!layer.ffn) continue;
     const ExpertsSpec experts = layer.ffn->experts.value_or(ExpertsSpec{});
@@ -161,7 +169,12 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
       const AttentionSpec& attention = *layer.attention;
       limits.max_cols = std::max(limits.max_cols, attention.output_cols());
       limits.heads = std::max<std::int64_t>(limits.heads, attention.heads);
-      limits.head_dim = std::max<std::int64_t>(limits.head_dim, std::max(attention.head_dim_k, attention.head_dim_v));
+      limits.head_dim = std::max<std::int64_t>(limits.head_dim, std::max(attention.stored_dim_k(), attention.stored_dim_v()));
+      if (attention.latent) {
+        limits.max_cols = std::max<std::int64_t>(limits.max_cols, attention.latent->query_rank);
+        limits.head_cols = std::max<std::int64_t>({limits.head_cols, attention.latent->rank,
+                                                   attention.head_dim_k - attention.latent->rope_dims});
+      }
     }
     if (layer.ffn) limits.max_cols = std::max(limits.max_cols, layer.ffn->width);
     if (!layer.ffn || !layer.ffn->experts) continue;

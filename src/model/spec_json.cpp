@@ -33,9 +33,19 @@ std::string json_of(const RopeSpec& rope) {
   return json.text();
 }
 
-std::string json_of(const AttentionSpec& attention) {
+std::string json_of(const LatentSpec& latent) {
   return Object()
-      .add("heads", attention.heads)
+      .add("rank", latent.rank)
+      .add("rope_dims", latent.rope_dims)
+      .add_raw("norm", json_of(latent.norm))
+      .add("query_rank", latent.query_rank)
+      .add_raw("query_norm", json_of(latent.query_norm))
+      .text();
+}
+
+std::string json_of(const AttentionSpec& attention) {
+  Object json;
+  json.add("heads", attention.heads)
       .add("kv_heads", attention.kv_heads)
       .add("head_dim_k", attention.head_dim_k)
       .add("head_dim_v", attention.head_dim_v)
@@ -49,7 +59,9 @@ std::string json_of(const AttentionSpec& attention) {
       .add_raw("q_norm", json_of(attention.q_norm))
       .add_raw("k_norm", json_of(attention.k_norm))
       .add("rope", attention.rope)
-      .text();
+      .add("sinks", attention.sinks);
+  if (attention.latent) json.add_raw("latent", json_of(*attention.latent));
+  return json.text();
 }
 
 std::string json_of(const ExpertsSpec& experts) {

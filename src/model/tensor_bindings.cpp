@@ -56,7 +56,25 @@ class Binder {
         return;
       }
   }
+  void latent_attention(const AttentionSpec& attention) {
+    const LatentSpec& latent = *attention.latent;
+    const std::int64_t heads = attention.heads;
+    if (latent.query_rank > 0) {
+      matrix(Role::query_down, "attn_q_a.weight", latent.query_rank, spec_.dim);
+      norm(latent.query_norm, Role::query_down_norm, Role::query_down_norm, "attn_q_a_norm", latent.query_rank);
+      matrix(Role::query, "attn_q_b.weight", attention.q_cols(), latent.query_rank);
+    } else {
+      matrix(Role::query, "attn_q.weight", attention.q_cols(), spec_.dim);
+    }
+    matrix(Role::latent_down, "attn_kv_a_mqa.weight", latent.rank + latent.rope_dims, spec_.dim);
+    norm(latent.norm, Role::latent_norm, Role::latent_norm, "attn_kv_a_norm", latent.rank);
+    stack(Role::latent_key, "attn_k_b.weight", heads, latent.rank, attention.head_dim_k - latent.rope_dims);
+    stack(Role::latent_value, "attn_v_b.weight", heads, attention.head_dim_v, latent.rank);
+    matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
+    vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
+  }
   void attention(const AttentionSpec& attention) {
+    if (attention.latent) return latent_attention(attention);
     matrix(Role::query, "attn_q.weight", attention.q_cols(), spec_.dim);
     vector_if(attention.q_bias, Role::query_bias, "attn_q.bias", attention.q_cols());
     matrix(Role::key, "attn_k.weight", attention.k_cols(), spec_.dim);
@@ -68,6 +86,7 @@ class Binder {
     vector_if(attention.k_norm.kind != NormKind::none, Role::key_norm, "attn_k_norm.weight", attention.head_dim_k);
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
+    vector_if(attention.sinks, Role::attention_sinks, "attn_sinks.weight", attention.heads);
   }
   void vectors_if(bool present, Role role, std::string_view name, std::int64_t count, std::int64_t elements) {
     vector_if(present, role, name, count * elements);
@@ -106,7 +125,9 @@ class Binder {
       attention(*layer.attention);
     }
     if (layer.ffn) {
-      norm(layer.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, "ffn_norm", spec_.dim);
+      // gpt-oss files call it so.
+      const std::string_view name = spec_.architecture == "gpt-oss" ? "post_attention_norm" : "ffn_norm";
+      norm(layer.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, name, spec_.dim);
       ffn(*layer.ffn);
     }
   }

@@ -137,6 +137,19 @@ struct GateRowsOp {
   Matrix logits{};  ///< [rows of x, 1]
 };
 
+/// One matrix for each head: out[t, h * out_step + i] = sum over j of W_h[i, j] * x[t, h * x_step + j]. Behind these
+/// elements `tail` elements are copied, those that follow the head's inputs: out[t, h * out_step + rows + i] =
+/// x[t, h * x_step + cols + i]. (Queries into the latent space of DeepSeek-V2, arXiv 2405.04434, and values out of it.)
+struct HeadLinearOp {
+  Matrix x{};
+  std::int64_t x_step = 0;         ///< elements from head to head; at least cols + tail
+  const Weight* weight = nullptr;  ///< stack of `heads` matrices [rows, cols]
+  std::int32_t heads = 0;
+  std::int32_t tail = 0;
+  Matrix out{};
+  std::int64_t out_step = 0;  ///< at least rows + tail
+};
+
 /// out[i, 2j] = magnitude * cos(positions[i] * inverse_frequencies[j]), out[i, 2j + 1] the same with sin; the angle is
 /// formed in double precision. Shared by all layers of one rotary kind.
 struct RopeTableOp {
@@ -269,6 +282,6 @@ struct DownloadOp {
 };
 
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
-                        DownloadOp, ExpertsOp, GateRowsOp>;
+                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp>;
 
 }  // namespace skald::inline v0

@@ -63,11 +63,23 @@ struct RopeFrequencies {
 /// @throws UsageError if dims is odd or not positive, or factors has another length than dims / 2.
 [[nodiscard]] SKALD_API RopeFrequencies rope_frequencies(const RopeSpec& rope);
 
+/// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434). A token's keys and values are products of one latent row;
+/// the cache holds that row, normalized, and one rotated key part that all heads share. The matrices that would make keys
+/// and values out of it are applied to queries and results instead ("absorbed"), whatever the batch.
+struct LatentSpec {
+  std::int32_t rank = 0;        ///< elements of the latent row
+  std::int32_t rope_dims = 0;   ///< elements of the rotated part: the last ones of a query head
+  NormSpec norm{};              ///< of the latent row
+  std::int32_t query_rank = 0;  ///< queries are made from a row of so many elements; 0: from the residual stream
+  NormSpec query_norm{};        ///< of that row
+  friend bool operator==(const LatentSpec&, const LatentSpec&) = default;
+};
+
 /// Softmax attention of one layer.
 struct AttentionSpec {
   std::int32_t heads = 0;       ///< query heads
-  std::int32_t kv_heads = 0;    ///< divides heads
-  std::int32_t head_dim_k = 0;  ///< elements of a query or key
+  std::int32_t kv_heads = 0;    ///< divides heads; 1 with a latent row
+  std::int32_t head_dim_k = 0;  ///< elements of a query or key; with a latent row of a query before absorption
   std::int32_t head_dim_v = 0;  ///< elements of a value
   float scale = 1.0F;           ///< multiplies q . k
   float softcap = 0.0F;         ///< s = softcap * tanh(s / softcap) if > 0
@@ -80,9 +92,17 @@ struct AttentionSpec {
   NormSpec k_norm{};       ///< over each key head, before rotation
   std::int32_t rope = -1;  ///< index into ModelSpec::ropes; -1: no rotation
 
+  std::optional<LatentSpec> latent{};
+  bool sinks = false;  ///< one more logit per head in the softmax's denominator, see AttentionOp
+
   [[nodiscard]] std::int64_t q_cols() const noexcept { return std::int64_t{heads} * head_dim_k; }
-  [[nodiscard]] std::int64_t k_cols() const noexcept { return std::int64_t{kv_heads} * head_dim_k; }
-  [[nodiscard]] std::int64_t v_cols() const noexcept { return std::int64_t{kv_heads} * head_dim_v; }
+  [[nodiscard]] std::int64_t k_cols() const noexcept { return std::int64_t{kv_heads} * stored_dim_k(); }
+  [[nodiscard]] std::int64_t v_cols() const noexcept { return latent ? 0 : std::int64_t{kv_heads} * head_dim_v; }
+  /// Elements of a key and of a value in the cache; with a latent row the values are a part of the keys.
+  [[nodiscard]] std::int32_t stored_dim_k() const noexcept {
+    return latent ? latent->rank + latent->rope_dims : head_dim_k;
+  }
+  [[nodiscard]] std::int32_t stored_dim_v() const noexcept { return latent ? latent->rank : head_dim_v; }
   /// Columns of the attention's result, the input of the output matrix.
   [[nodiscard]] std::int64_t output_cols() const noexcept { return std::int64_t{heads} * head_dim_v; }
   friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
@@ -196,8 +216,15 @@ enum class Role : std::uint8_t {
   shared_gate,            ///< [shared_width, dim]
   shared_up,              ///< [shared_width, dim]
   shared_down,            ///< [dim, shared_width]
+  attention_sinks,        ///< [heads]
+  query_down,             ///< [query_rank, dim]
+  query_down_norm,        ///< [query_rank]
+  latent_down,            ///< [rank + rope_dims, dim]
+  latent_norm,            ///< [rank]
+  latent_key,             ///< heads matrices [rank, head_dim_k - rope_dims]
+  latent_value,           ///< heads matrices [head_dim_v, rank]
 };
-inline constexpr std::int32_t role_count = 39;
+inline constexpr std::int32_t role_count = 46;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

@@ -58,6 +58,7 @@ class CpuStream final : public Stream {
         check_weight(op, linear->parts[static_cast<std::size_t>(p)].weight, true);
       }
     }
+    if (const auto* heads = std::get_if<HeadLinearOp>(&op)) check_weight(op, heads->weight, true);
     if (const auto* experts = std::get_if<ExpertsOp>(&op)) {
       for (const Weight* weight : {experts->gate, experts->up, experts->down}) check_weight(op, weight, true);
     }
@@ -103,6 +104,8 @@ class CpuStream final : public Stream {
       plan_linear(state_, op, phases_);
     } else if (std::holds_alternative<ExpertsOp>(op)) {
       plan_experts(state_, op, phases_);
+    } else if (std::holds_alternative<HeadLinearOp>(op)) {
+      plan_heads(state_, op, phases_);
     } else if (std::holds_alternative<StoreKvOp>(op) || std::holds_alternative<AttentionOp>(op)) {
       plan_attention(state_, op, phases_);
     } else {

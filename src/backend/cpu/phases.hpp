@@ -20,6 +20,9 @@ namespace skald::inline v0::cpu {
 /// that the others wait for.
 inline constexpr std::int64_t private_columns = 8;
 
+/// Most columns of a unit of one head's product; every participant prepares them for itself.
+inline constexpr std::int64_t head_columns = 96;
+
 /// How the work memory of a stream is divided. Offsets are in bytes from the start of a part.
 struct WorkSizes {
   static constexpr int max_ids = 8;
@@ -44,6 +47,7 @@ struct WorkSizes {
   std::int64_t tile_floats = 0;
   std::size_t panel_offset = 0;
   std::size_t attention_offset = 0;
+  std::size_t heads_offset = 0;   ///< prepared columns of one head
   std::size_t choice_offset = 0;  ///< scores, and a lone token's experts and shares
   std::size_t participant_bytes = 0;
 
@@ -128,6 +132,12 @@ struct ExpertsPlan {
   std::int64_t column_block = 1;
 };
 
+struct HeadsPlan {
+  const CpuWeight* weight = nullptr;
+  std::int64_t unit_columns = 0;
+  std::int64_t column_ranges = 0;  ///< units of one head
+};
+
 struct Phase : PhaseHead {
   StreamState* state = nullptr;
   const Op* op = nullptr;
@@ -136,6 +146,7 @@ struct Phase : PhaseHead {
     RowsPlan rows;
     AttentionPlan attention;
     ExpertsPlan experts;
+    HeadsPlan heads;
   };
   Phase() noexcept : linear{} {}
 };
@@ -145,6 +156,7 @@ void plan_linear(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_rows(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_attention(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_experts(StreamState& state, const Op& op, std::vector<Phase>& phases);
+void plan_heads(StreamState& state, const Op& op, std::vector<Phase>& phases);
 
 /// A part of a product: panels of a weight by columns of prepared activations.
 struct Tile {

@@ -29,6 +29,7 @@ struct Matmuls {
   std::size_t private_acts = 0;
   std::size_t shared_acts = 0;
   std::size_t expert_acts = 0;
+  std::size_t heads = 0;
   std::size_t multiply = 0;
   std::size_t panel = 0;
   int column_block = 1;
@@ -44,6 +45,11 @@ Matmuls measure_matmuls(const KernelSet& kernels, const StreamLimits& limits, Wo
     most.panel = std::max(most.panel, kernel.panel_bytes(cols));
     most.multiply = std::max(
         most.multiply, most_over_counts(limits.tokens, [&](std::int64_t n) { return kernel.scratch_bytes(cols, n); }));
+    if (limits.head_cols > 0) {
+      most.heads = std::max(most.heads, most_over_counts(std::min(limits.tokens, head_columns), [&](std::int64_t n) {
+                              return kernel.acts_bytes(round_up(limits.head_cols, 256), n);
+                            }));
+    }
     if (sizes.find_acts(kernel.activation_id) != nullptr || sizes.acts_count == WorkSizes::max_ids) continue;
     WorkSizes::Acts& place = sizes.acts[static_cast<std::size_t>(sizes.acts_count++)];
     place = {kernel.activation_id, most.shared_acts, most.private_acts, most.expert_acts};
@@ -115,6 +121,7 @@ WorkSizes work_sizes(const KernelSet& kernels, const StreamLimits& limits, int p
                                                std::min<std::int64_t>(8 * kernels::panel_rows * columns, 32768));
     sizes.tile_offset = place(positive(sizes.tile_floats) * sizeof(float));
     sizes.panel_offset = place(matmuls.panel);
+    sizes.heads_offset = place(matmuls.heads);
   }
   sizes.attention_offset = place(attention.scratch);
   sizes.choice_offset = place(positive(choice_scores(limits.experts)) * sizeof(double) +

@@ -41,6 +41,7 @@ void check_weights(const Op& op) {
   if (const auto* linear = std::get_if<LinearOp>(&op)) {
     for (std::int32_t p = 0; p < linear->part_count; ++p) check(linear->parts[static_cast<std::size_t>(p)].weight);
   }
+  if (const auto* heads = std::get_if<HeadLinearOp>(&op)) check(heads->weight);
   if (const auto* experts = std::get_if<ExpertsOp>(&op)) {
     for (const Weight* weight : {experts->gate, experts->up, experts->down}) check(weight);
   }

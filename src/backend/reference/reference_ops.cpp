@@ -209,6 +209,19 @@ void run(const ExpertsOp& op, const std::stop_token& stop) {
   }
 }
 
+void run(const HeadLinearOp& op, const std::stop_token& stop) {
+  const std::int64_t cols = op.weight->cols();
+  const std::int64_t rows = op.weight->rows() / op.heads;
+  for (std::int64_t t = 0; t < op.x.rows; ++t) {
+    for (std::int32_t h = 0; h < op.heads; ++h) {
+      const float* x = op.x.data + t * op.x.stride + h * op.x_step;
+      float* out = op.out.data + t * op.out.stride + h * op.out_step;
+      view(out, rows) = product(*op.weight, h, view(x, cols).cast<double>(), stop).cast<float>();
+      view(out + rows, op.tail) = view(x + cols, op.tail);
+    }
+  }
+}
+
 void run(const GateRowsOp& op, const std::stop_token& /*short*/) {
   for (std::int64_t i = 0; i < op.x.rows; ++i) {
     const double gate = sigmoid(static_cast<double>(op.logits.data[i * op.logits.stride]));
