@@ -6,7 +6,8 @@
 //   group of w columns (w = 12 but for the last), K columns of the weight:
 //     q8_32    codes [K / 4][w][4] int8, scales [K / 32][w] float, negated sums [K / 32][w] int32
 //     q8_256   codes [K / 4][w][4] int8, scales [K / 256][w] float, pairs of sums of 32 [K / 256][4][w],
-//              pairs of sums of 16 [K / 256][8][w]; a pair is two int16 in one int32
+//              pairs of sums of 16 [K / 256][8][w] (a pair is two int16 in one int32), negated sums of 16
+//              [K / 256][16][w] int32
 //     f32      [K][w] float
 //   groups follow each other at multiples of 64 bytes
 //
@@ -60,12 +61,13 @@ struct Acts32 {
 struct Acts256 {
   static constexpr int id = 2;
   static constexpr std::size_t group_bytes(std::int64_t cols, int width) noexcept {
-    return (static_cast<std::size_t>(cols + cols / 256 * 52) * static_cast<std::size_t>(width) + 63) / 64 * 64;
+    return (static_cast<std::size_t>(cols + cols / 256 * 116) * static_cast<std::size_t>(width) + 63) / 64 * 64;
   }
   const std::byte* codes;
   const float* scales;
   const std::int32_t* pairs32;
   const std::int32_t* pairs16;
+  const std::int32_t* negated_sums16;
   int width;
 
   SKALD_INLINE Acts256(const std::byte* group, std::int64_t cols, int group_width, int column) noexcept {
@@ -76,12 +78,14 @@ struct Acts256 {
     scales = reinterpret_cast<const float*>(after) + column;
     pairs32 = reinterpret_cast<const std::int32_t*>(after) + blocks * width + column;
     pairs16 = reinterpret_cast<const std::int32_t*>(after) + 5 * blocks * width + column;
+    negated_sums16 = reinterpret_cast<const std::int32_t*>(after) + 13 * blocks * width + column;
   }
   SKALD_INLINE void next() noexcept {
     codes += 256 * width;
     scales += width;
     pairs32 += 4 * width;
     pairs16 += 8 * width;
+    negated_sums16 += 16 * width;
   }
 };
 
@@ -156,12 +160,16 @@ SKALD_INLINE void prepare_token(Acts256*, const float* x, std::int64_t cols, std
   auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
   auto* pairs32 = reinterpret_cast<std::int32_t*>(group + cols * width) + blocks * width + column;
   auto* pairs16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 5 * blocks * width + column;
+  auto* sums16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 13 * blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     alignas(64) std::int8_t codes[256];
     scales[b * width] = quantize_block<256>(x + 256 * b, codes);
     store_codes<256>(group + 256 * b * width + 4 * column, codes, width);
     std::int32_t s16[16], s32[8];
-    for (int i = 0; i < 16; ++i) s16[i] = sum_of_16(codes + 16 * i);
+    for (int i = 0; i < 16; ++i) {
+      s16[i] = sum_of_16(codes + 16 * i);
+      sums16[(16 * b + i) * width] = -s16[i];
+    }
     for (int i = 0; i < 8; ++i) s32[i] = s16[2 * i] + s16[2 * i + 1];
     for (int i = 0; i < 4; ++i) {
       const int first = i / 2 * 4 + i % 2;

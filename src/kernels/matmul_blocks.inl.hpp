@@ -39,8 +39,33 @@ SKALD_INLINE void dot_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 
 #endif
 }
 
+/// The same from runs of groups, with the sums in registers. Width: columns of the group of activations; 0: a.width.
+template <class S, int P, int N, int Width>
+SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, f32x16 (&acc)[P * N],
+                            const std::byte* ahead) noexcept;
+template <class S, int P, int N, int Width>
+SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, f32x16 (&acc)[P * N],
+                            const std::byte* ahead) noexcept;
+
 #if SKALD_VEC_REGISTERS == 4
 // The baseline: plain loops.
+
+/// Adds the products of groups [begin, end).
+template <class S, int N>
+SKALD_INLINE void dot_runs(const std::byte* w, int begin, int end, const std::byte* acts, int width,
+                           i32x16* sum) noexcept {
+  constexpr int size = groups_of_run<S>();
+  for (int r = begin / size; r < end / size; ++r) {
+    u8x64 codes[size];
+    if constexpr (HasRuns<S>) S::run(w, r, codes);
+    else codes[0] = S::group(w, r);
+    for (int i = 0; i < size; ++i) {
+      int g = r;
+      if constexpr (HasRuns<S>) g = S::run_group(r, i);
+      for (int c = 0; c < N; ++c) sum[c] = dot4(sum[c], codes[i], broadcast4(acts + 4 * (g * width + c)));
+    }
+  }
+}
 
 template <class S, int P, int N>
 SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts32& a, float* acc,
@@ -51,10 +76,7 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts32& a
     sum[c] = zero_i32();
     if constexpr (S::offset_shift >= 0) sum[c] = shl<S::offset_shift>(set1(a.negated_sums[c]));
   }
-  for (int g = 0; g < 8; ++g) {
-    const u8x64 codes = S::group(w, g);
-    for (int c = 0; c < N; ++c) sum[c] = dot4(sum[c], codes, broadcast4(a.codes + 4 * (g * a.width + c)));
-  }
+  dot_runs<S, N>(w, 0, 8, a.codes, a.width, sum);
   const f32x16 scale = S::scale(w);
   for (int c = 0; c < N; ++c) {
     f32x16 result = fma(to_f32(sum[c]), scale * set1(a.scales[c]), load(acc + 16 * c));
@@ -74,10 +96,7 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t, const Acts256& 
   for (int sub = 0; sub < S::sub_blocks; ++sub) {
     i32x16 sum[N];
     for (int c = 0; c < N; ++c) sum[c] = zero_i32();
-    for (int g = sub * groups; g < (sub + 1) * groups; ++g) {
-      const u8x64 codes = S::group(w, g);
-      for (int c = 0; c < N; ++c) sum[c] = dot4(sum[c], codes, broadcast4(a.codes + 4 * (g * a.width + c)));
-    }
+    dot_runs<S, N>(w, sub * groups, (sub + 1) * groups, a.codes, a.width, sum);
     const i32x16 factor = S::sub_scale(w, sub);
     for (int c = 0; c < N; ++c) total[c] += sum[c] * factor;
   }
@@ -144,6 +163,24 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
   });
 }
 
+/// Sums of the activations times the multipliers of sub-blocks of 16: what an offset of one adds to the total.
+template <class S>
+SKALD_INLINE i32x16 offsets_of(const std::byte* panel, const Acts256& a, std::ptrdiff_t width, int column) noexcept {
+  i32x16 offsets = zero_i32();
+  unroll<8>([&](auto i) SKALD_INLINE_LAMBDA {
+    offsets = dot2(offsets, S::scale_pair(panel, i), set1(a.pairs16[i * width + column]));
+  });
+  return offsets;
+}
+template <class S>
+SKALD_INLINE i32x16 minimums_of(const std::byte* panel, const Acts256& a, std::ptrdiff_t width, int column) noexcept {
+  i32x16 minimums = zero_i32();
+  unroll<4>([&](auto i) SKALD_INLINE_LAMBDA {
+    minimums = dot2(minimums, S::minimum_pair(panel, i), set1(a.pairs32[i * width + column]));
+  });
+  return minimums;
+}
+
 template <class S, int P, int N>
 SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, float* acc,
                              const std::byte* ahead) noexcept {
@@ -197,24 +234,109 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
     const f32x16 scale = S::scale(panel);
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
       i32x16 sum = total[p * N + c];
-      if constexpr (S::offset_shift >= 0) {
-        i32x16 offsets = zero_i32();
-        unroll<8>([&](auto i) SKALD_INLINE_LAMBDA {
-          offsets = dot2(offsets, S::scale_pair(panel, i), set1(a.pairs16[i * width + c]));
-        });
-        sum = sum - shl<S::offset_shift>(offsets);
-      }
+      if constexpr (S::offset_shift >= 0) sum = sum - shl<S::offset_shift>(offsets_of<S>(panel, a, width, c));
       float* out = acc + 16 * (p * N + c);
       const f32x16 token = set1(a.scales[c]);
       f32x16 result = fma(to_f32(sum), scale * token, load(out));
-      if constexpr (S::has_minimum) {
-        i32x16 minimums = zero_i32();
-        unroll<4>([&](auto i) SKALD_INLINE_LAMBDA {
-          minimums = dot2(minimums, S::minimum_pair(panel, i), set1(a.pairs32[i * width + c]));
-        });
-        result = fnma(to_f32(minimums), S::minimum(panel) * token, result);
-      }
+      if constexpr (S::has_minimum)
+        result = fnma(to_f32(minimums_of<S>(panel, a, width, c)), S::minimum(panel) * token, result);
       store(out, result);
+    });
+  });
+}
+
+template <class S, int P, int N, int Width>
+SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, f32x16 (&acc)[P * N],
+                            const std::byte* ahead) noexcept {
+  const std::ptrdiff_t width = Width > 0 ? Width : a.width;
+  for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch(ahead + i);
+  i32x16 sum[P * N], partial[P * N];
+  constexpr bool starts_at_zero = (paired_multiplier && S::bits == 8) || S::offset_shift < 0;
+  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    i32x16 start = zero_i32();
+    if constexpr (!starts_at_zero) start = shl<S::offset_shift>(set1(a.negated_sums[c]));
+    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
+  });
+  unroll<8 / S::run_groups>([&](auto r) SKALD_INLINE_LAMBDA {
+    u8x64 codes[P][S::run_groups];
+    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { S::run(w + p * panel_stride, r, codes[p]); });
+    unroll<S::run_groups>([&](auto i) SKALD_INLINE_LAMBDA {
+      constexpr int g = S::run_group(r.value, i.value), step = r.value * S::run_groups + i.value;
+      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+        const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
+        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+          dot_step<S::bits, step>(sum[p * N + c], partial[p * N + c], codes[p][i], x, set1(0x00010001));
+        });
+      });
+    });
+  });
+  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    const f32x16 scale = S::scale(w + p * panel_stride);
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      f32x16& result = acc[p * N + c];
+      const f32x16 token = set1(a.scales[c]);
+      result = fma(to_f32(sum[p * N + c]), scale * token, result);
+      if constexpr (S::has_minimum)
+        result = fnma(to_f32(set1(a.negated_sums[c])), S::minimum(w + p * panel_stride) * token, result);
+    });
+  });
+}
+
+template <class S, int P, int N, int Width>
+SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, f32x16 (&acc)[P * N],
+                            const std::byte* ahead) noexcept {
+  const std::ptrdiff_t width = Width > 0 ? Width : a.width;
+  constexpr int groups = 64 / S::sub_blocks, lines = (S::panel_block_bytes + 63) / 64, run_count = 64 / S::run_groups;
+  // Integer multipliers apply to whole sums, or to neighbouring products on their way into the total.
+  constexpr bool offset_in_sums = S::offset_shift >= 0 && S::sub_blocks == 16 && !paired_multiplier;
+  i32x16 total[P * N];
+  if constexpr (paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
+  unroll<S::sub_blocks>([&](auto sub) SKALD_INLINE_LAMBDA {
+    i32x16 sum[P * N], partial[P * N], factor[P];
+    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { factor[p] = S::sub_scale(w + p * panel_stride, sub); });
+    if constexpr (!paired_multiplier)
+      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+        i32x16 start = zero_i32();
+        if constexpr (offset_in_sums) start = shl<S::offset_shift>(set1(a.negated_sums16[sub * width + c]));
+        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
+      });
+    unroll<groups / S::run_groups>([&](auto r) SKALD_INLINE_LAMBDA {
+      constexpr int run = sub.value * (groups / S::run_groups) + r.value;
+      u8x64 codes[P][S::run_groups];
+      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { S::run(w + p * panel_stride, run, codes[p]); });
+      unroll<S::run_groups>([&](auto i) SKALD_INLINE_LAMBDA {
+        constexpr int g = S::run_group(run, i.value), step = r.value * S::run_groups + i.value;
+        unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+          const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
+          unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+            constexpr int k = p.value * N + c.value;
+            if constexpr (paired_multiplier) dot_step<S::bits, step>(total[k], partial[k], codes[p][i], x, factor[p]);
+            else dot_step<S::bits, step>(sum[k], partial[k], codes[p][i], x, factor[p]);
+          });
+        });
+      });
+      constexpr int first_line = lines * run / run_count, end_line = lines * (run + 1) / run_count;
+      unroll<end_line - first_line>([&](auto i) SKALD_INLINE_LAMBDA {
+        prefetch_with(ahead + 64 * (first_line + i), paired_multiplier ? total[0] : sum[0]);
+      });
+    });
+    if constexpr (!paired_multiplier)
+      unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA {
+        const i32x16 product = sum[i] * factor[i.value / N];
+        total[i] = sub.value == 0 ? product : total[i] + product;
+      });
+  });
+  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    const std::byte* panel = w + p * panel_stride;
+    const f32x16 scale = S::scale(panel);
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      i32x16 sum = total[p * N + c];
+      if constexpr (S::offset_shift >= 0 && !offset_in_sums) sum = sum - shl<S::offset_shift>(offsets_of<S>(panel, a, width, c));
+      f32x16& result = acc[p * N + c];
+      const f32x16 token = set1(a.scales[c]);
+      result = fma(to_f32(sum), scale * token, result);
+      if constexpr (S::has_minimum)
+        result = fnma(to_f32(minimums_of<S>(panel, a, width, c)), S::minimum(panel) * token, result);
     });
   });
 }
@@ -258,7 +380,14 @@ struct Expanded : F {
         });
       }
       std::byte* codes = to + 64 * first_code_line;
-      unroll<F::block_k / 4>([&](auto j) SKALD_INLINE_LAMBDA { store_bytes(codes + 64 * j, F::group(panel, j)); });
+      if constexpr (HasRuns<F>)
+        unroll<F::block_k / 4 / F::run_groups>([&](auto r) SKALD_INLINE_LAMBDA {
+          u8x64 run[F::run_groups];
+          F::run(panel, r, run);
+          unroll<F::run_groups>([&](auto i) SKALD_INLINE_LAMBDA { store_bytes(codes + 64 * F::run_group(r, i), run[i]); });
+        });
+      else
+        unroll<F::block_k / 4>([&](auto j) SKALD_INLINE_LAMBDA { store_bytes(codes + 64 * j, F::group(panel, j)); });
     }
   }
 };

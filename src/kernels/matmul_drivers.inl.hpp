@@ -55,29 +55,61 @@ struct ActsOf<256> {
   using type = Acts256;
 };
 
-/// One packed panel by N columns.
-template <class F, int N>
+/// One packed panel by N columns of a group of Width (0: any).
+template <class F, int N, int Width>
 void direct_chunk(const std::byte* panel, std::int64_t cols, typename ActsOf<F::block_k>::type acts,
                   const Output& out) noexcept {
-  alignas(64) float acc[N * 16];
-  __builtin_memset(acc, 0, sizeof(acc));
-  for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, acts.next())
-    fold_block<F, 1, N>(panel, 0, acts, acc, panel + prefetch_distance);
-  for (int c = 0; c < N; ++c) write_rows(out, 0, c, load(acc + 16 * c));
+  if constexpr (HasRuns<F> && SKALD_VEC_REGISTERS <= 2) {
+    f32x16 acc[N];
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { acc[c] = zero_f32(); });
+    if constexpr (Width > 0) acts.width = Width;
+    for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, acts.next())
+      fold_runs<F, 1, N, Width>(panel, 0, acts, acc, panel + prefetch_distance);
+    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { write_rows(out, 0, c, acc[c]); });
+  } else {
+    alignas(64) float acc[N * 16];
+    __builtin_memset(acc, 0, sizeof(acc));
+    for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, acts.next())
+      fold_block<F, 1, N>(panel, 0, acts, acc, panel + prefetch_distance);
+    for (int c = 0; c < N; ++c) write_rows(out, 0, c, load(acc + 16 * c));
+  }
+}
+
+template <class F>
+using DirectChunk = void(const std::byte*, std::int64_t, typename ActsOf<F::block_k>::type, const Output&) noexcept;
+
+/// Columns that an instance takes at once from a group of `width`, of which n are left.
+struct DirectShape {
+  int columns;
+  bool whole;  ///< the group has just as many
+};
+SKALD_INLINE DirectShape direct_shape(std::int64_t n, int width) noexcept {
+  const int most = n < direct_columns ? static_cast<int>(n) : direct_columns;
+  if (most == 12 || most <= 4) return {most, most == width};
+  if (most < 8 && most == width) return {most, true};
+  if (most >= 8) return {8, width == 8};
+  return {4, false};
 }
 
 /// Computes as many of n columns as one instance takes at once, and returns how many.
 template <class F>
-SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panel, std::int64_t cols,
+SKALD_INLINE int direct_dispatch(std::int64_t n, int width, const std::byte* panel, std::int64_t cols,
                                  const typename ActsOf<F::block_k>::type& acts, const Output& out) noexcept {
-  if constexpr (direct_columns >= 12)
-    if (n >= 12) return direct_chunk<F, 12>(panel, cols, acts, out), 12;
-  if constexpr (direct_columns >= 8)
-    if (n >= 8) return direct_chunk<F, 8>(panel, cols, acts, out), 8;
-  if (n >= 4) return direct_chunk<F, 4>(panel, cols, acts, out), 4;
-  if (n == 3) return direct_chunk<F, 3>(panel, cols, acts, out), 3;
-  if (n == 2) return direct_chunk<F, 2>(panel, cols, acts, out), 2;
-  return direct_chunk<F, 1>(panel, cols, acts, out), 1;
+  const DirectShape shape = direct_shape(n, width);
+  DirectChunk<F>* chunk = nullptr;
+  if constexpr (direct_columns >= 12) {
+    if (shape.columns == 12) chunk = direct_chunk<F, 12, 12>;
+    if (shape.columns == 8) chunk = shape.whole ? direct_chunk<F, 8, 8> : direct_chunk<F, 8, 0>;
+    if (shape.columns == 7) chunk = direct_chunk<F, 7, 7>;
+    if (shape.columns == 6) chunk = direct_chunk<F, 6, 6>;
+    if (shape.columns == 5) chunk = direct_chunk<F, 5, 5>;
+  }
+  if (shape.columns == 4) chunk = shape.whole ? direct_chunk<F, 4, 4> : direct_chunk<F, 4, 0>;
+  if (shape.columns == 3) chunk = shape.whole ? direct_chunk<F, 3, 3> : direct_chunk<F, 3, 0>;
+  if (shape.columns == 2) chunk = shape.whole ? direct_chunk<F, 2, 2> : direct_chunk<F, 2, 0>;
+  if (shape.columns == 1) chunk = shape.whole ? direct_chunk<F, 1, 1> : direct_chunk<F, 1, 0>;
+  chunk(panel, cols, acts, out);
+  return shape.columns;
 }
 
 /// P panels by the twelve columns of a group from expanded panels.
@@ -121,7 +153,7 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
       if (n > width - inside) n = width - inside;
       const A acts(columns.acts + static_cast<std::size_t>(group) * full_bytes, cols, width, inside);
       const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
-      c += direct_dispatch<F>(n, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols, acts, to);
+      c += direct_dispatch<F>(n, width, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols, acts, to);
     }
   }
 }

@@ -27,6 +27,10 @@ SKALD_INLINE __m256i first_eight(int n) noexcept {
 
 SKALD_INLINE f32x16 load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 SKALD_INLINE i32x16 load(const std::int32_t* p) noexcept { return {load256(p), load256(p + 8)}; }
+SKALD_INLINE i32x16 load_i8(const std::int8_t* p) noexcept {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
+}
 SKALD_INLINE u8x64 load_bytes(const void* p) noexcept {
   return {load256(p), load256(static_cast<const std::uint8_t*>(p) + 32)};
 }
@@ -206,6 +210,11 @@ SKALD_INLINE i32x16 maddubs(u8x64 w, u8x64 a) noexcept {
 SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
   return {_mm256_maddubs_epi16(_mm256_abs_epi8(w.lo), _mm256_sign_epi8(a.lo, w.lo)),
           _mm256_maddubs_epi16(_mm256_abs_epi8(w.hi), _mm256_sign_epi8(a.hi, w.hi))};
+}
+/// Prefetches once `tied` has this value: the compiler moves a plain prefetch to the start of straight code, and a burst
+/// of them fills the queue of outstanding misses.
+SKALD_INLINE void prefetch_with(const std::byte* p, i32x16& tied) noexcept {
+  asm volatile("prefetcht0 %1" : "+x"(tied.lo) : "m"(*p));
 }
 
 }  // namespace

@@ -22,6 +22,9 @@ SKALD_INLINE __mmask16 first_lanes(int n) noexcept { return static_cast<__mmask1
 
 SKALD_INLINE f32x16 load(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
 SKALD_INLINE i32x16 load(const std::int32_t* p) noexcept { return {_mm512_loadu_si512(p)}; }
+SKALD_INLINE i32x16 load_i8(const std::int8_t* p) noexcept {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
 SKALD_INLINE u8x64 load_bytes(const void* p) noexcept { return {_mm512_loadu_si512(p)}; }
 SKALD_INLINE f32x16 load_n(const float* p, int n) noexcept { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 SKALD_INLINE i32x16 load_n(const std::int32_t* p, int n) noexcept {
@@ -159,6 +162,11 @@ SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
 /// acc + the four products of unsigned bytes w and signed bytes a of each lane.
 SKALD_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 a) noexcept { return {_mm512_dpbusd_epi32(acc.r, w.r, a.r)}; }
 #endif
+/// Prefetches once `tied` has this value: the compiler moves a plain prefetch to the start of straight code, and a burst
+/// of them fills the queue of outstanding misses.
+SKALD_INLINE void prefetch_with(const std::byte* p, i32x16& tied) noexcept {
+  asm volatile("prefetcht0 %1" : "+v"(tied.r) : "m"(*p));
+}
 
 }  // namespace
 }  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -38,6 +38,11 @@ SKALD_INLINE i32x16 load(const std::int32_t* p) noexcept {
   __builtin_memcpy(&a, p, 64);
   return a;
 }
+SKALD_INLINE i32x16 load_i8(const std::int8_t* p) noexcept {
+  std::int32_t values[16];
+  for (int i = 0; i < 16; ++i) values[i] = p[i];
+  return load(values);
+}
 SKALD_INLINE u8x64 load_bytes(const void* p) noexcept {
   u8x64 a;
   __builtin_memcpy(&a, p, 64);
