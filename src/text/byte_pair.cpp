@@ -35,9 +35,7 @@ const MergeTable::Merge* MergeTable::find(TokenId left, TokenId right) const noe
 
 void MergeTable::build(const Vocabulary& vocabulary, const TokenIndex& index) {
   const auto& merges = vocabulary.merges;
-  const std::size_t size = std::bit_ceil(std::max<std::size_t>(2 * merges.size(), 16));
-  slots_.assign(size, {no_key, {}});
-  shift_ = 64 - std::countr_zero(size);
+  resize(merges.size());
   std::string result;
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const auto refuse = [&](std::string_view why) {
@@ -58,15 +56,31 @@ void MergeTable::build(const Vocabulary& vocabulary, const TokenIndex& index) {
     if (merged < 0) refuse("gives a text that is not a token");
     const std::uint64_t key = pair_key(left, right);
     std::size_t i = slot_of(key);
-    for (; slots_[i].key != no_key; i = (i + 1) & (size - 1)) {
+    for (; slots_[i].key != no_key; i = (i + 1) & (slots_.size() - 1)) {
       if (slots_[i].key == key) refuse("occurs twice");
     }
     slots_[i] = {key, {static_cast<std::uint32_t>(rank), merged}};
   }
 }
 
+void MergeTable::build(const std::vector<Entry>& entries) {
+  resize(entries.size());
+  for (const Entry& entry : entries) {
+    const std::uint64_t key = pair_key(entry.left, entry.right);
+    std::size_t i = slot_of(key);
+    while (slots_[i].key != no_key && slots_[i].key != key) i = (i + 1) & (slots_.size() - 1);
+    slots_[i] = {key, {entry.rank, entry.result}};
+  }
+}
+
+void MergeTable::resize(std::size_t merges) {
+  const std::size_t size = std::bit_ceil(std::max<std::size_t>(2 * merges, 16));
+  slots_.assign(size, {no_key, {}});
+  shift_ = 64 - std::countr_zero(size);
+}
+
 void BytePairEncoder::build(const Vocabulary& vocabulary, const TokenIndex& index, bool whole_words) {
-  merges_.build(vocabulary, index);
+  merger_.build(vocabulary, index);
   whole_words_ = whole_words ? &index : nullptr;
   is_text_.assign(vocabulary.tokens.size(), true);
   for (std::size_t i = 0; i < vocabulary.types.size(); ++i) {
@@ -95,21 +109,31 @@ void BytePairEncoder::encode(std::string_view word, std::vector<TokenId>& tokens
   auto& symbols = scratch.symbols;
   const auto size = static_cast<std::int32_t>(word.size());
   symbols.resize(word.size());
-  for (std::int32_t i = 0; i < size; ++i) {
-    const TokenId id = byte_tokens_[static_cast<unsigned char>(word[static_cast<std::size_t>(i)])];
-    symbols[static_cast<std::size_t>(i)] = {id, i - 1, i + 1 < size ? i + 1 : -1, no_rank};
+  for (std::size_t i = 0; i < word.size(); ++i) {
+    symbols[i].id = byte_tokens_[static_cast<unsigned char>(word[i])];
   }
-  for (std::int32_t i = 0; i < size; ++i) symbols[static_cast<std::size_t>(i)].rank = rank_at(symbols, i);
-  constexpr std::int32_t long_word = 64;
-  if (size <= long_word) merge_short(symbols);
-  else merge_long(symbols, scratch.queue);
+  merger_.merge(scratch);
   for (std::int32_t i = 0; i >= 0 && i < size; i = symbols[static_cast<std::size_t>(i)].next) {
     const TokenId id = symbols[static_cast<std::size_t>(i)].id;
     if (id >= 0) tokens.push_back(id);
   }
 }
 
-std::uint32_t BytePairEncoder::rank_at(const std::vector<Symbol>& symbols, std::int32_t left) const noexcept {
+void BytePairMerger::merge(Scratch& scratch) const {
+  auto& symbols = scratch.symbols;
+  const auto size = static_cast<std::int32_t>(symbols.size());
+  for (std::int32_t i = 0; i < size; ++i) {
+    auto& symbol = symbols[static_cast<std::size_t>(i)];
+    symbol.previous = i - 1;
+    symbol.next = i + 1 < size ? i + 1 : -1;
+  }
+  for (std::int32_t i = 0; i < size; ++i) symbols[static_cast<std::size_t>(i)].rank = rank_at(symbols, i);
+  constexpr std::int32_t long_word = 64;
+  if (size <= long_word) merge_short(symbols);
+  else merge_long(symbols, scratch.queue);
+}
+
+std::uint32_t BytePairMerger::rank_at(const std::vector<Symbol>& symbols, std::int32_t left) const noexcept {
   const Symbol& symbol = symbols[static_cast<std::size_t>(left)];
   if (symbol.next < 0) return no_rank;
   const auto* merge = merges_.find(symbol.id, symbols[static_cast<std::size_t>(symbol.next)].id);
@@ -117,7 +141,7 @@ std::uint32_t BytePairEncoder::rank_at(const std::vector<Symbol>& symbols, std::
 }
 
 // Joins a symbol with the next one and brings both ranks that change up to date.
-void BytePairEncoder::merge_at(std::vector<Symbol>& symbols, std::int32_t left) const noexcept {
+void BytePairMerger::merge_at(std::vector<Symbol>& symbols, std::int32_t left) const noexcept {
   Symbol& symbol = symbols[static_cast<std::size_t>(left)];
   Symbol& right = symbols[static_cast<std::size_t>(symbol.next)];
   symbol.id = merges_.find(symbol.id, right.id)->result;
@@ -130,7 +154,7 @@ void BytePairEncoder::merge_at(std::vector<Symbol>& symbols, std::int32_t left) 
   }
 }
 
-void BytePairEncoder::merge_short(std::vector<Symbol>& symbols) const noexcept {
+void BytePairMerger::merge_short(std::vector<Symbol>& symbols) const noexcept {
   while (!symbols.empty()) {
     std::int32_t least = 0;
     for (std::int32_t i = 0; i >= 0; i = symbols[static_cast<std::size_t>(i)].next) {
@@ -141,7 +165,7 @@ void BytePairEncoder::merge_short(std::vector<Symbol>& symbols) const noexcept {
   }
 }
 
-void BytePairEncoder::merge_long(std::vector<Symbol>& symbols, MergeQueue& queue) const {
+void BytePairMerger::merge_long(std::vector<Symbol>& symbols, MergeQueue& queue) const {
   queue.clear();
   const auto push = [&](std::int32_t left) {
     if (left < 0) return;

@@ -24,14 +24,16 @@ StreamingDetokenizer::StreamingDetokenizer(Tokenizer tokenizer, DecodeOptions op
   if (options.clean_up_spaces) {
     throw UsageError("text.detokenizer", "clean_up_spaces needs the whole text; use Tokenizer::decode");
   }
+  if (!tokenizer_.streams()) {
+    throw UsageError("text.detokenizer", "the tokenizer's decoder needs the whole text; use Tokenizer::decode");
+  }
 }
 
 std::string StreamingDetokenizer::push(TokenId token) {
-  std::string_view piece = tokenizer_.piece(token);
+  const bool at_start = at_start_ && options_.strip_space_prefix;
+  const std::string_view piece = at_start ? tokenizer_.first_piece(token) : tokenizer_.piece(token);
   const TokenType type = tokenizer_.type(token);
   if (options_.skip_special && (type == TokenType::control || type == TokenType::unknown)) return {};
-  const bool strip = at_start_ && options_.strip_space_prefix && tokenizer_.adds_space_prefix();
-  if (strip && piece.starts_with(' ')) piece.remove_prefix(1);
   at_start_ = false;
   held_ += piece;
 

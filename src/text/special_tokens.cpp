@@ -114,4 +114,22 @@ void SpecialTokens::find(std::string_view text, std::vector<Match>& matches) con
   std::ranges::sort(matches, {}, &Match::begin);
 }
 
+void SpecialTokens::find_leftmost(std::string_view text, std::vector<Match>& matches) const {
+  matches.clear();
+  if (edges_.empty()) return;
+  // Read from right to left, so the first place to take is found last.
+  std::vector<Match> candidates;
+  std::uint32_t state = 0;
+  for (auto at = static_cast<std::uint32_t>(text.size()); at-- > 0;) {
+    state = step(state, static_cast<unsigned char>(text[at]));
+    if (const std::uint32_t node = nodes_[state].longest) candidates.push_back({at, nodes_[node].depth, nodes_[node].token});
+  }
+  std::uint32_t end = 0;
+  for (auto candidate = candidates.rbegin(); candidate != candidates.rend(); ++candidate) {
+    if (candidate->begin < end) continue;
+    matches.push_back(*candidate);
+    end = candidate->begin + candidate->size;
+  }
+}
+
 }  // namespace skald::inline v0::detail

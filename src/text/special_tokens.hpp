@@ -28,6 +28,8 @@ class SpecialTokens {
   void finish();
   /// Replaces `matches` by the matches in `text`, in order, none overlapping.
   void find(std::string_view text, std::vector<Match>& matches) const;
+  /// The same by another rule: from left to right, the longest token that begins at a place wins.
+  void find_leftmost(std::string_view text, std::vector<Match>& matches) const;
 
  private:
   // Node of the trie of all texts read backwards; node 0 is the root. Going through a text from right to left, the

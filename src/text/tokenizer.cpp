@@ -8,16 +8,9 @@
 #include <skald/core/error.hpp>
 
 #include "text/byte_level.hpp"
-#include "text/byte_pair.hpp"
-#include "text/longest_match.hpp"
-#include "text/pre_tokenizer.hpp"
-#include "text/sentence_piece.hpp"
-#include "text/sentence_unigram.hpp"
 #include "text/special_roles.hpp"
-#include "text/special_tokens.hpp"
-#include "text/token_index.hpp"
+#include "text/tokenizer_impl.hpp"
 #include "text/utf8.hpp"
-#include "text/word_piece.hpp"
 
 namespace skald::inline v0 {
 namespace {
@@ -39,7 +32,7 @@ std::size_t count_invalid_bytes(std::string_view text) noexcept {
   return count;
 }
 
-enum class Family { byte_level, sentence_piece, unigram, word_piece, longest_match };
+using Family = detail::TokenizerFamily;
 
 std::optional<Family> family_of(std::string_view model) noexcept {
   if (model == "gpt2") return Family::byte_level;
@@ -157,47 +150,6 @@ std::string clean_up(std::string_view text) {
 
 }  // namespace
 
-struct Tokenizer::Impl {
-  Vocabulary vocabulary;  // scores and merges go to the encoders
-  detail::TokenIndex index;
-  Family family = Family::byte_level;
-  detail::PreTokenizerTraits traits{};
-  std::vector<detail::PreTokenizer> splitter;  // one for byte-level BPE, none otherwise
-  detail::BytePairEncoder byte_pair;
-  detail::SentencePieceEncoder sentence_piece;
-  detail::SentenceUnigramEncoder unigram;
-  detail::WordPieceEncoder word_piece;
-  detail::LongestMatchEncoder longest_match;
-  detail::SpecialTokens always, when_parsing;
-  std::vector<bool> strips_left, strips_right;
-  std::vector<TokenId> ends;
-  std::vector<TokenId> replacement;  // U+FFFD in byte-level tokens
-  std::string pieces;
-  std::vector<std::size_t> piece_begin;
-  Vocabulary roles;
-  bool add_bos = false, add_eos = false, add_space_prefix = false;
-  bool add_sep = false;  // WordPiece texts end with a separator
-
-  explicit Impl(Vocabulary from);
-  void build_encoder();
-  void make_pieces();
-  void make_special_tokens();
-  void resolve_flags();
-  [[nodiscard]] std::size_t checked(TokenId token) const;
-
-  struct Scratch {
-    std::vector<std::uint32_t> word_ends;
-    std::vector<std::uint32_t> raw_bytes;
-    std::string valid, escaped;
-    detail::BytePairEncoder::Scratch byte_pair;
-    detail::SentencePieceEncoder::Scratch sentence_piece;
-    detail::SentenceUnigramEncoder::Scratch unigram;
-    detail::WordPieceEncoder::Scratch word_piece;
-  };
-  void encode_text(std::string_view text, bool space_prefix, std::vector<TokenId>& tokens, Scratch& scratch) const;
-  void encode_byte_level(std::string_view text, std::vector<TokenId>& tokens, Scratch& scratch) const;
-};
-
 Tokenizer::Impl::Impl(Vocabulary from) : vocabulary(std::move(from)) {
   check_vocabulary(vocabulary);
   if (vocabulary.types.empty()) vocabulary.types.assign(vocabulary.tokens.size(), TokenType::normal);
@@ -215,12 +167,28 @@ Tokenizer::Impl::Impl(Vocabulary from) : vocabulary(std::move(from)) {
   vocabulary.scores = {};
   vocabulary.merges = {};
   vocabulary.precompiled_charsmap = {};
-  roles = [&] {
-    Vocabulary copy = vocabulary;
-    copy.tokens = {};
-    copy.types = {};
-    return copy;
-  }();
+  make_roles();
+}
+
+Tokenizer::Impl::Impl(Vocabulary from, std::shared_ptr<const detail::JsonTokenizer> read, bool clean_up_spaces)
+    : vocabulary(std::move(from)), family(Family::json), json(std::move(read)) {
+  index = detail::TokenIndex(vocabulary.tokens, [](TokenId, TokenId) {});
+  check_ids(vocabulary);
+  // The file says which tokens are special; spellings only tell what ends a text.
+  const std::vector<TokenType> types = vocabulary.types;
+  ends = detail::resolve_special_roles(vocabulary, index);
+  vocabulary.types = types;
+  traits = {.add_bos = false, .whole_words = false, .clean_up_spaces = clean_up_spaces};
+  add_bos = *vocabulary.add_bos;
+  add_eos = *vocabulary.add_eos;
+  make_json_pieces();
+  make_roles();
+}
+
+void Tokenizer::Impl::make_roles() {
+  roles = vocabulary;
+  roles.tokens = {};
+  roles.types = {};
 }
 
 void Tokenizer::Impl::build_encoder() {
@@ -245,6 +213,7 @@ void Tokenizer::Impl::build_encoder() {
       word_piece.build(vocabulary);
       break;
     case Family::longest_match: longest_match.build(vocabulary); break;
+    case Family::json: break;
   }
 }
 
@@ -288,6 +257,24 @@ void Tokenizer::Impl::make_special_tokens() {
   strips_right.assign(count, false);
   for (const TokenId id : vocabulary.strip_left) strips_left[static_cast<std::size_t>(id)] = true;
   for (const TokenId id : vocabulary.strip_right) strips_right[static_cast<std::size_t>(id)] = true;
+}
+
+void Tokenizer::Impl::make_json_pieces() {
+  const std::size_t count = vocabulary.tokens.size();
+  piece_begin.reserve(count + 1);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto id = static_cast<TokenId>(i);
+    piece_begin.push_back(pieces.size());
+    if (vocabulary.tokens[i].empty()) continue;
+    const std::string piece = json->piece(id);
+    pieces += piece;
+    if (std::string first = json->first_piece(id); first != piece) {
+      first_pieces.emplace(id, std::move(first));
+      // What is a space on all tokens but the first is what others call a space prefix.
+      add_space_prefix = true;
+    }
+  }
+  piece_begin.push_back(pieces.size());
 }
 
 void Tokenizer::Impl::make_pieces() {
@@ -395,7 +382,8 @@ void Tokenizer::Impl::encode_text(std::string_view text, bool space_prefix, std:
     case Family::unigram: return unigram.encode(text, space_prefix, tokens, scratch.unigram);
     case Family::word_piece: return word_piece.encode(text, tokens, scratch.word_piece);
     case Family::longest_match: return longest_match.encode(text, tokens);
-    case Family::sentence_piece: break;
+    case Family::sentence_piece:
+    case Family::json: break;
   }
   scratch.escaped.clear();
   const auto spaces = static_cast<std::size_t>(std::ranges::count(text, ' ')) + 1;
@@ -408,6 +396,8 @@ void Tokenizer::Impl::encode_text(std::string_view text, bool space_prefix, std:
   sentence_piece.encode(scratch.escaped, tokens, scratch.sentence_piece);
 }
 
+Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+
 Tokenizer::Tokenizer(Vocabulary vocabulary) : impl_(std::make_shared<const Impl>(std::move(vocabulary))) {}
 
 std::vector<TokenId> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
@@ -418,6 +408,7 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, EncodeOptions opti
                                 " can be encoded at once");
   }
   const Impl& impl = *impl_;
+  if (impl.json) return impl.json->encode(text, options);
   std::vector<TokenId> tokens;
   if (options.add_special && impl.add_bos) tokens.push_back(impl.vocabulary.bos);
   std::vector<detail::SpecialTokens::Match> matches;
@@ -447,15 +438,29 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, EncodeOptions opti
 
 std::string Tokenizer::decode(std::span<const TokenId> tokens, DecodeOptions options) const {
   std::string text;
-  bool strip = options.strip_space_prefix && impl_->add_space_prefix;
+  bool first = options.strip_space_prefix;
+  std::vector<TokenId> kept;
   for (const TokenId token : tokens) {
-    std::string_view part = piece(token);
+    const std::string_view part = first ? first_piece(token) : piece(token);
     if (options.skip_special && is_special(type(token))) continue;
-    if (strip && part.starts_with(' ')) part.remove_prefix(1);
-    strip = false;
-    text += part;
+    first = false;
+    if (streams()) text += part;
+    else kept.push_back(token);
   }
+  if (!streams()) text = impl_->json->decode(kept);
   return options.clean_up_spaces ? clean_up(text) : text;
+}
+
+bool Tokenizer::streams() const noexcept { return !impl_->json || impl_->json->streams(); }
+
+std::string_view Tokenizer::first_piece(TokenId token) const {
+  std::string_view part = piece(token);
+  if (impl_->json) {
+    const auto first = impl_->first_pieces.find(token);
+    return first == impl_->first_pieces.end() ? part : std::string_view(first->second);
+  }
+  if (impl_->add_space_prefix && part.starts_with(' ')) part.remove_prefix(1);
+  return part;
 }
 
 std::string_view Tokenizer::piece(TokenId token) const {

@@ -17,7 +17,7 @@ namespace skald::inline v0 {
 /// `replace_invalid_utf8(tokenizer.decode(tokens, options))`.
 class SKALD_API StreamingDetokenizer {
  public:
-  /// Throws `UsageError` for `clean_up_spaces`, which needs the text as a whole.
+  /// Throws `UsageError` for `clean_up_spaces` and for tokenizers that do not stream: both need the text as a whole.
   explicit StreamingDetokenizer(Tokenizer tokenizer, DecodeOptions options = {});
 
   /// The text that this token completes, perhaps empty. Throws `UsageError` for ids outside the vocabulary.

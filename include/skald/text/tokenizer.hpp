@@ -12,6 +12,11 @@
 
 namespace skald::inline v0 {
 
+struct TokenizerFiles;
+class Tokenizer;
+/// See tokenizer_json.hpp.
+[[nodiscard]] SKALD_API Tokenizer read_tokenizer_json(const TokenizerFiles& files);
+
 /// How text becomes tokens.
 struct EncodeOptions {
   bool add_special = true;     ///< add the begin and end tokens this vocabulary asks for
@@ -46,6 +51,11 @@ class SKALD_API Tokenizer {
 
   /// Bytes the token contributes to a text. Special tokens contribute their spelling.
   [[nodiscard]] std::string_view piece(TokenId token) const;
+  /// Bytes the token contributes to the beginning of a text: without the space that encoding put there.
+  [[nodiscard]] std::string_view first_piece(TokenId token) const;
+  /// Whether a text is its tokens' pieces one after the other. Only decoders of `tokenizer.json` that look at several
+  /// tokens at once (BPEDecoder, CTC) are not like that; `StreamingDetokenizer` refuses them.
+  [[nodiscard]] bool streams() const noexcept;
   /// Text of the token as the vocabulary writes it.
   [[nodiscard]] std::string_view token_text(TokenId token) const;
   [[nodiscard]] TokenType type(TokenId token) const;
@@ -75,7 +85,7 @@ class SKALD_API Tokenizer {
   [[nodiscard]] bool adds_space_prefix() const noexcept;
   /// Whether the family's own detokenizer removes spaces before punctuation (`DecodeOptions::clean_up_spaces`).
   [[nodiscard]] bool cleans_up_spaces() const noexcept;
-  /// "gpt2", "llama", "t5", "bert" or "rwkv".
+  /// "gpt2", "llama", "t5", "bert" or "rwkv"; of `tokenizer.json` "BPE", "Unigram", "WordPiece" or "WordLevel".
   [[nodiscard]] std::string_view model() const noexcept;
   /// Name of the pre-tokenizer; empty for all models but "gpt2".
   [[nodiscard]] std::string_view pre_tokenizer() const noexcept;
@@ -84,6 +94,8 @@ class SKALD_API Tokenizer {
 
  private:
   struct Impl;
+  friend SKALD_API Tokenizer read_tokenizer_json(const TokenizerFiles& files);
+  explicit Tokenizer(std::shared_ptr<const Impl> impl);
   std::shared_ptr<const Impl> impl_;
 };
 
