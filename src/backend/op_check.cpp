@@ -468,10 +468,6 @@ struct HostCheck {
         }
       }
     }
-    if (op.sink == nullptr) return;
-    for (std::int64_t i = 0; i < std::int64_t{op.segment_count} * op.kv.groups; ++i) {
-      if (op.sink->scores[i] == nullptr) fail(where, whole, fmt::format("scores {} is null", i));
-    }
   }
 
   /// `stored`: the rows have slots of their own.

@@ -74,7 +74,6 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
 }
 
 void DecoderImpl::check_composition() const {
-  const auto& spec = model_.spec();
   if (options_.attention != "dense")
     throw UsageError("decoder.decoder",
                      "no attention variant is called '" + options_.attention + "'; there are: dense");
@@ -82,14 +81,17 @@ void DecoderImpl::check_composition() const {
   const auto clash = [&](const std::string& reason) {
     throw IncompatibleError("decoder.decoder", "eviction '" + eviction_.name() + "' " + reason);
   };
-  if (traits.needs_scores) clash("needs attention scores, which attention 'dense' does not hand to policies yet");
+  if (traits.needs_scores && !model_.backend()->info().host_visible)
+    clash("needs attention scores in memory that the host can see; backend '" + model_.backend()->info().name +
+          "' has none");
   if (traits.reorders_positions) clash("renumbers positions, but keys are stored rotated");
-  if (!traits.drops_tokens) return;
-  for (int i = 0; i < spec.layer_count(); ++i) {
-    const auto& attention = spec.layers[static_cast<std::size_t>(i)].attention;
-    if (attention && attention->window > 0)
-      clash("drops pages, but layer " + std::to_string(i) + " attends a sliding window that counts slots");
-  }
+  if (traits.score_window < 0 || traits.score_window > options_.kv.page_tokens)
+    clash("scores the last " + std::to_string(traits.score_window) + " tokens of a page of kv.page_tokens " +
+          std::to_string(options_.kv.page_tokens));
+  if (traits.drops_tokens && traits.budget > 0 && traits.budget < 2 * std::int64_t{options_.kv.page_tokens})
+    clash("has a budget of " + std::to_string(traits.budget) + " tokens; it needs at least two pages of kv.page_tokens " +
+          std::to_string(options_.kv.page_tokens));
+  if (traits.memory_floats < 0 || traits.memory_floats > 4096) clash("keeps more than 4096 numbers per head group");
 }
 
 void DecoderImpl::make_pools(AnyKvFormat format) {
@@ -210,10 +212,23 @@ void DecoderImpl::describe() {
   config_.batch_tokens = options_.batch_tokens;
 }
 
+PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
+  const auto traits = eviction_.traits();
+  PagedKvOptions options;
+  options.max_tokens = options_.context;
+  options.window = model_.spec().layers[layer].attention->window;
+  options.rollback = options_.kv.rollback_tokens;
+  options.evicts = traits.drops_tokens;
+  options.scores = traits.drops_tokens && traits.needs_scores;
+  options.scores_anew = traits.score_window > 0;
+  options.memory_floats = traits.memory_floats;
+  return options;
+}
+
 Session DecoderImpl::new_session() {
   std::vector<std::unique_ptr<LayerState>> layers(kv_.size());
   for (std::size_t i = 0; i < kv_.size(); ++i)
-    if (kv_[i].pool) layers[i] = std::make_unique<PagedKv>(kv_[i].pool, kv_[i].groups, options_.context);
+    if (kv_[i].pool) layers[i] = std::make_unique<PagedKv>(kv_[i].pool, kv_[i].groups, layer_options(i));
   auto session = make_session(shared_from_this(), SequenceState(std::move(layers)));
   tokens(session).reserve(static_cast<std::size_t>(options_.context));
   return session;
@@ -313,6 +328,22 @@ Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
           model_.spec().vocabulary, entry_rows_};
 }
 
+/// The next length at which a policy is asked, or begins to count scores.
+std::int64_t DecoderImpl::border_after(std::int64_t length) const noexcept {
+  const std::int64_t page = options_.kv.page_tokens;
+  const std::int64_t border = (length / page + 1) * page;
+  const auto window = eviction_.traits().score_window;
+  return window > 0 && length < border - window ? border - window : border;
+}
+
+/// True if the tokens of a piece that begins at `length` count for the policy's scores.
+bool DecoderImpl::scored_from(std::int64_t length) const noexcept {
+  const auto traits = eviction_.traits();
+  if (!traits.drops_tokens || !traits.needs_scores) return false;
+  const std::int64_t page = options_.kv.page_tokens;
+  return traits.score_window == 0 || length % page >= page - traits.score_window;
+}
+
 /// Takes the next rows of the batch, in order; returns how many. With an eviction policy a piece ends at a page border.
 std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
   pieces.clear();
@@ -325,7 +356,7 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
     std::int64_t count = std::min(left, room);
     if (entry.kind == EntryKind::tree && count < left) break;
     if (eviction_.traits().drops_tokens && entry.kind != EntryKind::tree)
-      count = std::min(count, options_.kv.page_tokens - entry.session->length() % options_.kv.page_tokens);
+      count = std::min(count, border_after(entry.session->length()) - entry.session->length());
     Piece piece{entry.session, e, entry_done_[e], count, 0, 0, count == left, entry.kind == EntryKind::embeddings};
     if (entry.wanted == LogitsWanted::all) {
       piece.logits_row = entry_rows_[e] + entry_done_[e];
@@ -350,7 +381,7 @@ void DecoderImpl::run(const Batch& batch, const ForwardOptions& options) {
   }
   for (const auto& piece : pieces_) entries(batch)[piece.entry].session->state().append(piece.count);
   prepare_rows(batch);
-  prepare_tables();
+  prepare_tables(batch);
   emit(rows, [&](const Op& op, int) { stream_->enqueue(op); });
   if (!logits_.host_visible())
     for (const auto& run : head_runs_)
@@ -423,18 +454,28 @@ void DecoderImpl::prepare_rows(const Batch& batch) {
   }
 }
 
-void DecoderImpl::prepare_tables() {
+void DecoderImpl::prepare_tables(const Batch& batch) {
   std::size_t count = 0;
   for (const auto& layer : kv_) count += static_cast<std::size_t>(layer.groups) * pieces_.size();
   tables_.resize(count);
-  if (scoring_) score_pointers_.resize(count);
+  policy_scoring_ = false;
+  if (eviction_.traits().needs_scores && eviction_.traits().drops_tokens)
+    for (const auto& piece : pieces_) policy_scoring_ = policy_scoring_ || scored_from(piece.session->length());
+  if (policy_scoring_) {
+    score_template_ = {ScoreKind::sum, 0, nullptr};
+    score_sinks_.resize(kv_.size());
+  }
+  if (scoring_ || policy_scoring_) score_pointers_.resize(count);
   std::size_t at = 0;
   std::size_t group_base = 0;
   for (std::size_t l = 0; l < kv_.size(); ++l) {
     for (const auto& piece : pieces_) {
       for (int g = 0; g < kv_[l].groups; ++g, ++at) {
-        const auto& state = static_cast<const PagedKv&>(*piece.session->state().layer(static_cast<int>(l)));
-        tables_[at] = {state.pages(g).data(), static_cast<std::int32_t>(state.slots(g) - piece.count)};
+        auto& state = static_cast<PagedKv&>(*entries(batch)[piece.entry].session->state().layer(static_cast<int>(l)));
+        tables_[at] = {state.pages(g).data(), static_cast<std::int32_t>(state.slots(g) - piece.count),
+                       static_cast<std::int32_t>(state.first_slot(g))};
+        if (policy_scoring_)
+          score_pointers_[at] = scored_from(piece.session->length()) ? state.begin_scores(g) : nullptr;
         if (scoring_)
           score_pointers_[at] = reinterpret_cast<float*>(score_memory_.address()) +
                                 score_offsets_[piece.entry * score_groups_ + group_base + static_cast<std::size_t>(g)];
@@ -469,16 +510,21 @@ void DecoderImpl::commit_pieces(const Batch& batch) {
     session.state().commit();
     tokens(session).insert(tokens(session).end(), first, first + piece.count);
     if (!evicts) continue;
-    const auto evicted = [&] {
-      std::uint64_t pages = 0;
-      for (int l = 0; l < session.state().layer_count(); ++l)
-        if (const auto* layer = session.state().layer(l))
-          pages += static_cast<std::uint64_t>(static_cast<const PagedKv*>(layer)->evicted_pages());
-      return pages;
-    };
-    const auto before = evicted();
+    count_evictions(session, -1);
     session.state().apply_evictions();
-    counters_.evicted_pages += evicted() - before;
+    count_evictions(session, 1);
+    ++counters_.eviction_rounds;
+  }
+}
+
+/// Adds what a session's layers have evicted so far, `sign` times.
+void DecoderImpl::count_evictions(const Session& session, std::int64_t sign) noexcept {
+  for (int l = 0; l < session.state().layer_count(); ++l) {
+    const auto* layer = static_cast<const PagedKv*>(session.state().layer(l));
+    if (layer == nullptr) continue;
+    counters_.evicted_pages += static_cast<std::uint64_t>(sign * layer->evicted_pages());
+    counters_.evicted_tokens += static_cast<std::uint64_t>(sign * layer->evicted_tokens());
+    counters_.merged_tokens += static_cast<std::uint64_t>(sign * layer->merged_tokens());
   }
 }
 

@@ -58,12 +58,16 @@ class DecoderImpl final : public DecoderCore {
   void collect_scores(AttentionScores& scores);
   void run(const Batch& batch, const ForwardOptions& options);
   void prepare_rows(const Batch& batch);
-  void prepare_tables();
+  void prepare_tables(const Batch& batch);
+  void count_evictions(const Session& session, std::int64_t sign) noexcept;
+  [[nodiscard]] PagedKvOptions layer_options(std::size_t layer) const;
   void commit_pieces(const Batch& batch);
   void reset_pieces(const Batch& batch) noexcept;
   void choose_evictions(const Batch& batch);
   void drop_ops() noexcept;
   [[nodiscard]] bool evicts_after(const Piece& piece) const noexcept;
+  [[nodiscard]] std::int64_t border_after(std::int64_t length) const noexcept;
+  [[nodiscard]] bool scored_from(std::int64_t length) const noexcept;
   void check_finite(const Batch& batch) const;
   void ensure_logits(std::int64_t rows, const std::stop_token& stop = {});
 
@@ -120,7 +124,8 @@ class DecoderImpl final : public DecoderCore {
   std::vector<float*> score_pointers_;      // [layer][segment][group] of the pass
   std::vector<ScoreSink> score_sinks_;      // [layer]
   std::size_t score_groups_ = 0;            // groups of all layers
-  bool scoring_ = false;
+  bool scoring_ = false;         // the caller asks for scores
+  bool policy_scoring_ = false;  // the eviction policy asks for those of a piece in this pass
   ScoreSink score_template_{};
 };
 

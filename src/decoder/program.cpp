@@ -62,7 +62,7 @@ void DecoderImpl::emit_attend(AttentionOp attend, int layer, OpSink sink) {
   attend.kv = kv_layer(layer);
   attend.segments = segments_.data();
   attend.segment_count = static_cast<std::int32_t>(segments_.size());
-  if (scoring_) {
+  if (scoring_ || policy_scoring_) {
     auto& sink_of_layer = score_sinks_[static_cast<std::size_t>(layer)];
     sink_of_layer = score_template_;
     sink_of_layer.scores = score_pointers_.data() + first_table(layer);

@@ -1,5 +1,6 @@
 #include <skald/decoder/session.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -11,7 +12,7 @@ namespace skald::inline v0 {
 namespace {
 
 constexpr std::string_view magic = "skald-session";
-constexpr std::uint32_t format_version = 1;
+constexpr std::uint32_t format_version = 2;
 constexpr std::size_t checksum_bytes = 8;
 
 /// FNV-1a over 64-bit words and the remaining bytes: finds damage, not forgery.
@@ -47,8 +48,23 @@ Logits Session::forward(std::span<const TokenId> tokens, LogitsWanted wanted, st
 void Session::truncate(std::int64_t length) {
   if (state_.pending() != 0) state_.rollback();
   pending_tokens_.clear();
-  state_.truncate(length);
-  tokens_.resize(static_cast<std::size_t>(length));
+  if (length < 0 || length >= state_.length()) return state_.truncate(length);
+  const auto known = state_.restorable(length);
+  const auto again = known < 0 ? std::span<const TokenId>{}
+                               : std::span(tokens_).subspan(static_cast<std::size_t>(known),
+                                                            static_cast<std::size_t>(length - known));
+  if (known < 0 || std::find(again.begin(), again.end(), TokenId{-1}) != again.end())
+    return state_.truncate(length);  // refuses, with the reason
+  const std::vector<TokenId> computed(again.begin(), again.end());
+  const auto prompt = state_.prompt_length();
+  state_.truncate(known);
+  tokens_.resize(static_cast<std::size_t>(known));
+  if (!computed.empty()) (void)core_->forward_one(*this, computed, LogitsWanted::none, {}, {});
+  state_.set_prompt_length(std::min(prompt, length));
+}
+
+bool Session::can_truncate(std::int64_t length) const noexcept {
+  return length >= 0 && length <= state_.length() && state_.restorable(length) >= 0;
 }
 
 void Session::accept(std::span<const std::int32_t> rows) {

@@ -30,7 +30,9 @@ Generation& Chat::send(std::string_view message) {
     const auto known = session_->tokens();
     std::size_t same = 0;
     while (same < known.size() && same + 1 < tokens.size() && known[same] == tokens[same]) ++same;
-    session_->truncate(static_cast<std::int64_t>(same));
+    if (!session_->can_truncate(static_cast<std::int64_t>(same))) same = 0;  // evicted: from the beginning
+    if (same == 0) session_->clear();
+    else session_->truncate(static_cast<std::int64_t>(same));
     tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(same));
     reply_.emplace(*session_, std::move(tokens), options_);
   } catch (...) {

@@ -1,24 +1,138 @@
 #include <skald/state/eviction.hpp>
 
+#include <numeric>
+
 #include <skald/core/spec_string.hpp>
+#include <skald/state/policies.hpp>
 
 namespace skald::inline v0 {
 
-AnyEviction AnyEviction::from_spec(std::string_view spec) {
-  if (spec.empty()) return {};
-  SpecString parsed(spec);
-  AnyEviction result;
-  if (parsed.name() == "recent_pages") {
-    RecentPages policy;
-    policy.sinks = static_cast<int>(parsed.integer("sinks", policy.sinks, 0, 1 << 20));
-    policy.recent = static_cast<int>(parsed.integer("recent", policy.recent, 1, 1 << 20));
-    result = policy;
-  } else if (parsed.name() != "none") {
-    throw UsageError("state.eviction",
-                     "no eviction policy is called '" + parsed.name() + "'; there are: none, recent_pages");
-  }
-  parsed.finish();
-  return result;
+namespace {
+
+constexpr std::int64_t most = std::int64_t{1} << 30;
+
+BudgetShares shares_of(SpecString& spec) {
+  const auto name = spec.text("shares", "uniform");
+  if (name == "uniform") return BudgetShares::uniform;
+  if (name == "pyramid") return BudgetShares::pyramid;
+  if (name == "adaptive") return BudgetShares::adaptive;
+  throw UsageError("state.eviction", "shares '" + name + "' is not one of uniform, pyramid, adaptive");
 }
+
+AnyEviction recent_pages(SpecString& spec) {
+  RecentPages policy;
+  policy.sinks = static_cast<int>(spec.integer("sinks", policy.sinks, 0, 1 << 20));
+  policy.recent = static_cast<int>(spec.integer("recent", policy.recent, 1, 1 << 20));
+  return policy;
+}
+
+AnyEviction sinks_and_window(SpecString& spec) {
+  SinksAndWindow policy;
+  policy.sinks = spec.integer("sinks", policy.sinks, 0, most);
+  policy.window = spec.integer("window", policy.window, 1, most);
+  return policy;
+}
+
+AnyEviction heavy_hitters(SpecString& spec) {
+  HeavyHitters policy;
+  policy.budget = spec.integer("budget", policy.budget, 1, most);
+  policy.recent = static_cast<double>(spec.integer("recent", 50, 0, 100)) / 100.0;
+  policy.shares = shares_of(spec);
+  return policy;
+}
+
+AnyEviction windowed_attention(SpecString& spec) {
+  WindowedAttention policy;
+  policy.budget = spec.integer("budget", policy.budget, 1, most);
+  policy.window = static_cast<std::int32_t>(spec.integer("window", policy.window, 1, 256));
+  policy.pool = static_cast<std::int32_t>(spec.integer("pool", policy.pool, 1, 255));
+  policy.shares = shares_of(spec);
+  return policy;
+}
+
+AnyEviction reasoning_path(SpecString& spec) {
+  ReasoningPath policy;
+  policy.interval = spec.integer("interval", policy.interval, 0, most);
+  policy.window = static_cast<std::int32_t>(spec.integer("window", policy.window, 1, 256));
+  policy.percent = static_cast<int>(spec.integer("percent", policy.percent, 0, 100));
+  return policy;
+}
+
+struct Named {
+  std::string_view name;
+  AnyEviction (*make)(SpecString&);
+};
+constexpr Named policies[] = {
+    {"none", [](SpecString&) { return AnyEviction(); }},
+    {"recent_pages", recent_pages},
+    {"window", sinks_and_window},
+    {"h2o", heavy_hitters},
+    {"snapkv", windowed_attention},
+    {"rpc", reasoning_path},
+};
+
+}  // namespace
+
+AnyEviction AnyEviction::from_spec(std::string_view text) {
+  if (text.empty()) return {};
+  SpecString spec(text);
+  std::string names;
+  for (const auto& [name, make] : policies) {
+    if (name == spec.name()) {
+      auto policy = make(spec);
+      spec.finish();
+      return policy;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  throw UsageError("state.eviction", "no eviction policy is called '" + spec.name() + "'; there are: " + names);
+}
+
+namespace detail {
+
+namespace {
+
+/// Ada-KV: the budget of a layer goes to its head groups in proportion to how many of the layer's largest scores they hold.
+void share_adaptively(std::int64_t budget, std::int64_t least, std::span<const EvictionView> layer,
+                      std::span<std::int64_t> out) {
+  const auto groups = static_cast<std::int64_t>(layer.size());
+  std::vector<float> all;
+  for (const auto& view : layer) all.insert(all.end(), view.scores.begin(), view.scores.end());
+  const auto total = budget * groups;
+  std::fill(out.begin(), out.end(), budget);
+  if (static_cast<std::int64_t>(all.size()) <= total || budget <= least) return;
+  const auto nth = all.begin() + static_cast<std::ptrdiff_t>(total - 1);
+  std::nth_element(all.begin(), nth, all.end(), std::greater<>());
+  const float bar = *nth;
+  std::vector<std::int64_t> hits;
+  for (const auto& view : layer)
+    hits.push_back(std::count_if(view.scores.begin(), view.scores.end(), [&](float score) { return score >= bar; }));
+  const auto sum = std::max<std::int64_t>(1, std::accumulate(hits.begin(), hits.end(), std::int64_t{0}));
+  const auto free = total - least * groups;
+  for (std::size_t g = 0; g < layer.size(); ++g) out[g] = least + free * hits[g] / sum;
+}
+
+}  // namespace
+
+void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least, std::span<const EvictionView> views,
+                   std::span<std::int64_t> out) {
+  std::fill(out.begin(), out.end(), budget);
+  if (shares == BudgetShares::uniform || budget <= least) return;
+  if (shares == BudgetShares::pyramid) {
+    std::size_t layers = 0;
+    const auto ranks = layer_ranks(views, layers);
+    // What the least takes from the lower layers' shares, the even shares of the least give back.
+    for (std::size_t i = 0; i < views.size(); ++i) out[i] = least + pyramid_budget(budget - least, ranks[i], layers);
+    return;
+  }
+  for (std::size_t at = 0; at < views.size();) {
+    std::size_t end = at;
+    while (end < views.size() && views[end].layer == views[at].layer) ++end;
+    share_adaptively(budget, least, views.subspan(at, end - at), out.subspan(at, end - at));
+    at = end;
+  }
+}
+
+}  // namespace detail
 
 }  // namespace skald::inline v0

@@ -1,49 +1,78 @@
 #include <skald/state/paged_kv.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
+
+#include <skald/state/kv_rows.hpp>
 
 namespace skald::inline v0 {
 
 LayerState::~LayerState() = default;
 
-PagedKv::PagedKv(std::shared_ptr<KvPool> pool, int groups, std::int64_t max_tokens)
-    : pool_(std::move(pool)), groups_(static_cast<std::size_t>(groups)), max_tokens_(max_tokens) {
+PagedKv::PagedKv(std::shared_ptr<KvPool> pool, int groups, const PagedKvOptions& options)
+    : pool_(std::move(pool)), groups_(static_cast<std::size_t>(groups)), options_(options) {
+  if (options_.window > 0) options_.evicts = options_.scores = false;
+  for (auto& group : groups_) group.memory.assign(static_cast<std::size_t>(options_.memory_floats), 0.0F);
   reserve_tables();
 }
 
 std::size_t PagedKv::most_pages() const noexcept {
   const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
-  return static_cast<std::size_t>((max_tokens_ + page_tokens - 1) / page_tokens);
+  return static_cast<std::size_t>((options_.max_tokens + page_tokens - 1) / page_tokens);
 }
 
 void PagedKv::reserve_tables() {
   const std::size_t most = most_pages();
+  const auto slots = static_cast<std::size_t>(options_.max_tokens);
   for (auto& group : groups_) {
     group.pages.reserve(most);
-    group.first_tokens.reserve(most);
+    if (!options_.evicts) continue;
+    group.positions.reserve(slots);
+    group.next_memory.reserve(group.memory.size());
+    group.spare.reserve(most);
+    group.fates.reserve(slots);
+    group.weights.reserve(slots);
+    if (!options_.scores) continue;
+    for (auto* scores : {&group.scores, &group.next_scores, &group.border_scores}) scores->reserve(slots);
   }
+  if (!options_.evicts) return;
+  page_infos_.reserve(most * groups_.size());
+  scratch_.reserve(2 * slots);
+  old_pages_.reserve(most);
 }
 
 PagedKv::~PagedKv() { clear(); }
 
 void PagedKv::clear() noexcept {
   for (auto& group : groups_) {
+    release_spares(group);
     for (const PageId page : group.pages) pool_->release(page);
     group.pages.clear();
-    group.first_tokens.clear();
+    group.first = 0;
     group.slots = 0;
+    group.positions.clear();
+    group.scores.clear();
+    group.border_scores.clear();
+    group.scored = false;
+    std::fill(group.memory.begin(), group.memory.end(), 0.0F);
   }
   tokens_ = 0;
   kept_from_ = 0;
+  border_ = 0;
   evicted_pages_ = 0;
+  evicted_tokens_ = 0;
+  merged_tokens_ = 0;
+}
+
+std::int64_t PagedKv::pages_for(const Group& group, std::int64_t slots) const noexcept {
+  const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
+  return (slots - group.first + page_tokens - 1) / page_tokens;
 }
 
 std::size_t PagedKv::new_pages(const Group& group, std::int64_t count) const {
-  const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
-  const auto total = static_cast<std::size_t>((group.slots + count + page_tokens - 1) / page_tokens);
-  const bool copies = group.slots % page_tokens != 0 && pool_->shared(group.pages.back());
-  return total - group.pages.size() + (copies ? 1 : 0);
+  const bool copies = group.slots % pool_->layout().page_tokens != 0 && pool_->shared(group.pages.back());
+  return static_cast<std::size_t>(pages_for(group, group.slots + count)) - group.pages.size() + (copies ? 1 : 0);
 }
 
 void PagedKv::append(std::int64_t count) {
@@ -62,61 +91,100 @@ void PagedKv::append(std::int64_t count) {
       ++done;
     }
   } catch (...) {  // another thread took the pages meanwhile
-    for (std::size_t i = 0; i < groups_.size(); ++i) {
-      auto& group = groups_[i];
-      const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
-      if (i < done) group.slots -= count;
-      while (static_cast<std::int64_t>(group.pages.size()) > (group.slots + page_tokens - 1) / page_tokens) {
-        pool_->release(group.pages.back());
-        group.pages.pop_back();
-        group.first_tokens.pop_back();
-      }
-    }
+    for (std::size_t i = 0; i < groups_.size(); ++i) shrink(groups_[i], groups_[i].slots - (i < done ? count : 0));
     throw;
   }
   tokens_ += count;
 }
 
 void PagedKv::append_to(Group& group, std::int64_t count, std::int64_t position) {
-  const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
-  if (group.slots % page_tokens != 0 && pool_->shared(group.pages.back())) {
+  if (group.slots % pool_->layout().page_tokens != 0 && pool_->shared(group.pages.back())) {
     const PageId copy = pool_->take();
     pool_->backend().copy(pool_->address(copy), pool_->address(group.pages.back()), pool_->page_bytes());
     pool_->release(group.pages.back());
     group.pages.back() = copy;
   }
   const std::int64_t slots = group.slots + count;
-  while (static_cast<std::int64_t>(group.pages.size()) * page_tokens < slots) {
-    const auto slot = static_cast<std::int64_t>(group.pages.size()) * page_tokens;
-    group.pages.push_back(pool_->take());
-    group.first_tokens.push_back(position + slot - group.slots);
-  }
+  while (static_cast<std::int64_t>(group.pages.size()) < pages_for(group, slots)) group.pages.push_back(pool_->take());
+  if (options_.evicts)
+    for (std::int64_t i = 0; i < count; ++i) group.positions.push_back(static_cast<std::int32_t>(position + i));
   group.slots = slots;
 }
 
-void PagedKv::remove_last(std::int64_t count) {
-  if (count <= 0) return;
-  if (count > tokens_ || tokens_ - count < kept_from_)
-    throw UsageError("state.paged_kv", "cannot go back by " + std::to_string(count) + " of " +
-                                           std::to_string(tokens_) + " tokens: an eviction after token " +
-                                           std::to_string(kept_from_) + " cannot be undone");
+/// Forgets the slots from `slots` on, and pages that a failed append has taken.
+void PagedKv::shrink(Group& group, std::int64_t slots) noexcept {
+  group.slots = slots;
+  while (static_cast<std::int64_t>(group.pages.size()) > pages_for(group, slots)) {
+    pool_->release(group.pages.back());
+    group.pages.pop_back();
+  }
+  if (options_.evicts) group.positions.resize(static_cast<std::size_t>(slots));
+}
+
+void PagedKv::commit() noexcept {
   const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
   for (auto& group : groups_) {
-    group.slots -= count;
-    const auto keep = static_cast<std::size_t>((group.slots + page_tokens - 1) / page_tokens);
-    while (group.pages.size() > keep) {
-      pool_->release(group.pages.back());
-      group.pages.pop_back();
-      group.first_tokens.pop_back();
+    if (options_.scores) {
+      if (group.scored) group.scores.swap(group.next_scores);
+      group.scored = false;
+      group.scores.resize(static_cast<std::size_t>(group.slots), 0.0F);  // within the reserved capacity
+    }
+    if (options_.window == 0) continue;
+    const auto needed = group.slots - options_.rollback - options_.window + 1;  // the next token sees from here on
+    std::size_t behind = 0;
+    while (group.first + page_tokens <= needed) {
+      pool_->release(group.pages[behind++]);
+      group.first += page_tokens;
+    }
+    group.pages.erase(group.pages.begin(), group.pages.begin() + static_cast<std::ptrdiff_t>(behind));
+  }
+}
+
+std::int64_t PagedKv::restorable(std::int64_t length) const noexcept {
+  if (length >= tokens_) return tokens_;
+  if (options_.window > 0) {
+    for (const auto& group : groups_)
+      if (std::max<std::int64_t>(0, length - options_.window + 1) < group.first) return -1;
+    return length;
+  }
+  if (length < kept_from_) return -1;
+  if (!options_.scores) return length;
+  if (length >= border_) return border_;
+  return kept_from_ == 0 ? 0 : -1;
+}
+
+void PagedKv::remove_last(std::int64_t count) {
+  for (auto& group : groups_) {
+    release_spares(group);
+    group.scored = false;
+  }
+  if (count <= 0) return;
+  const auto left = tokens_ - count;
+  const bool pending_only =
+      !options_.scores || groups_.empty() ||
+      groups_.front().slots - count >= static_cast<std::int64_t>(groups_.front().scores.size());
+  if (left < 0 || (restorable(left) != left && !(options_.scores && pending_only)))
+    throw UsageError("state.paged_kv", "cannot go back by " + std::to_string(count) + " of " +
+                                           std::to_string(tokens_) +
+                                           " tokens: an eviction or a window has dropped what would be seen again");
+  for (auto& group : groups_) {
+    shrink(group, group.slots - count);
+    if (pending_only) continue;
+    if (left == 0) {
+      group.scores.clear();
+      group.border_scores.clear();
+      std::fill(group.memory.begin(), group.memory.end(), 0.0F);
+    } else {
+      group.scores = group.border_scores;
     }
   }
-  tokens_ -= count;
+  tokens_ = left;
+  border_ = std::min(border_, left);
 }
 
 void PagedKv::select_last(std::int64_t count, std::span<const std::int32_t> rows) {
   const auto& layout = pool_->layout();
   const auto page_tokens = static_cast<std::int64_t>(layout.page_tokens);
-  const std::size_t element = layout.element_bytes();
   std::vector<std::byte> from(pool_->page_bytes());
   std::vector<std::byte> to(pool_->page_bytes());
   for (auto& group : groups_) {
@@ -126,20 +194,12 @@ void PagedKv::select_last(std::int64_t count, std::span<const std::int32_t> rows
       const std::int64_t target = base + static_cast<std::int64_t>(i);
       if (source == target) continue;
       const auto at = [&](std::int64_t slot) {
-        return pool_->address(group.pages[static_cast<std::size_t>(slot / page_tokens)]);
+        return pool_->address(group.pages[static_cast<std::size_t>((slot - group.first) / page_tokens)]);
       };
       pool_->backend().read(from, at(source));
       pool_->backend().read(to, at(target));
-      const auto s = static_cast<std::int32_t>(source % page_tokens);
-      const auto t = static_cast<std::int32_t>(target % page_tokens);
-      for (std::int32_t head = 0; head < layout.heads; ++head) {
-        for (std::int32_t d = 0; d < layout.head_dim_k; ++d)
-          std::memcpy(to.data() + layout.keys_offset(head) + layout.key_index(t, d) * element,
-                      from.data() + layout.keys_offset(head) + layout.key_index(s, d) * element, element);
-        for (std::int32_t d = 0; d < layout.stored_dim_v(); ++d)
-          std::memcpy(to.data() + layout.values_offset(head) + layout.value_index(t, d) * element,
-                      from.data() + layout.values_offset(head) + layout.value_index(s, d) * element, element);
-      }
+      copy_kv_slot(layout, from.data(), static_cast<std::int32_t>(source % page_tokens), to.data(),
+                   static_cast<std::int32_t>(target % page_tokens));
       pool_->backend().write(at(target), to);
     }
   }
@@ -148,53 +208,21 @@ void PagedKv::select_last(std::int64_t count, std::span<const std::int32_t> rows
 
 std::unique_ptr<LayerState> PagedKv::fork() const {
   std::unique_ptr<PagedKv> copy(new PagedKv(*this));
-  for (auto& group : copy->groups_)  // first of all: the copy's destructor releases them
+  for (auto& group : copy->groups_) {  // first of all: the copy's destructor releases them
+    group.spare.clear();
     for (const PageId page : group.pages) pool_->retain(page);
+  }
   copy->reserve_tables();
   return copy;
 }
 
-void PagedKv::choose_evictions(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) {
-  const auto page_tokens = pool_->layout().page_tokens;
-  page_infos_.reserve(most_pages());
-  drops_.reserve(most_pages() * groups_.size());
-  drops_.clear();
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    const auto& group = groups_[g];
-    page_infos_.clear();
-    for (const auto first : group.first_tokens) {
-      const auto left = group.slots - static_cast<std::int64_t>(page_infos_.size()) * page_tokens;
-      page_infos_.push_back({first, static_cast<std::int32_t>(std::min<std::int64_t>(left, page_tokens))});
-    }
-    const std::size_t begin = drops_.size();
-    drops_.resize(begin + page_infos_.size(), 0);
-    const auto drop = std::span(drops_).subspan(begin);
-    policy.evict({layer, static_cast<int>(g), page_tokens, sequence_tokens, page_infos_}, drop);
-    if (!drop.empty() && drop.back() != 0)
-      throw UsageError("state.paged_kv", "policy '" + policy.name() + "' drops the newest page",
-                       {.layer = layer});
-  }
-}
-
-void PagedKv::apply_evictions() noexcept {
-  const auto page_tokens = pool_->layout().page_tokens;
-  auto drop = drops_.begin();
-  for (auto& group : groups_) {
-    std::size_t kept = 0;
-    for (std::size_t i = 0; i < group.pages.size(); ++i) {
-      if (*drop++ != 0) {
-        pool_->release(group.pages[i]);
-        group.slots -= page_tokens;  // never the newest page: a full one
-        ++evicted_pages_;
-        kept_from_ = tokens_;
-      } else {
-        group.pages[kept] = group.pages[i];
-        group.first_tokens[kept++] = group.first_tokens[i];
-      }
-    }
-    group.pages.resize(kept);
-    group.first_tokens.resize(kept);
-  }
+float* PagedKv::begin_scores(int index) {
+  if (!options_.scores) return nullptr;
+  auto& group = groups_[static_cast<std::size_t>(index)];
+  group.next_scores.assign(group.scores.begin(), group.scores.end());
+  group.next_scores.resize(static_cast<std::size_t>(group.slots), 0.0F);
+  group.scored = true;
+  return group.next_scores.data();
 }
 
 std::size_t PagedKv::bytes() const noexcept {
@@ -203,86 +231,91 @@ std::size_t PagedKv::bytes() const noexcept {
   return pages * pool_->page_bytes();
 }
 
-namespace {
-
-/// Copies the filled slots of a page between page layout and rows of [head][key..., value...].
-template <bool ToPage>
-void transfer(const KvPageLayout& layout, std::byte* page, std::int64_t slots, std::byte* rows) {
-  const std::size_t element = layout.element_bytes();
-  const auto move = [&](std::size_t page_offset, std::byte*& row) {
-    if constexpr (ToPage) std::memcpy(page + page_offset, row, element);
-    else std::memcpy(row, page + page_offset, element);
-    row += element;
-  };
-  for (std::int32_t slot = 0; slot < slots; ++slot)
-    for (std::int32_t head = 0; head < layout.heads; ++head) {
-      for (std::int32_t d = 0; d < layout.head_dim_k; ++d)
-        move(layout.keys_offset(head) + layout.key_index(slot, d) * element, rows);
-      for (std::int32_t d = 0; d < layout.stored_dim_v(); ++d)
-        move(layout.values_offset(head) + layout.value_index(slot, d) * element, rows);
-    }
-}
-
-std::size_t slot_bytes(const KvPageLayout& layout) {
-  return static_cast<std::size_t>(layout.heads) * static_cast<std::size_t>(layout.head_dim_k + layout.stored_dim_v()) *
-         layout.element_bytes();
-}
-
-}  // namespace
-
 void PagedKv::save(ArchiveWriter& out) const {
-  const auto& layout = pool_->layout();
-  const auto page_tokens = static_cast<std::int64_t>(layout.page_tokens);
   out.value(tokens_);
   out.value(kept_from_);
+  out.value(border_);
   out.value(evicted_pages_);
+  out.value(evicted_tokens_);
+  out.value(merged_tokens_);
   out.value(static_cast<std::uint32_t>(groups_.size()));
-  std::vector<std::byte> page(pool_->page_bytes());
-  for (const auto& group : groups_) {
-    out.value(group.slots);
-    out.array(std::span<const std::int64_t>(group.first_tokens));
-    for (std::size_t i = 0; i < group.pages.size(); ++i) {
-      const auto slots = std::min(page_tokens, group.slots - static_cast<std::int64_t>(i) * page_tokens);
-      pool_->backend().read(page, pool_->address(group.pages[i]));
-      const auto rows = out.reserve(static_cast<std::size_t>(slots) * slot_bytes(layout));
-      transfer<false>(layout, page.data(), slots, rows.data());
-    }
+  for (const auto& group : groups_) save_group(out, group);
+}
+
+void PagedKv::save_group(ArchiveWriter& out, const Group& group) const {
+  const auto& layout = pool_->layout();
+  const auto page_tokens = static_cast<std::int64_t>(layout.page_tokens);
+  out.value(group.first);
+  out.value(group.slots);
+  std::vector<std::byte> copy;
+  for (std::size_t i = 0; i < group.pages.size(); ++i) {
+    const auto slots =
+        std::min(page_tokens, group.slots - group.first - static_cast<std::int64_t>(i) * page_tokens);
+    const auto* page = host_page(group.pages[i], copy);
+    auto* rows = out.reserve(static_cast<std::size_t>(slots) * kv_slot_bytes(layout)).data();
+    for (std::int64_t slot = 0; slot < slots; ++slot, rows += kv_slot_bytes(layout))
+      move_kv_slot<false>(layout, page, static_cast<std::int32_t>(slot), rows);
   }
+  if (!options_.evicts) return;
+  out.array(std::span<const std::int32_t>(group.positions));
+  out.array(std::span<const float>(group.scores));
+  out.array(std::span<const float>(group.border_scores));
+  out.array(std::span<const float>(group.memory));
 }
 
 void PagedKv::load_group(ArchiveReader& in, Group& group, std::int64_t tokens, std::int64_t kept_from) {
   const auto& layout = pool_->layout();
   const auto page_tokens = static_cast<std::int64_t>(layout.page_tokens);
+  const auto first = in.value<std::int64_t>("first");
   const auto slots = in.value<std::int64_t>("slots");
-  if (slots < 0 || slots > tokens || (kept_from == 0 && slots != tokens))
+  if (slots < 0 || slots > tokens || (kept_from == 0 && slots != tokens) || (slots == 0 && tokens != 0))
     in.refuse("slots", std::to_string(slots) + " slots for " + std::to_string(tokens) + " tokens");
-  auto first_tokens = in.array<std::int64_t>("first_tokens");
-  const auto pages = slots / page_tokens + (slots % page_tokens != 0 ? 1 : 0);
-  if (static_cast<std::int64_t>(first_tokens.size()) != pages)
-    in.refuse("first_tokens", "the number of slots contradicts the page table");
-  std::int64_t least = 0;  // pages are in ascending order and do not overlap; the last one ends the sequence
-  for (std::int64_t i = 0; i < pages; ++i) {
-    const auto first = first_tokens[static_cast<std::size_t>(i)];
-    const auto filled = std::min(page_tokens, slots - i * page_tokens);
-    if (first < least || first > tokens - filled || (i + 1 == pages && first != tokens - filled))
-      in.refuse("first_tokens", "the page table contradicts the number of tokens");
-    least = first + filled;
-  }
-  if (pages == 0 && tokens != 0) in.refuse("first_tokens", "the newest page is missing");
+  // What a window has left behind, but no more than that.
+  const auto least = options_.window > 0 ? std::max<std::int64_t>(0, slots - options_.window + 1) : 0;
+  if (first < 0 || first % page_tokens != 0 || first > least)
+    in.refuse("first", "slots before " + std::to_string(first) + " are missing");
+  const auto pages = (slots - first + page_tokens - 1) / page_tokens;
   group.pages.reserve(static_cast<std::size_t>(pages));  // a page that was taken is always entered
-  group.first_tokens = std::move(first_tokens);
+  group.first = first;
   std::vector<std::byte> page(pool_->page_bytes());
-  std::vector<std::byte> copy(static_cast<std::size_t>(page_tokens) * slot_bytes(layout));
   for (std::int64_t i = 0; i < pages; ++i) {
-    const auto filled = std::min(page_tokens, slots - i * page_tokens);
-    const auto rows = in.raw(static_cast<std::size_t>(filled) * slot_bytes(layout), "kv");
-    std::copy(rows.begin(), rows.end(), copy.begin());
+    const auto filled = std::min(page_tokens, slots - first - i * page_tokens);
+    const auto* rows = in.raw(static_cast<std::size_t>(filled) * kv_slot_bytes(layout), "kv").data();
     std::fill(page.begin(), page.end(), std::byte{0});
-    transfer<true>(layout, page.data(), filled, copy.data());
+    for (std::int64_t slot = 0; slot < filled; ++slot, rows += kv_slot_bytes(layout))
+      move_kv_slot<true>(layout, page.data(), static_cast<std::int32_t>(slot), rows);
     group.pages.push_back(pool_->take());
     pool_->backend().write(pool_->address(group.pages.back()), page);
   }
   group.slots = slots;
+  if (options_.evicts) load_statistics(in, group, tokens);
+}
+
+void PagedKv::load_statistics(ArchiveReader& in, Group& group, std::int64_t tokens) {
+  group.positions = in.array<std::int32_t>("positions");
+  if (static_cast<std::int64_t>(group.positions.size()) != group.slots)
+    in.refuse("positions", "there is not one for each slot");
+  std::int64_t least = 0;
+  for (const auto position : group.positions) {
+    if (position < least || position >= tokens) in.refuse("positions", "they do not ascend within the sequence");
+    least = std::int64_t{position} + 1;
+  }
+  if (tokens > 0 && group.positions.back() != tokens - 1) in.refuse("positions", "the newest token is missing");
+  const auto finite = [&](std::vector<float> values, std::string_view field) {
+    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
+      in.refuse(field, "a value is not finite");
+    return values;
+  };
+  group.scores = finite(in.array<float>("scores"), "scores");
+  group.border_scores = finite(in.array<float>("border_scores"), "border_scores");
+  const auto expected = options_.scores ? static_cast<std::size_t>(group.slots) : 0;
+  const auto since = tokens - border_;  // no eviction since the border
+  if (group.scores.size() != expected) in.refuse("scores", "there is not one for each slot");
+  if (options_.scores && static_cast<std::int64_t>(group.border_scores.size()) != group.slots - since)
+    in.refuse("border_scores", "there is not one for each slot at the border");
+  auto memory = finite(in.array<float>("memory"), "memory");
+  if (memory.size() != group.memory.size()) in.refuse("memory", "this policy keeps another number of values");
+  group.memory = std::move(memory);
 }
 
 void PagedKv::load(ArchiveReader& in) {
@@ -290,22 +323,36 @@ void PagedKv::load(ArchiveReader& in) {
   try {
     const auto tokens = in.value<std::int64_t>("tokens");
     const auto kept_from = in.value<std::int64_t>("kept_from");
+    const auto border = in.value<std::int64_t>("border");
     const auto evicted = in.value<std::int64_t>("evicted_pages");
+    const auto evicted_tokens = in.value<std::int64_t>("evicted_tokens");
+    const auto merged_tokens = in.value<std::int64_t>("merged_tokens");
     const auto groups = in.value<std::uint32_t>("groups");
     if (groups != groups_.size())
       in.refuse("groups", std::to_string(groups) + " KV-head groups, this decoder has " +
                               std::to_string(groups_.size()));
-    if (tokens < 0 || tokens > max_tokens_ || kept_from < 0 || kept_from > tokens || evicted < 0)
+    if (tokens < 0 || tokens > options_.max_tokens || kept_from < 0 || kept_from > tokens || border < kept_from ||
+        border > tokens || evicted < 0 || evicted_tokens < 0 || merged_tokens < 0)
       in.refuse("tokens", "negative or contradictory counts");
+    border_ = border;
     for (auto& group : groups_) load_group(in, group, tokens, kept_from);
     tokens_ = tokens;
     kept_from_ = kept_from;
     evicted_pages_ = evicted;
+    evicted_tokens_ = evicted_tokens;
+    merged_tokens_ = merged_tokens;
     reserve_tables();
   } catch (...) {
     clear();
     throw;
   }
+}
+
+const std::byte* PagedKv::host_page(PageId page, std::vector<std::byte>& copy) const {
+  if (pool_->host_visible()) return pool_->address(page);
+  copy.resize(pool_->page_bytes());
+  pool_->backend().read(copy, pool_->address(page));
+  return copy.data();
 }
 
 }  // namespace skald::inline v0

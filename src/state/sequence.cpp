@@ -1,5 +1,6 @@
 #include <skald/state/sequence.hpp>
 
+#include <algorithm>
 #include <string>
 
 namespace skald::inline v0 {
@@ -15,6 +16,12 @@ void SequenceState::append(std::int64_t count) {
     throw;
   }
   pending_ += count;
+}
+
+void SequenceState::commit() noexcept {
+  length_ += std::exchange(pending_, 0);
+  for (auto& layer : layers_)
+    if (layer) layer->commit();
 }
 
 void SequenceState::commit_selected(std::span<const std::int32_t> rows) {
@@ -33,6 +40,8 @@ void SequenceState::commit_selected(std::span<const std::int32_t> rows) {
   }
   pending_ = 0;
   length_ += static_cast<std::int64_t>(rows.size());
+  for (auto& layer : layers_)
+    if (layer) layer->commit();
 }
 
 void SequenceState::rollback() {
@@ -46,9 +55,29 @@ void SequenceState::truncate(std::int64_t length) {
     throw UsageError("state.sequence", "cannot truncate " + std::to_string(length_) + " tokens to " +
                                            std::to_string(length));
   if (length == length_) return;
+  if (const auto at = restorable(length); at != length)
+    throw UsageError("state.sequence",
+                     "cannot truncate " + std::to_string(length_) + " tokens to " + std::to_string(length) +
+                         (at < 0 ? ": an eviction or a sliding window has dropped tokens that would be seen again"
+                                 : ": the policy's statistics are known after " + std::to_string(at) + " tokens"));
   for (auto& layer : layers_)
     if (layer) layer->remove_last(length_ - length);
   length_ = length;
+  prompt_ = std::min(prompt_, length);
+}
+
+std::int64_t SequenceState::restorable(std::int64_t length) const noexcept {
+  if (length >= length_) return length_;
+  for (bool again = true; again && length >= 0;) {  // until all layers agree
+    again = false;
+    for (const auto& layer : layers_) {
+      if (!layer || length < 0) continue;
+      const auto at = layer->restorable(length);
+      again = again || at != length;
+      length = at;
+    }
+  }
+  return length;
 }
 
 SequenceState SequenceState::fork() const {
@@ -57,12 +86,31 @@ SequenceState SequenceState::fork() const {
   copy.layers_.reserve(layers_.size());
   for (const auto& layer : layers_) copy.layers_.push_back(layer ? layer->fork() : nullptr);
   copy.length_ = length_;
+  copy.prompt_ = prompt_;
   return copy;
 }
 
 void SequenceState::choose_evictions(const AnyEviction& policy) {
+  views_.clear();
   for (std::size_t i = 0; i < layers_.size(); ++i)
-    if (layers_[i]) layers_[i]->choose_evictions(policy, static_cast<int>(i), length_ + pending_);
+    if (layers_[i]) layers_[i]->show_groups(static_cast<int>(i), length_ + pending_, views_);
+  for (auto& view : views_) {
+    view.layers = layer_count();
+    view.prompt_tokens = prompt_;
+  }
+  if (policy.has_budgets()) {
+    budgets_.assign(views_.size(), 0);
+    policy.budgets(views_, budgets_);
+    for (std::size_t i = 0; i < views_.size(); ++i) views_[i].budget = budgets_[i];
+  }
+  std::size_t at = 0;
+  while (at < views_.size()) {
+    std::size_t end = at;
+    while (end < views_.size() && views_[end].layer == views_[at].layer) ++end;
+    layers_[static_cast<std::size_t>(views_[at].layer)]->choose_evictions(policy,
+                                                                          std::span(views_).subspan(at, end - at));
+    at = end;
+  }
 }
 
 void SequenceState::apply_evictions() noexcept {
@@ -79,6 +127,7 @@ std::size_t SequenceState::bytes() const noexcept {
 
 void SequenceState::save(ArchiveWriter& out) const {
   out.value(length_);
+  out.value(prompt_);
   out.value(static_cast<std::uint32_t>(layers_.size()));
   for (const auto& layer : layers_) {
     out.text(layer ? layer->kind() : std::string_view("none"));
@@ -90,7 +139,9 @@ void SequenceState::load(ArchiveReader& in) {
   clear();
   try {
     const auto length = in.value<std::int64_t>("length");
+    const auto prompt = in.value<std::int64_t>("prompt");
     const auto layers = in.value<std::uint32_t>("layers");
+    if (prompt < 0 || prompt > length) in.refuse("prompt", "the prompt is longer than the sequence");
     if (length < 0) in.refuse("length", "negative");
     if (layers != layers_.size())
       in.refuse("layers", std::to_string(layers) + " layers, this model has " + std::to_string(layers_.size()));
@@ -105,6 +156,7 @@ void SequenceState::load(ArchiveReader& in) {
         in.refuse("length", "the layers hold different numbers of tokens");
     }
     length_ = length;
+    prompt_ = prompt;
   } catch (...) {
     clear();
     throw;
@@ -116,6 +168,7 @@ void SequenceState::clear() noexcept {
     if (layer) layer->clear();
   length_ = 0;
   pending_ = 0;
+  prompt_ = 0;
 }
 
 }  // namespace skald::inline v0

@@ -221,7 +221,7 @@ enum class ScoreKind : std::uint8_t {
 struct ScoreSink {
   ScoreKind kind = ScoreKind::sum;
   std::int32_t last_rows = 0;      ///< only the last n rows of each segment count; 0: all
-  float* const* scores = nullptr;  ///< [host] segment_count x groups pointers to [device] arrays
+  float* const* scores = nullptr;  ///< [host] segment_count x groups pointers to [device] arrays; null: nobody asks
 };
 
 /// Slots per attention chunk.

@@ -12,10 +12,13 @@ namespace skald::inline v0 {
 struct KvOptions {
   /// Element format: "f32", "f16" or "bf16".
   std::string format = "f16";
-  /// Eviction policy by name: "none" or "recent_pages:sinks=1,recent=8" (see AnyEviction::from_spec).
+  /// Eviction policy by name: "none", "recent_pages:sinks=1,recent=8", "h2o:budget=512", ... (see docs/kv-cache.md).
   std::string eviction = "none";
   /// Tokens per page: 16, 32, 64, 128 or 256.
   std::int32_t page_tokens = 64;
+  /// Tokens that can be taken back in layers with a sliding window, on top of the window. Truncating by more is refused once
+  /// tokens have left the window.
+  std::int64_t rollback_tokens = 0;
   /// KV heads that share a page table; must divide the KV heads of every layer. 1: each head evicts for itself.
   std::int32_t heads_per_group = 1;
   /// Tokens that all sessions together can hold; 0: context x parallel. Address space is reserved for them, memory is
@@ -68,6 +71,9 @@ struct DecoderCounters {
   std::uint64_t tokens = 0;          ///< rows computed
   std::uint64_t logits_rows = 0;     ///< rows of logits computed
   std::uint64_t evicted_pages = 0;   ///< KV pages freed by the eviction policy
+  std::uint64_t evicted_tokens = 0;  ///< slots dropped or merged by the eviction policy, over all head groups
+  std::uint64_t merged_tokens = 0;   ///< those of them that were merged into others
+  std::uint64_t eviction_rounds = 0;  ///< times that the policy was asked about a sequence
   std::uint64_t kv_pages_used = 0;   ///< pages in use now
   std::uint64_t kv_pages_peak = 0;   ///< most pages ever in use
   std::uint64_t kv_page_bytes_used = 0;  ///< bytes of the pages in use now

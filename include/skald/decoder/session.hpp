@@ -46,8 +46,14 @@ class SKALD_API Session {
   Logits forward(std::span<const TokenId> tokens, LogitsWanted wanted = LogitsWanted::last, std::stop_token stop = {},
                  const ProgressCallback& progress = {});
 
-  /// Keeps the first `length` tokens. @throws UsageError if that needs what an eviction dropped.
+  /// Keeps the first `length` tokens. Under a policy that counts attention this computes the tokens since the last page
+  /// border again, or all if nothing was dropped yet. @throws UsageError if that needs what an eviction or a sliding
+  /// window has dropped.
   void truncate(std::int64_t length);
+  /// True if truncate(length) would not be refused for want of dropped tokens.
+  [[nodiscard]] bool can_truncate(std::int64_t length) const noexcept;
+  /// Tells eviction policies that treat prompt and answer differently where the prompt ends.
+  void set_prompt_length(std::int64_t tokens) noexcept { state_.set_prompt_length(tokens); }
   /// After a forward pass over a token tree: takes the rows of one path (ascending indices into the tree's entry) into
   /// the sequence and drops the others. Until then the tree's tokens are not part of the session.
   void accept(std::span<const std::int32_t> rows);

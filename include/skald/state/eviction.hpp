@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <skald/core/error.hpp>
+#include <skald/core/function_ref.hpp>
 
 namespace skald::inline v0 {
 
@@ -20,6 +21,12 @@ struct ComponentTraits {
   bool drops_tokens = false;        ///< removes slots from the cache
   bool reorders_positions = false;  ///< renumbers positions; needs unrotated keys
   bool lossy = false;               ///< changes the logits
+  bool merges_tokens = false;       ///< writes averages of tokens over others
+  /// With needs_scores: only the last n tokens before each page border are counted, and the sums begin anew after each;
+  /// 0: all tokens, for as long as the sequence lives. At most a page.
+  std::int32_t score_window = 0;
+  std::int64_t budget = 0;         ///< tokens per head group that are never exceeded, on average of the groups; 0: no limit
+  std::int32_t memory_floats = 0;  ///< numbers of the policy's own, kept in the sequence for each head group
 };
 
 /// One page of a head group, in slot order.
@@ -28,26 +35,92 @@ struct PageInfo {
   std::int32_t tokens = 0;       ///< filled slots
 };
 
-/// What a policy sees: the full pages of one KV-head group of one layer.
+/// What a policy sees: the slots of one KV-head group of one layer, oldest first.
 struct EvictionView {
   int layer = 0;
   int group = 0;
   std::int32_t page_tokens = 0;
   std::int64_t sequence_tokens = 0;  ///< committed tokens of the sequence, evicted ones included
   std::span<const PageInfo> pages{};
+  int layers = 0;                                ///< of the model
+  int groups = 0;                                ///< of this layer
+  std::int64_t prompt_tokens = 0;                ///< Session::set_prompt_length; 0 if never told
+  std::span<const std::int32_t> positions{};     ///< of each slot: its token's position in the sequence
+  std::span<const float> scores{};               ///< of each slot: attention received (traits: needs_scores)
+  std::span<float> memory{};                     ///< traits: memory_floats; zero at first, kept with the sequence
+  std::int64_t budget = 0;                       ///< what the policy's own `budgets` said, else 0
+  int heads = 0;                                 ///< KV heads in the group
+  int key_dims = 0;                              ///< elements of a key
+  /// Key of a head (within the group) in a slot, as stored, `key_dims` elements.
+  const FunctionRef<void(int head, std::int64_t slot, std::span<float> key)>* read_key = nullptr;
+
+  [[nodiscard]] std::int64_t slots() const noexcept { return static_cast<std::int64_t>(positions.size()); }
 };
 
-/// Decides which pages of a KV-head group leave. Called for every layer and group each time the sequence has
-/// committed another full page of tokens, so that the result does not depend on how a prompt was chunked. `drop` has
-/// one zeroed entry per page; a non-zero entry frees that page. The newest page must stay. A policy is
+/// What a policy decides about the slots of one view. All stay unless told otherwise.
+class EvictionChoice {
+ public:
+  static constexpr std::int32_t keep = -1;
+  static constexpr std::int32_t gone = -2;
+
+  /// `fates` and `weights`: one per slot; `scratch`: memory for a policy's use, two per slot.
+  EvictionChoice(std::span<std::int32_t> fates, std::span<float> weights, std::span<std::int32_t> scratch) noexcept
+      : fates_(fates), weights_(weights), scratch_(scratch) {}
+  [[nodiscard]] std::int64_t slots() const noexcept { return static_cast<std::int64_t>(fates_.size()); }
+  /// The slot's key and value leave the cache.
+  void drop(std::int64_t slot) noexcept { fates_[static_cast<std::size_t>(slot)] = gone; }
+  void restore(std::int64_t slot) noexcept { fates_[static_cast<std::size_t>(slot)] = keep; }
+  /// The slot leaves; key and value of `into`, which must stay, become the mean of all that are merged into it, weighted
+  /// with set_weight (1 if not set).
+  void merge(std::int64_t slot, std::int64_t into) noexcept {
+    fates_[static_cast<std::size_t>(slot)] = static_cast<std::int32_t>(into);
+  }
+  void set_weight(std::int64_t slot, float weight) noexcept { weights_[static_cast<std::size_t>(slot)] = weight; }
+  [[nodiscard]] bool kept(std::int64_t slot) const noexcept { return fates_[static_cast<std::size_t>(slot)] == keep; }
+  [[nodiscard]] std::span<std::int32_t> fates() const noexcept { return fates_; }
+  [[nodiscard]] std::span<const float> weights() const noexcept { return weights_; }
+  /// Two numbers per slot to work with.
+  [[nodiscard]] std::span<std::int32_t> scratch() const noexcept { return scratch_; }
+
+  /// Of the slots [first, last) keeps the `count` with the largest values; of equal ones the older. All others in the
+  /// range are dropped. `value(slot)` gives a float. Needs no memory but scratch().
+  template <class Value>
+  void keep_largest(std::int64_t first, std::int64_t last, std::int64_t count, Value&& value);
+
+ private:
+  std::span<std::int32_t> fates_;
+  std::span<float> weights_;
+  std::span<std::int32_t> scratch_;
+};
+
+/// Decides by token. Called for every layer and group each time the sequence has committed another full page of tokens
+/// (and only then), so that the result does not depend on how a prompt was chunked. The newest slot must stay. A policy is
 /// stateless: everything that belongs to a sequence is part of the sequence. Called from one thread at a time.
 template <class P>
-concept EvictionPolicy = std::copyable<P> && requires(const P& policy, const EvictionView& view,
-                                                      std::span<std::uint8_t> drop) {
+concept TokenEvictionPolicy =
+    std::copyable<P> && requires(const P& policy, const EvictionView& view, EvictionChoice& choice) {
+      { policy.name() } -> std::convertible_to<std::string>;
+      { policy.traits() } -> std::same_as<ComponentTraits>;
+      policy.evict(view, choice);
+    };
+
+/// Decides by page: `drop` has one zeroed entry per page; a non-zero entry frees that page. The newest page must stay.
+template <class P>
+concept PageEvictionPolicy = std::copyable<P> && requires(const P& policy, const EvictionView& view,
+                                                          std::span<std::uint8_t> drop) {
   { policy.name() } -> std::convertible_to<std::string>;
   { policy.traits() } -> std::same_as<ComponentTraits>;
   policy.evict(view, drop);
 };
+
+template <class P>
+concept EvictionPolicy = TokenEvictionPolicy<P> || PageEvictionPolicy<P>;
+
+/// A policy that also divides its budget: told all views of a sequence at once, before the single ones, it fills in
+/// EvictionView::budget of each.
+template <class P>
+concept BudgetPolicy = requires(const P& policy, std::span<const EvictionView> views,
+                                std::span<std::int64_t> budgets) { policy.budgets(views, budgets); };
 
 /// Keeps everything.
 struct NoEviction {
@@ -80,22 +153,83 @@ class SKALD_API AnyEviction {
   template <class P>
     requires(!std::same_as<P, AnyEviction>) && EvictionPolicy<P>
   AnyEviction(P policy)  // NOLINT(google-explicit-constructor)
-      : name_(policy.name()), traits_(policy.traits()),
-        evict_([policy = std::move(policy)](const EvictionView& view, std::span<std::uint8_t> drop) {
-          policy.evict(view, drop);
-        }) {}
-  /// By name and parameters: "none", "recent_pages:sinks=1,recent=8". @throws UsageError listing the names.
+      : name_(policy.name()), traits_(policy.traits()) {
+    if constexpr (BudgetPolicy<P>)
+      budgets_ = [policy](std::span<const EvictionView> views, std::span<std::int64_t> budgets) {
+        policy.budgets(views, budgets);
+      };
+    if constexpr (TokenEvictionPolicy<P>)
+      evict_ = [policy = std::move(policy)](const EvictionView& view, EvictionChoice& choice) {
+        policy.evict(view, choice);
+      };
+    else
+      evict_ = [policy = std::move(policy)](const EvictionView& view, EvictionChoice& choice) {
+        // The scratch memory has room for a byte per page.
+        const std::span drop(reinterpret_cast<std::uint8_t*>(choice.scratch().data()), view.pages.size());
+        for (auto& flag : drop) flag = 0;
+        policy.evict(view, drop);
+        std::int64_t slot = 0;
+        for (std::size_t page = 0; page < drop.size(); ++page)
+          for (std::int32_t i = 0; i < view.pages[page].tokens; ++i, ++slot)
+            if (drop[page] != 0) choice.drop(slot);
+      };
+  }
+  /// By name and parameters: "none", "recent_pages:sinks=1,recent=8", "h2o:budget=512" (docs/kv-cache.md lists all).
+  /// @throws UsageError listing the names.
   static AnyEviction from_spec(std::string_view spec);
 
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] ComponentTraits traits() const noexcept { return traits_; }
-  void evict(const EvictionView& view, std::span<std::uint8_t> drop) const { evict_(view, drop); }
+  void evict(const EvictionView& view, EvictionChoice& choice) const { evict_(view, choice); }
+  [[nodiscard]] bool has_budgets() const noexcept { return static_cast<bool>(budgets_); }
+  void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
+    if (budgets_) budgets_(views, out);
+  }
 
  private:
   std::string name_;
   ComponentTraits traits_;
-  std::function<void(const EvictionView&, std::span<std::uint8_t>)> evict_;
+  std::function<void(const EvictionView&, EvictionChoice&)> evict_;
+  std::function<void(std::span<const EvictionView>, std::span<std::int64_t>)> budgets_;
 };
 static_assert(EvictionPolicy<AnyEviction>);
+
+template <class Value>
+void EvictionChoice::keep_largest(std::int64_t first, std::int64_t last, std::int64_t count, Value&& value) {
+  if (count >= last - first) return;
+  // A heap of the `count` best so far, the worst on top: the older slot wins among equals.
+  const auto heap = scratch_;
+  const auto worse = [&](std::int32_t a, std::int32_t b) {
+    const float x = value(a);
+    const float y = value(b);
+    return x != y ? x < y : a > b;
+  };
+  std::int64_t size = 0;
+  const auto at = [&](std::int64_t i) -> std::int32_t& { return heap[static_cast<std::size_t>(i)]; };
+  const auto sink = [&](std::int64_t i) {
+    for (;;) {
+      std::int64_t least = i;
+      for (const auto child : {2 * i + 1, 2 * i + 2})
+        if (child < size && worse(at(child), at(least))) least = child;
+      if (least == i) return;
+      std::swap(at(i), at(least));
+      i = least;
+    }
+  };
+  for (std::int64_t slot = first; slot < last; ++slot) {
+    const auto s = static_cast<std::int32_t>(slot);
+    if (size < count) {
+      at(size) = s;
+      for (std::int64_t i = size++; i > 0 && worse(at(i), at((i - 1) / 2)); i = (i - 1) / 2)
+        std::swap(at(i), at((i - 1) / 2));
+    } else if (count > 0 && worse(at(0), s)) {
+      drop(at(0));
+      at(0) = s;
+      sink(0);
+    } else {
+      drop(slot);
+    }
+  }
+}
 
 }  // namespace skald::inline v0

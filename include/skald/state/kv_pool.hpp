@@ -27,6 +27,8 @@ class SKALD_API KvPool {
   /// Address of page 0.
   [[nodiscard]] std::byte* base() const noexcept { return buffer_.address(); }
   [[nodiscard]] std::byte* address(PageId page) const noexcept { return base() + page * page_bytes_; }
+  /// True if the host may read and write pages through their addresses.
+  [[nodiscard]] bool host_visible() const noexcept { return buffer_.host_visible(); }
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
   /// A page with one reference; its contents are unspecified. @throws OutOfMemoryError when all pages are taken.

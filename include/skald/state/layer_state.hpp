@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include <skald/state/archive.hpp>
 #include <skald/state/eviction.hpp>
@@ -27,18 +28,24 @@ class SKALD_API LayerState {
   /// Tokens, appended ones included.
   [[nodiscard]] virtual std::int64_t length() const noexcept = 0;
   /// Forgets the last `count` tokens, appended or committed.
-  /// @throws UsageError if that would need tokens that an eviction has dropped.
+  /// @throws UsageError if that would need tokens that are gone.
   virtual void remove_last(std::int64_t count) = 0;
   /// Of the last `count` tokens keeps those at the ascending indices `rows`, which become the last ones (the accepted
   /// path of a token tree). All or nothing.
   virtual void select_last(std::int64_t count, std::span<const std::int32_t> rows) = 0;
   /// A second state with the same contents; memory is shared until one of them writes.
   [[nodiscard]] virtual std::unique_ptr<LayerState> fork() const = 0;
-  /// Asks a policy at a page border what to drop and keeps the answer for `apply_evictions`; changes nothing else, so
-  /// that a policy that throws leaves the state as it was. `layer` is for the policy's information.
-  virtual void choose_evictions(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) = 0;
+  /// Appends a view of every head group that a policy may evict from; the views are valid until the state changes.
+  virtual void show_groups(int /*layer*/, std::int64_t /*sequence_tokens*/, std::vector<EvictionView>& /*views*/) {}
+  /// Asks a policy at a page border what to drop, given the views that show_groups appended, and keeps the answer for
+  /// `apply_evictions`; changes nothing else, so that a policy that throws leaves the state as it was.
+  virtual void choose_evictions(const AnyEviction& /*policy*/, std::span<const EvictionView> /*views*/) {}
   /// Drops what the last `choose_evictions` has chosen; nothing may have changed since.
-  virtual void apply_evictions() noexcept = 0;
+  virtual void apply_evictions() noexcept {}
+  /// The appended tokens are part of the sequence now.
+  virtual void commit() noexcept {}
+  /// The largest length up to `length` to which remove_last can go back exactly, negative if there is none.
+  [[nodiscard]] virtual std::int64_t restorable(std::int64_t length) const noexcept { return length; }
   /// Bytes of backend memory that this state holds; shared memory counts in full.
   [[nodiscard]] virtual std::size_t bytes() const noexcept = 0;
   /// Writes everything that is needed to go on.

@@ -10,12 +10,27 @@
 
 namespace skald::inline v0 {
 
+/// What a PagedKv is for.
+struct PagedKvOptions {
+  std::int64_t max_tokens = 0;  ///< reserves the tables, so that appending up to there allocates nothing
+  /// Sliding window: a token sees the last `window` slots, its own included; pages wholly behind the window are freed when
+  /// tokens are committed. 0: everything stays. Evictions leave such a layer alone: it is bounded already.
+  std::int64_t window = 0;
+  std::int64_t rollback = 0;     ///< committed tokens that can be taken back in spite of the window
+  bool evicts = false;           ///< keeps each slot's position for an eviction policy
+  bool scores = false;           ///< keeps each slot's score
+  bool scores_anew = false;      ///< scores begin at zero after each border
+  std::int32_t memory_floats = 0;  ///< a policy's own numbers per head group
+};
+
 /// Keys and values of one layer in pages of a shared pool, one page table per KV-head group: evicting in one group
-/// frees that group's memory. Full and shared pages are never written; a fork copies a partial page when it appends.
+/// frees that group's memory. Shared pages are never written: a fork copies a partial page when it appends, and all that
+/// change when it evicts single tokens.
 class SKALD_API PagedKv final : public LayerState {
  public:
-  /// `max_tokens` reserves the tables, so that appending up to there allocates nothing.
-  PagedKv(std::shared_ptr<KvPool> pool, int groups, std::int64_t max_tokens);
+  PagedKv(std::shared_ptr<KvPool> pool, int groups, const PagedKvOptions& options);
+  PagedKv(std::shared_ptr<KvPool> pool, int groups, std::int64_t max_tokens)
+      : PagedKv(std::move(pool), groups, PagedKvOptions{.max_tokens = max_tokens, .evicts = true}) {}
   ~PagedKv() override;
 
   [[nodiscard]] std::string_view kind() const noexcept override { return "paged_kv"; }
@@ -24,8 +39,11 @@ class SKALD_API PagedKv final : public LayerState {
   void remove_last(std::int64_t count) override;
   void select_last(std::int64_t count, std::span<const std::int32_t> rows) override;
   [[nodiscard]] std::unique_ptr<LayerState> fork() const override;
-  void choose_evictions(const AnyEviction& policy, int layer, std::int64_t sequence_tokens) override;
+  void show_groups(int layer, std::int64_t sequence_tokens, std::vector<EvictionView>& views) override;
+  void choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views) override;
   void apply_evictions() noexcept override;
+  void commit() noexcept override;
+  [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept override;
   [[nodiscard]] std::size_t bytes() const noexcept override;
   void save(ArchiveWriter& out) const override;
   void load(ArchiveReader& in) override;
@@ -33,35 +51,84 @@ class SKALD_API PagedKv final : public LayerState {
 
   [[nodiscard]] const KvPool& pool() const noexcept { return *pool_; }
   [[nodiscard]] int groups() const noexcept { return static_cast<int>(groups_.size()); }
-  /// Filled slots of a group, those of the last `append` included.
+  [[nodiscard]] const PagedKvOptions& options() const noexcept { return options_; }
+  /// Slots of a group, those of the last `append` included, and those that a window has left behind.
   [[nodiscard]] std::int64_t slots(int group) const noexcept { return groups_[static_cast<std::size_t>(group)].slots; }
+  /// The first slot that is still there: that of the first page.
+  [[nodiscard]] std::int64_t first_slot(int group) const noexcept {
+    return groups_[static_cast<std::size_t>(group)].first;
+  }
   [[nodiscard]] const std::vector<PageId>& pages(int group) const noexcept {
     return groups_[static_cast<std::size_t>(group)].pages;
   }
+  /// Position in the sequence of each slot's token, where evictions are on.
+  [[nodiscard]] std::span<const std::int32_t> positions(int group) const noexcept {
+    return groups_[static_cast<std::size_t>(group)].positions;
+  }
+  /// Score of each slot, where they are kept.
+  [[nodiscard]] std::span<const float> scores(int group) const noexcept {
+    return groups_[static_cast<std::size_t>(group)].scores;
+  }
+  /// Where the kernels are to add the scores of the tokens appended last: one float per slot, which begin with the scores
+  /// so far. They count with `commit`; until then they can be dropped. Null where no scores are kept.
+  [[nodiscard]] float* begin_scores(int group);
   /// Pages that evictions have freed so far.
   [[nodiscard]] std::int64_t evicted_pages() const noexcept { return evicted_pages_; }
+  /// Tokens that evictions have dropped or merged, summed over the groups.
+  [[nodiscard]] std::int64_t evicted_tokens() const noexcept { return evicted_tokens_; }
+  [[nodiscard]] std::int64_t merged_tokens() const noexcept { return merged_tokens_; }
 
  private:
   struct Group {
-    std::vector<PageId> pages;
-    std::vector<std::int64_t> first_tokens;  // position of each page's first token
+    std::vector<PageId> pages;  // of the slots from `first` on
+    std::int64_t first = 0;     // a multiple of the page's tokens
     std::int64_t slots = 0;
+    std::vector<std::int32_t> positions;  // if evicts
+    std::vector<float> scores, next_scores, border_scores;  // now, after the pass that runs, at the last border
+    std::vector<float> memory, next_memory;
+    bool scored = false;       // next_scores count with the next commit
+    // A chosen eviction.
+    std::vector<std::int32_t> fates;
+    std::vector<float> weights;
+    std::vector<PageId> spare;  // pages taken in place of shared ones
+    std::vector<std::int32_t> merge_index;  // of each slot: its row in merged_rows, or -1; empty: nothing merges
+    std::vector<float> merged_rows;         // [target][head][key..., value...]
+    std::int64_t survivors = 0;
+    std::int64_t changed = 0;   // first slot that changes; `slots` if none
+    bool relinks = false;       // whole pages leave: nothing is copied
   };
   PagedKv(const PagedKv& other) = default;
+  [[nodiscard]] std::int64_t pages_for(const Group& group, std::int64_t slots) const noexcept;
   std::size_t new_pages(const Group& group, std::int64_t count) const;
   void reserve_tables();
   void append_to(Group& group, std::int64_t count, std::int64_t position);
+  void shrink(Group& group, std::int64_t slots) noexcept;
   [[nodiscard]] std::size_t most_pages() const noexcept;
+  void plan_group(Group& group, const AnyEviction& policy, const EvictionView& view);
+  void plan_merges(Group& group);
+  void relink(Group& group) noexcept;
+  void compact(Group& group) noexcept;
+  void write_merged(Group& group, std::int64_t slot, std::int64_t index) noexcept;
+  [[nodiscard]] const std::byte* host_page(PageId page, std::vector<std::byte>& copy) const;
+  void release_spares(Group& group) noexcept;
+  void save_group(ArchiveWriter& out, const Group& group) const;
   void load_group(ArchiveReader& in, Group& group, std::int64_t tokens, std::int64_t kept_from);
+  void load_statistics(ArchiveReader& in, Group& group, std::int64_t tokens);
 
   std::shared_ptr<KvPool> pool_;
   std::vector<Group> groups_;
-  std::int64_t max_tokens_;
-  std::int64_t tokens_ = 0;         // of the sequence, evicted ones included
-  std::int64_t kept_from_ = 0;      // tokens before this may be missing
+  PagedKvOptions options_;
+  std::int64_t tokens_ = 0;          // of the sequence, evicted ones included
+  std::int64_t kept_from_ = 0;       // tokens before this may be missing
+  std::int64_t border_ = 0;          // length at the last eviction border, where statistics can be restored
   std::int64_t evicted_pages_ = 0;
-  std::vector<PageInfo> page_infos_;  // what a policy is shown; kept so that evictions allocate nothing
-  std::vector<std::uint8_t> drops_;   // chosen evictions of all groups, one after the other
+  std::int64_t evicted_tokens_ = 0;
+  std::int64_t merged_tokens_ = 0;
+  // Kept so that evictions allocate nothing.
+  std::vector<PageInfo> page_infos_;
+  std::vector<std::int32_t> scratch_;
+  std::vector<PageId> old_pages_;
+  std::vector<std::byte> from_, to_;  // pages on their way, if the host cannot see the pool
 };
 
 }  // namespace skald::inline v0

@@ -26,7 +26,7 @@ class SKALD_API SequenceState {
   /// Makes room for `count` tokens in every layer, or in none. @throws OutOfMemoryError.
   void append(std::int64_t count);
   /// Takes the appended tokens into the sequence.
-  void commit() noexcept { length_ += std::exchange(pending_, 0); }
+  void commit() noexcept;
   /// Of the appended tokens takes those at the ascending indices `rows` into the sequence and drops the others.
   /// @throws UsageError if the indices are not ascending or not inside; OutOfMemoryError or std::bad_alloc: then all
   /// appended tokens are dropped.
@@ -35,9 +35,16 @@ class SKALD_API SequenceState {
   [[nodiscard]] std::int64_t pending() const noexcept { return pending_; }
   /// Drops appended tokens that were not committed.
   void rollback();
-  /// Keeps the first `length` tokens. @throws UsageError if `length` is larger than length() or an eviction dropped
-  /// tokens that would be needed again.
+  /// Keeps the first `length` tokens. @throws UsageError if `length` is larger than length() or tokens are gone that
+  /// would be needed again.
   void truncate(std::int64_t length);
+  /// The largest length up to `length` that `truncate` can restore exactly, negative if there is none. It is smaller than
+  /// `length` where statistics of an eviction policy are known at page borders only: the tokens in between are then to be
+  /// computed again.
+  [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept;
+  /// Tokens at the beginning that a policy is to take for the prompt; 0: not told.
+  [[nodiscard]] std::int64_t prompt_length() const noexcept { return prompt_; }
+  void set_prompt_length(std::int64_t tokens) noexcept { prompt_ = tokens; }
   /// A second sequence with the same contents; memory is shared until one of them writes. @throws UsageError while
   /// tokens are appended but not committed.
   [[nodiscard]] SequenceState fork() const;
@@ -65,6 +72,9 @@ class SKALD_API SequenceState {
   std::vector<std::unique_ptr<LayerState>> layers_;
   std::int64_t length_ = 0;
   std::int64_t pending_ = 0;
+  std::int64_t prompt_ = 0;
+  std::vector<EvictionView> views_;  // of all layers, kept so that evictions allocate nothing
+  std::vector<std::int64_t> budgets_;
 };
 
 }  // namespace skald::inline v0

@@ -183,6 +183,7 @@ void run_scores(const PhaseHead& head, std::int64_t unit, Participant& me) noexc
   const std::int32_t rows = op.segments[span.segment].row_count;
   const std::int32_t first = op.sink->last_rows > 0 ? std::max(0, rows - op.sink->last_rows) : 0;
   float* scores = op.sink->scores[std::int64_t{span.segment} * op.kv.groups + span.group];
+  if (scores == nullptr) return;
   // One row at a time keeps the order over the heads of a group.
   const std::int32_t step = op.kv.layout.heads == 1 ? 16 : 1;
   for (std::int32_t row = first; row < rows; row += step) {

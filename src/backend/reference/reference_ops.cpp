@@ -411,7 +411,8 @@ void run(const AttentionOp& op, const std::stop_token& stop) {
         if (op.sink == nullptr) continue;
         if (op.sink->last_rows > 0 && i < segment.row_count - op.sink->last_rows) continue;
         const std::int32_t group = kv_head / op.kv.layout.heads;
-        add_scores(*op.sink, op.sink->scores[s * op.kv.groups + group], slots, p);
+        float* scores = op.sink->scores[s * op.kv.groups + group];
+        if (scores != nullptr) add_scores(*op.sink, scores, slots, p);
       }
     }
   }

@@ -153,10 +153,11 @@ TEST_CASE("integration.eviction: compositions that cannot work are refused when 
       CHECK(std::string(error.what()).find(reason) != std::string::npos);
     }
   };
-  refused({.needs_scores = true, .drops_tokens = true}, "scores");
+  refused({.needs_scores = true, .drops_tokens = true, .score_window = 65}, "scores");
+  CHECK_NOTHROW(With<Declares>(model, Declares{{.needs_scores = true, .drops_tokens = true}}, skald::AnyKvFormat("f16")));
   refused({.reorders_positions = true}, "rotated");
   CHECK_NOTHROW(With<Declares>(model, Declares{{.drops_tokens = true}}, skald::AnyKvFormat("f16")));
-  CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.eviction = "h2o"}}), skald::UsageError);
+  CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.eviction = "h3o"}}), skald::UsageError);
   CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.eviction = "recent_pages:recent=0"}}), skald::UsageError);
   CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.eviction = "recent_pages:typo=1"}}), skald::UsageError);
   CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.heads_per_group = 3}}), skald::IncompatibleError);

@@ -181,7 +181,7 @@ TEST_CASE("state.eviction: dropped pages return to the pool, per group, and cann
   fork.evict(skald::AnyEviction::from_spec("recent_pages:sinks=0,recent=1"));
   CHECK(kv(fork, 0).slots(0) == 16);
   CHECK(kv(sequence, 0).slots(0) == 48);
-  CHECK_THROWS_AS(skald::AnyEviction::from_spec("h2o:budget=3"), skald::UsageError);
+  CHECK_THROWS_AS(skald::AnyEviction::from_spec("h3o:budget=3"), skald::UsageError);
   CHECK_THROWS_AS(skald::AnyEviction::from_spec("recent_pages:recent=0"), skald::UsageError);
   CHECK_THROWS_AS(skald::AnyEviction::from_spec("recent_pages:x=1"), skald::UsageError);
 }

@@ -1,0 +1,162 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <skald/state/eviction.hpp>
+
+/// Eviction policies from the literature, as short components. All are asked at page borders, where they leave room for
+/// the page that comes, so that a head group never holds more than its budget of tokens.
+namespace skald::inline v0 {
+
+/// How a budget of tokens per head is divided among layers and heads; the sum stays the same.
+enum class BudgetShares : std::uint8_t {
+  uniform,   ///< the same for all
+  pyramid,   ///< falls linearly with depth, from 3/2 to 1/2 (PyramidKV, Cai et al. 2024, arXiv 2406.02069)
+  adaptive,  ///< per layer, by the heads' scores: the largest of all heads together stay (Ada-KV, arXiv 2407.11550)
+};
+
+namespace detail {
+
+[[nodiscard]] inline std::string to_string(BudgetShares shares) {
+  return shares == BudgetShares::pyramid ? "pyramid" : shares == BudgetShares::adaptive ? "adaptive" : "uniform";
+}
+
+/// Share of layer `layer` of a pyramid.
+[[nodiscard]] inline std::int64_t pyramid_budget(std::int64_t budget, std::size_t index, std::size_t layers) noexcept {
+  if (layers < 2) return budget;
+  const auto last = static_cast<double>(layers - 1);
+  return static_cast<std::int64_t>(std::floor(static_cast<double>(budget) *
+                                              (1.5 - static_cast<double>(index) / last)));
+}
+
+/// Number of the layer among those that the views show.
+[[nodiscard]] inline std::vector<std::size_t> layer_ranks(std::span<const EvictionView> views, std::size_t& layers) {
+  std::vector<std::size_t> ranks(views.size());
+  layers = 0;
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    if (i == 0 || views[i].layer != views[i - 1].layer) ++layers;
+    ranks[i] = layers - 1;
+  }
+  return ranks;
+}
+
+/// Divides `budget` tokens per head group. `least` is what a group always gets.
+SKALD_API void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least,
+                             std::span<const EvictionView> views, std::span<std::int64_t> out);
+
+}  // namespace detail
+
+/// Heavy hitters (H2O, Zhang et al. 2023, arXiv 2306.14048): keeps the newest tokens and those that gathered the most
+/// attention so far.
+struct HeavyHitters {
+  std::int64_t budget = 512;  ///< most tokens per head, at least two pages
+  double recent = 0.5;        ///< share of the newest tokens
+  BudgetShares shares = BudgetShares::uniform;
+
+  [[nodiscard]] std::string name() const {
+    return "h2o:budget=" + std::to_string(budget) + ",recent=" + std::to_string(static_cast<int>(recent * 100)) +
+           (shares == BudgetShares::uniform ? "" : ",shares=" + detail::to_string(shares));
+  }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .budget = budget};
+  }
+  void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
+    detail::share_budgets(shares, budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);
+  }
+  void evict(const EvictionView& view, EvictionChoice& choice) const {
+    const auto keep = std::max<std::int64_t>(view.budget - view.page_tokens, 1);
+    if (view.slots() <= keep) return;
+    const auto newest = std::clamp<std::int64_t>(std::llround(static_cast<double>(keep) * recent), 1, keep);
+    choice.keep_largest(0, view.slots() - newest, keep - newest,
+                        [&](std::int32_t slot) { return view.scores[static_cast<std::size_t>(slot)]; });
+  }
+};
+static_assert(EvictionPolicy<HeavyHitters> && BudgetPolicy<HeavyHitters>);
+
+/// Compression by an observation window (SnapKV, Li et al. 2024, arXiv 2404.14469): keeps the newest `window` tokens and
+/// those before them that these look at most, after pooling over neighbours. Done at each page border, during a prompt too.
+struct WindowedAttention {
+  std::int64_t budget = 512;
+  std::int32_t window = 16;  ///< observing tokens; at most a page
+  std::int32_t pool = 5;     ///< width of the maximum over neighbours, odd
+  BudgetShares shares = BudgetShares::uniform;
+
+  [[nodiscard]] std::string name() const {
+    return "snapkv:budget=" + std::to_string(budget) + ",window=" + std::to_string(window) +
+           ",pool=" + std::to_string(pool) +
+           (shares == BudgetShares::uniform ? "" : ",shares=" + detail::to_string(shares));
+  }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {
+        .needs_scores = true, .drops_tokens = true, .lossy = true, .score_window = window, .budget = budget};
+  }
+  void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
+    detail::share_budgets(shares, budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);
+  }
+  void evict(const EvictionView& view, EvictionChoice& choice) const {
+    const auto keep = std::max<std::int64_t>(view.budget - view.page_tokens, 1);
+    if (view.slots() <= keep) return;
+    const auto newest = std::min<std::int64_t>(window, keep);
+    const auto end = view.slots() - newest;
+    choice.keep_largest(0, end, keep - newest, [&](std::int32_t slot) {
+      float best = 0.0F;
+      for (std::int64_t i = std::max(0, slot - pool / 2); i <= slot + pool / 2 && i < end; ++i)
+        best = std::max(best, view.scores[static_cast<std::size_t>(i)]);
+      return best;
+    });
+  }
+};
+static_assert(EvictionPolicy<WindowedAttention>);
+
+/// Reasoning-path compression (RPC, Song et al. 2025, arXiv 2505.13866): every `interval` generated tokens keeps, of those
+/// generated so far, the share `ratio` that the newest `window` tokens look at most, and these. The prompt stays
+/// (Session::set_prompt_length; untold, everything counts as generated).
+struct ReasoningPath {
+  std::int64_t interval = 256;  ///< generated tokens between compressions, in whole pages; 0: never
+  std::int32_t window = 16;     ///< newest tokens that choose; at most a page
+  int percent = 25;             ///< of the generated tokens that stay
+
+  [[nodiscard]] std::string name() const {
+    return "rpc:interval=" + std::to_string(interval) + ",window=" + std::to_string(window) +
+           ",percent=" + std::to_string(percent);
+  }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .score_window = window};
+  }
+  void evict(const EvictionView& view, EvictionChoice& choice) const {
+    const auto generated = view.sequence_tokens - view.prompt_tokens;
+    const auto pages = std::max<std::int64_t>(1, interval / view.page_tokens);
+    if (interval == 0 || view.sequence_tokens / view.page_tokens % pages != 0 || generated <= window) return;
+    // The prompt's slots come first and all are there.
+    const auto begin = std::min(view.prompt_tokens, view.slots());
+    const auto keep = std::max<std::int64_t>(window, (generated * percent + 99) / 100);
+    if (view.slots() - begin <= keep) return;
+    choice.keep_largest(begin, view.slots() - window, keep - window,
+                        [&](std::int32_t slot) { return view.scores[static_cast<std::size_t>(slot)]; });
+  }
+};
+static_assert(EvictionPolicy<ReasoningPath>);
+
+/// Sinks and a window, by token, positions kept as they are (Xiao et al. 2023, arXiv 2309.17453, without renumbering).
+struct SinksAndWindow {
+  std::int64_t sinks = 4;
+  std::int64_t window = 512;  ///< most tokens per head beside the sinks
+  [[nodiscard]] std::string name() const {
+    return "window:sinks=" + std::to_string(sinks) + ",window=" + std::to_string(window);
+  }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.drops_tokens = true, .lossy = true, .budget = sinks + window};
+  }
+  void evict(const EvictionView& view, EvictionChoice& choice) const {
+    const auto newest = std::max<std::int64_t>(window - view.page_tokens, 1);
+    for (auto slot = sinks; slot < view.slots() - newest; ++slot) choice.drop(slot);
+  }
+};
+static_assert(EvictionPolicy<SinksAndWindow>);
+
+}  // namespace skald::inline v0

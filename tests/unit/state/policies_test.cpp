@@ -1,0 +1,234 @@
+// Each policy against its published rule, on scores that are given.
+#include <algorithm>
+#include <numeric>
+#include <set>
+
+#include <skald/state/paged_kv.hpp>
+#include <skald/state/policies.hpp>
+#include <skald/state/sequence.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+constexpr skald::KvPageLayout layout{skald::DType::f32, 16, 1, 4, 2};
+
+/// One layer, one group: appends tokens one by one; `attention(query, key)` is what token `query` gives to token `key`.
+struct Line {
+  explicit Line(skald::AnyEviction with, bool scores = true)
+      : policy(std::move(with)),
+        pool(std::make_shared<skald::KvPool>(skald::make_reference_backend(), layout, 4096)) {
+    std::vector<std::unique_ptr<skald::LayerState>> layers;
+    const auto traits = policy.traits();
+    layers.push_back(std::make_unique<skald::PagedKv>(
+        pool, 1,
+        skald::PagedKvOptions{.max_tokens = 8192,
+                              .evicts = true,
+                              .scores = scores && traits.needs_scores,
+                              .scores_anew = traits.score_window > 0,
+                              .memory_floats = traits.memory_floats}));
+    sequence = skald::SequenceState(std::move(layers));
+  }
+  skald::PagedKv& kv() { return static_cast<skald::PagedKv&>(*sequence.layer(0)); }
+  template <class Attention>
+  void step(Attention&& attention) {
+    const auto query = sequence.length();
+    sequence.append(1);
+    const auto window = policy.traits().score_window;
+    if (window == 0 || query % 16 >= 16 - window)
+      if (float* scores = kv().begin_scores(0)) {
+        const auto positions = kv().positions(0);
+        for (std::size_t slot = 0; slot < positions.size(); ++slot)
+          scores[slot] += attention(query, static_cast<std::int64_t>(positions[slot]));
+      }
+    if ((query + 1) % 16 == 0) {
+      sequence.choose_evictions(policy);
+      sequence.commit();
+      sequence.apply_evictions();
+    } else {
+      sequence.commit();
+    }
+  }
+  std::set<std::int32_t> kept() {
+    const auto positions = kv().positions(0);
+    return {positions.begin(), positions.end()};
+  }
+  skald::AnyEviction policy;
+  std::shared_ptr<skald::KvPool> pool;
+  skald::SequenceState sequence;
+};
+
+float none(std::int64_t, std::int64_t) { return 0.0F; }
+
+}  // namespace
+
+TEST_CASE("A001: a planted heavy hitter outlives four budgets of tokens, a window of the same size has lost it", "[state]") {
+  constexpr std::int64_t budget = 64;
+  Line h2o(skald::HeavyHitters{.budget = budget});
+  Line window(skald::SinksAndWindow{.sinks = 0, .window = budget});
+  const auto attention = [](std::int64_t query, std::int64_t key) {
+    return key == 23 ? 0.8F : 0.2F / static_cast<float>(query + 1);
+  };
+  for (std::int64_t i = 0; i < 5 * budget; ++i) {
+    h2o.step(attention);
+    window.step(attention);
+    REQUIRE(h2o.kv().slots(0) <= budget);
+    REQUIRE(window.kv().slots(0) <= budget);
+    // The newest always survive: half of what is kept at a border, and all since.
+    for (std::int64_t newest = std::max<std::int64_t>(0, i - 23); newest <= i; ++newest)
+      REQUIRE(h2o.kept().count(static_cast<std::int32_t>(newest)) == 1);
+  }
+  CHECK(h2o.kept().count(23) == 1);
+  CHECK(window.kept().count(23) == 0);
+}
+
+TEST_CASE("A001: what is kept is the greedy choice by accumulated attention", "[state]") {
+  constexpr std::int64_t budget = 48;
+  Line line(skald::HeavyHitters{.budget = budget, .recent = 0.25});
+  const auto attention = [](std::int64_t query, std::int64_t key) {
+    return static_cast<float>((key * 7919 + query * 104729) % 1000) / 1000.0F;
+  };
+  std::vector<std::pair<std::int64_t, float>> expected;  // position, score
+  for (std::int64_t i = 0; i < 160; ++i) {
+    line.step(attention);
+    expected.emplace_back(i, 0.0F);
+    for (auto& [position, score] : expected) score += attention(i, position);
+    if ((i + 1) % 16 != 0 || expected.size() <= 32) continue;
+    auto old = std::vector(expected.begin(), expected.end() - 8);
+    std::stable_sort(old.begin(), old.end(), [](auto& a, auto& b) { return a.second > b.second; });
+    old.resize(24);
+    std::sort(old.begin(), old.end());
+    old.insert(old.end(), expected.end() - 8, expected.end());
+    expected = old;
+    std::set<std::int32_t> positions;
+    for (const auto& [position, score] : expected) positions.insert(static_cast<std::int32_t>(position));
+    REQUIRE(line.kept() == positions);
+  }
+}
+
+TEST_CASE("A004: lengths are a saw-tooth, each compression leaves the best and the window, the prompt stays", "[state]") {
+  constexpr std::int64_t prompt = 40;
+  Line line(skald::ReasoningPath{.interval = 64, .window = 8, .percent = 25});
+  Line never(skald::ReasoningPath{.interval = 0, .window = 8, .percent = 25});
+  const auto attention = [](std::int64_t query, std::int64_t key) {
+    return key % 50 == 45 ? 0.5F : static_cast<float>((key * 31 + query) % 17) / 1000.0F;
+  };
+  for (std::int64_t i = 0; i < 640; ++i) {
+    if (i == prompt) line.sequence.set_prompt_length(prompt);
+    line.step(attention);
+    never.step(attention);
+    const auto generated = std::max<std::int64_t>(0, i + 1 - prompt);
+    REQUIRE(line.kv().slots(0) <= prompt + (generated + 3) / 4 + 64);
+    if ((i + 1) % 64 != 0) continue;
+    const auto kept = line.kept();
+    REQUIRE(static_cast<std::int64_t>(kept.size()) == prompt + std::max<std::int64_t>(8, (generated + 3) / 4));
+    for (std::int32_t p = 0; p < prompt; ++p) REQUIRE(kept.count(p) == 1);
+    for (std::int64_t p = i - 7; p <= i; ++p) REQUIRE(kept.count(static_cast<std::int32_t>(p)) == 1);
+    for (std::int64_t p = 95; p < i; p += 50) REQUIRE(kept.count(static_cast<std::int32_t>(p)) == 1);
+  }
+  CHECK(never.kv().slots(0) == 640);
+}
+
+TEST_CASE("state.policies: an observation window keeps what its tokens look at and the neighbours of that", "[state]") {
+  Line line(skald::WindowedAttention{.budget = 48, .window = 4, .pool = 3});
+  // Early queries look at token 10, the last four of each page at token 20.
+  for (std::int64_t i = 0; i < 64; ++i)
+    line.step([](std::int64_t query, std::int64_t key) {
+      return query % 16 < 12 ? (key == 10 ? 1.0F : 0.0F) : (key == 20 ? 1.0F : 0.001F * static_cast<float>(key % 3));
+    });
+  const auto kept = line.kept();
+  for (const int position : {19, 20, 21, 60, 61, 62, 63}) CHECK(kept.count(position) == 1);
+  CHECK(kept.size() == 32);
+}
+
+TEST_CASE("state.policies: shares of a budget add up to it", "[state]") {
+  std::vector<float> flat(200, 0.1F);
+  std::vector<float> steep(200, 0.0F);
+  for (std::size_t i = 0; i < 5; ++i) steep[i * 31] = 4.0F;
+  std::vector<skald::EvictionView> views(8);
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    views[i].layer = static_cast<int>(i / 2);
+    views[i].page_tokens = 16;
+    views[i].scores = i % 2 == 0 ? flat : steep;
+  }
+  std::vector<std::int64_t> out(8);
+  const auto sum = [&] { return std::accumulate(out.begin(), out.end(), std::int64_t{0}); };
+  skald::detail::share_budgets(skald::BudgetShares::uniform, 100, 32, views, out);
+  CHECK(sum() == 800);
+  skald::detail::share_budgets(skald::BudgetShares::pyramid, 100, 32, views, out);
+  CHECK(sum() <= 800);
+  CHECK(sum() >= 792);
+  CHECK(out.front() > out.back());
+  CHECK(out.back() >= 32);
+  skald::detail::share_budgets(skald::BudgetShares::adaptive, 100, 32, views, out);
+  CHECK(sum() <= 800);
+  CHECK(sum() >= 792);
+  CHECK(out[0] > 2 * out[1]);  // the flat head needs more
+  CHECK(out[1] >= 32);
+}
+
+TEST_CASE("state.policies: tokens merge into weighted means, shared pages stay as they are", "[state]") {
+  struct MergeOldest {
+    [[nodiscard]] static std::string name() { return "merge_oldest"; }
+    [[nodiscard]] static skald::ComponentTraits traits() {
+      return {.drops_tokens = true, .lossy = true, .merges_tokens = true};
+    }
+    static void evict(const skald::EvictionView& view, skald::EvictionChoice& choice) {
+      if (view.sequence_tokens != 32) return;
+      choice.merge(0, 3);
+      choice.merge(1, 3);
+      choice.set_weight(1, 2.0F);
+      choice.drop(17);
+      std::vector<float> key(4);
+      (*view.read_key)(0, 17, key);
+      CHECK(key[0] == 17.0F);
+    }
+  };
+  Line line(MergeOldest{}, false);
+  const auto key = [&](skald::SequenceState& sequence, std::int64_t slot) {
+    auto& kv = static_cast<skald::PagedKv&>(*sequence.layer(0));
+    return reinterpret_cast<float*>(line.pool->address(kv.pages(0)[static_cast<std::size_t>(slot / 16)])) +
+           layout.key_index(static_cast<int>(slot % 16), 0);
+  };
+  for (int i = 0; i < 31; ++i) {
+    line.step(none);
+    *key(line.sequence, i) = static_cast<float>(i);
+  }
+  auto fork = line.sequence.fork();
+  line.step(none);
+  CHECK(line.kv().slots(0) == 29);
+  CHECK(line.kv().merged_tokens() == 2);
+  CHECK(line.kv().evicted_tokens() == 3);
+  CHECK(*key(line.sequence, 0) == 2.0F);
+  CHECK(*key(line.sequence, 1) == (0.0F + 2.0F + 3.0F) / 4.0F);
+  CHECK(*key(line.sequence, 2) == 4.0F);
+  CHECK(*key(line.sequence, 15) == 18.0F);
+  for (int i = 0; i < 31; ++i) REQUIRE(*key(fork, i) == static_cast<float>(i));
+  fork.clear();
+  line.sequence.clear();
+  CHECK(line.pool->used_pages() == 0);
+}
+
+TEST_CASE("state.policies: a policy that drops the newest token or merges into what leaves is refused", "[state]") {
+  struct Wrong {
+    int how;
+    [[nodiscard]] static std::string name() { return "wrong"; }
+    [[nodiscard]] static skald::ComponentTraits traits() { return {.drops_tokens = true, .lossy = true}; }
+    void evict(const skald::EvictionView& view, skald::EvictionChoice& choice) const {
+      if (how == 0) choice.drop(view.slots() - 1);
+      if (how == 1) choice.merge(2, 2);
+      if (how == 2) choice.merge(2, view.slots());
+      if (how == 3) {
+        choice.drop(5);
+        choice.merge(2, 5);
+      }
+    }
+  };
+  for (int how = 0; how < 4; ++how) {
+    Line line(Wrong{how}, false);
+    for (int i = 0; i < 15; ++i) line.step(none);
+    CHECK_THROWS_AS(line.step(none), skald::UsageError);
+    line.sequence.rollback();
+    CHECK(line.kv().slots(0) == 15);
+  }
+}
