@@ -67,7 +67,7 @@ TEST_CASE("integration.policies: a budget that is never reached changes no bit")
   }
 }
 
-TEST_CASE("integration.policies: chunks, neighbours and threads change no bit; the budget holds after every step") {
+TEST_CASE("integration.policies: chunks, neighbours and threads change no bit and the budget holds after every step") {
   const auto tokens = some_tokens(300, shape.vocabulary);
   for (const auto& policy : cases()) {
     INFO(policy.tight);

@@ -100,7 +100,7 @@ TEST_CASE("state.window: truncating within what is kept is exact, beyond is refu
   CHECK(young.length() == 0);
 }
 
-TEST_CASE("state.window: forks share the window and part without touching each other; all pages return", "[state]") {
+TEST_CASE("state.window: forks share the window and part without touching each other, all pages return", "[state]") {
   const auto pool = make_pool(400);
   {
     auto parent = make_sequence(pool);
@@ -118,7 +118,7 @@ TEST_CASE("state.window: forks share the window and part without touching each o
   CHECK(pool->used_pages() == 0);
 }
 
-TEST_CASE("state.window: save and load carry the window; a table that lacks a visible slot is refused", "[state]") {
+TEST_CASE("state.window: save and load carry the window, a table that lacks a visible slot is refused", "[state]") {
   const auto pool = make_pool(400);
   auto sequence = make_sequence(pool);
   write_tokens(sequence, 150);
