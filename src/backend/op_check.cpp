@@ -110,6 +110,10 @@ struct ShapeCheck {
     if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
     return matrix_fault(op.x, "x");
   }
+  Fault operator()(const ClampOp& op) const {
+    if (!(op.limit >= 0.0F)) return fmt::format("limit is {}", op.limit);
+    return matrix_fault(op.x, "x");
+  }
   Fault operator()(const RopeTableOp& op) const {
     if (auto fault = matrix_fault(op.out, "out")) return fault;
     if (op.out.cols % 2 != 0) return fmt::format("out has {} columns; must be even", op.out.cols);
@@ -333,6 +337,7 @@ struct EnqueueCheck {
     matrix(op.y, "y");
   }
   void operator()(const SoftcapOp& op) const { matrix(op.x, "x"); }
+  void operator()(const ClampOp& op) const { matrix(op.x, "x"); }
   void operator()(const RopeTableOp& op) const {
     matrix(op.out, "out");
     need(op.positions != nullptr || op.out.rows == 0, "positions");
@@ -519,7 +524,8 @@ struct HostCheck {
 std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
-      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp", "HeadLinearOp"};
+      "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp",
+      "HeadLinearOp", "ClampOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

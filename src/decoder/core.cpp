@@ -55,6 +55,9 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
     : model_(std::move(model)), eviction_(std::move(eviction)), options_(options) {
   const auto& spec = model_.spec();
   if (options_.context == 0) options_.context = std::min(spec.context_length, default_context);
+  if (spec.learned_positions && options_.context > spec.context_length)
+    refuse("context is " + std::to_string(options_.context) + " tokens, but the model has learned positions for " +
+           std::to_string(spec.context_length));
   if (options_.context < 1 || options_.context > (std::int64_t{1} << 30))
     refuse("context is " + std::to_string(options_.context) + " tokens, 1 to 2^30 are allowed");
   if (options_.batch_tokens < 1 || options_.batch_tokens > 65536)
@@ -69,6 +72,7 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
   check_composition();
   make_pools(format);
   make_buffers();
+  make_positions();
   check_program();
   describe();
 }
@@ -146,6 +150,7 @@ void DecoderImpl::make_buffers() {
   ffn_ = make(sizes_.ffn);
   if (sizes_.router > 0) router_ = make(sizes_.router);
   if (sizes_.experts > 0) experts_ = make(sizes_.experts);
+  if (sizes_.work > 0) work_ = make(sizes_.work);
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
   stopped_.request_stop();
   stream_ = backend.new_stream(
@@ -153,7 +158,33 @@ void DecoderImpl::make_buffers() {
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
   positions_.resize(static_cast<std::size_t>(rows));
+  if (spec.token_types > 0) row_types_.assign(static_cast<std::size_t>(rows), 0);
   head_rows_.reserve(static_cast<std::size_t>(rows));
+}
+
+/// What layers know of positions: rotation for this context, and the slopes of ALiBi.
+void DecoderImpl::make_positions() {
+  const auto& spec = model_.spec();
+  for (const auto& rope : spec.ropes)
+    ropes_.push_back(rope.kind == RopeKind::none ? RopeFrequencies{} : rope_frequencies(rope, options_.context));
+  slopes_.assign(spec.layers.size(), nullptr);
+  std::vector<float> values;
+  std::vector<std::size_t> begin(spec.layers.size());
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto& attention = spec.layers[i].attention;
+    if (!attention || attention->alibi <= 0.0F) continue;
+    begin[i] = values.size();
+    const auto slopes = alibi_slopes(attention->heads, attention->alibi);
+    values.insert(values.end(), slopes.begin(), slopes.end());
+  }
+  if (values.empty()) return;
+  slope_memory_ = model_.backend()->allocate(values.size() * sizeof(float));
+  model_.backend()->write(slope_memory_.address(), std::as_bytes(std::span(values)));
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto& attention = spec.layers[i].attention;
+    if (attention && attention->alibi > 0.0F)
+      slopes_[i] = reinterpret_cast<const float*>(slope_memory_.address()) + begin[i];
+  }
 }
 
 void DecoderImpl::ensure_logits(std::int64_t rows, const std::stop_token& stop) {
@@ -246,7 +277,8 @@ DecoderCounters DecoderImpl::counters() const {
 
 std::size_t DecoderImpl::memory_bytes() const noexcept {
   std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
-                      router_.bytes() + experts_.bytes() + logits_.bytes() + host_logits_.size() * sizeof(float);
+                      router_.bytes() + experts_.bytes() + work_.bytes() + logits_.bytes() + slope_memory_.bytes() +
+                      host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
   return bytes;
 }

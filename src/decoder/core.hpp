@@ -34,6 +34,17 @@ struct HeadRun {
   std::int64_t count = 0;
 };
 
+/// What a layer's part adds to the residual stream.
+struct ResidualSum {
+  Matrix input{};
+  Norm input_norm{};
+  bool input_is_x = false;
+  const Weight* weight = nullptr;
+  const float* bias = nullptr;
+  Norm post_norm{};      // of the product
+  Norm residual_norm{};  // of x after the sum
+};
+
 class DecoderImpl final : public DecoderCore {
  public:
   DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options);
@@ -49,6 +60,7 @@ class DecoderImpl final : public DecoderCore {
   void check_composition() const;
   void make_pools(AnyKvFormat format);
   void make_buffers();
+  void make_positions();
   void check_program();
   void describe();
 
@@ -77,7 +89,10 @@ class DecoderImpl final : public DecoderCore {
   void emit_input(std::int64_t rows, OpSink sink);
   void emit_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_latent_attention(int layer, std::int64_t rows, OpSink sink);
-  void emit_ffn(int layer, std::int64_t rows, OpSink sink);
+  void emit_attention_output(int layer, std::int64_t rows, OpSink sink);
+  void emit_ffn_inner(int layer, std::int64_t rows, OpSink sink);
+  void emit_ffn_output(int layer, std::int64_t rows, OpSink sink);
+  void emit_sum(const ResidualSum& sum, int layer, std::int64_t rows, OpSink sink);
   void emit_experts(int layer, std::int64_t rows, OpSink sink);
   void emit_shared_inner(int layer, const Norm& norm, const Matrix& x, const Matrix& inner, OpSink sink);
   void emit_head(std::int64_t rows, OpSink sink);
@@ -97,8 +112,11 @@ class DecoderImpl final : public DecoderCore {
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
 
   // Backend memory, made once.
-  Buffer x_, q_, k_, v_, attention_, ffn_, router_, experts_, logits_;
+  Buffer x_, q_, k_, v_, attention_, ffn_, router_, experts_, work_, logits_;
   std::vector<Buffer> rope_tables_;
+  std::vector<RopeFrequencies> ropes_;  // for the context of this decoder
+  Buffer slope_memory_;
+  std::vector<const float*> slopes_;  // per layer, null without ALiBi
   std::unique_ptr<Stream> stream_;
   std::stop_source stopped_;  // has been asked to stop: empties the stream
   std::int64_t logits_capacity_ = 0;
@@ -109,6 +127,7 @@ class DecoderImpl final : public DecoderCore {
   std::vector<std::int64_t> entry_rows_;     // logits rows before each entry
   std::vector<std::int64_t> entry_done_;     // rows of each entry that are done
   std::vector<std::int32_t> row_tokens_;
+  std::vector<std::int32_t> row_types_;
   std::vector<std::int32_t> positions_;
   std::vector<std::int32_t> head_rows_;  // rows that get logits
   std::vector<HeadRun> head_runs_;

@@ -16,8 +16,18 @@ Matrix DecoderImpl::logits_matrix(const HeadRun& run) const noexcept {
 void DecoderImpl::emit(std::int64_t rows, OpSink sink) {
   emit_input(rows, sink);
   for (int layer = 0; layer < model_.spec().layer_count(); ++layer) {
+    const auto& spec = model_.spec().layers[static_cast<std::size_t>(layer)];
     emit_attention(layer, rows, sink);
-    emit_ffn(layer, rows, sink);
+    // Parallel parts both read x, so what the network computes comes before attention is added.
+    if (spec.parallel && spec.ffn) emit_ffn_inner(layer, rows, sink);
+    emit_attention_output(layer, rows, sink);
+    if (!spec.ffn) continue;
+    if (spec.ffn->experts) {
+      emit_experts(layer, rows, sink);
+    } else {
+      if (!spec.parallel) emit_ffn_inner(layer, rows, sink);
+      emit_ffn_output(layer, rows, sink);
+    }
   }
   emit_head(rows, sink);
 }
@@ -36,8 +46,18 @@ void DecoderImpl::emit_input(std::int64_t rows, OpSink sink) {
       else sink(EmbedOp{table, row_tokens_.data() + begin, out, spec.embedding_scale}, -1);
     }
   }
+  const auto x = x_.matrix(0, rows, spec.dim);
+  const auto add_rows = [&](Role role, const std::int32_t* indices) {
+    const auto work = work_.matrix(0, rows, spec.dim);
+    sink(EmbedOp{model_.weight(role), indices, work, 1.0F}, -1);
+    sink(AddOp{x, work, 1.0F}, -1);
+  };
+  if (spec.token_types > 0) add_rows(Role::token_type_embedding, row_types_.data());
+  if (spec.learned_positions) add_rows(Role::position_embedding, positions_.data());
+  if (spec.embedding_norm.kind != NormKind::none)
+    sink(NormOp{x, norm(spec.embedding_norm, Role::embedding_norm, Role::embedding_norm_bias, -1), x}, -1);
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
-    const auto& frequencies = model_.rope(static_cast<std::int32_t>(i));
+    const auto& frequencies = ropes_[i];
     sink(RopeTableOp{positions_.data(), frequencies.inverse_frequencies.data(), frequencies.magnitude,
                      rope_tables_[i].matrix(0, rows, spec.ropes[i].dims)},
          -1);
@@ -91,6 +111,14 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
                     {model_.weight(Role::key, layer), model_.vector(Role::key_bias, layer), k},
                     {model_.weight(Role::value, layer), model_.vector(Role::value_bias, layer), v}}};
   sink(project, layer);
+  if (attention.clamp > 0.0F)
+    for (const auto& each : {q, k, v}) sink(ClampOp{each, attention.clamp}, layer);
+  // A norm of the whole projection, or one with a bias, is an op of its own.
+  const bool whole = attention.qk_norm_scope == QkNormScope::projection;
+  const auto q_norm = norm(attention.q_norm, Role::query_norm, Role::query_norm_bias, layer);
+  const auto k_norm = norm(attention.k_norm, Role::key_norm, Role::key_norm_bias, layer);
+  if (whole && q_norm.kind != NormKind::none) sink(NormOp{q, q_norm, q}, layer);
+  if (whole && k_norm.kind != NormKind::none) sink(NormOp{k, k_norm, k}, layer);
 
   StoreKvOp store{};
   store.q = q;
@@ -98,8 +126,10 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   store.v = v;
   store.heads = attention.heads;
   store.kv_heads = attention.kv_heads;
-  store.q_norm = norm(attention.q_norm, Role::query_norm, Role::query_norm, layer);
-  store.k_norm = norm(attention.k_norm, Role::key_norm, Role::key_norm, layer);
+  if (!whole) {
+    store.q_norm = q_norm;
+    store.k_norm = k_norm;
+  }
   if (attention.rope >= 0) {
     const auto& rope = spec.ropes[static_cast<std::size_t>(attention.rope)];
     store.rope = rope.kind;
@@ -119,30 +149,64 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   attend.scale = attention.scale;
   attend.softcap = attention.softcap;
   attend.window = attention.window;
+  attend.mask = attention.causal ? AttentionMask::causal : AttentionMask::full;
   attend.sinks = model_.vector(Role::attention_sinks, layer);
+  attend.slopes = slopes_[static_cast<std::size_t>(layer)];
   emit_attend(attend, layer, sink);
-
-  LinearOp project_out{};
-  project_out.x = out;
-  project_out.parts[0] = {model_.weight(Role::attention_output, layer),
-                          model_.vector(Role::attention_output_bias, layer), x};
-  project_out.epilogue = LinearEpilogue::add;
-  project_out.scale = layer_spec.residual_scale;
-  sink(project_out, layer);
 }
 
-void DecoderImpl::emit_ffn(int layer, std::int64_t rows, OpSink sink) {
+/// x += scale * post_norm(weight y), then the norm of x.
+void DecoderImpl::emit_sum(const ResidualSum& sum, int layer, std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  const auto x = x_.matrix(0, rows, spec.dim);
+  const bool direct = sum.post_norm.kind == NormKind::none && !sum.input_is_x;
+  LinearOp project{};
+  project.x = sum.input;
+  project.norm = sum.input_norm;
+  project.parts[0] = {sum.weight, sum.bias, direct ? x : work_.matrix(0, rows, spec.dim)};
+  const float scale = spec.layers[static_cast<std::size_t>(layer)].residual_scale;
+  if (direct) {
+    project.epilogue = LinearEpilogue::add;
+    project.scale = scale;
+    sink(project, layer);
+  } else {
+    const auto work = project.parts[0].out;
+    sink(project, layer);
+    if (sum.post_norm.kind != NormKind::none) sink(NormOp{work, sum.post_norm, work}, layer);
+    sink(AddOp{x, work, scale}, layer);
+  }
+  if (sum.residual_norm.kind != NormKind::none) sink(NormOp{x, sum.residual_norm, x}, layer);
+}
+
+void DecoderImpl::emit_attention_output(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
   const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
-  if (!layer_spec.ffn) return;
+  if (!layer_spec.attention && !layer_spec.linear_attention) return;
+  ResidualSum sum{};
+  if (layer_spec.attention) {
+    sum.input = attention_.matrix(0, rows, layer_spec.attention->output_cols());
+  } else {
+    sum.input = x_.matrix(0, rows, spec.dim);
+    sum.input_norm = norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer);
+    sum.input_is_x = true;
+  }
+  sum.weight = model_.weight(Role::attention_output, layer);
+  sum.bias = model_.vector(Role::attention_output_bias, layer);
+  sum.post_norm =
+      norm(layer_spec.attention_post_norm, Role::attention_post_norm, Role::attention_post_norm_bias, layer);
+  sum.residual_norm = norm(layer_spec.attention_residual_norm, Role::attention_residual_norm,
+                           Role::attention_residual_norm_bias, layer);
+  emit_sum(sum, layer, rows, sink);
+}
+
+void DecoderImpl::emit_ffn_inner(int layer, std::int64_t rows, OpSink sink) {
+  const auto& layer_spec = model_.spec().layers[static_cast<std::size_t>(layer)];
   const auto& ffn = *layer_spec.ffn;
-  if (ffn.experts) return emit_experts(layer, rows, sink);
-  const auto x = x_.matrix(0, rows, spec.dim);
   const auto inner = ffn_.matrix(0, rows, ffn.width);
   const LinearPart up{model_.weight(Role::ffn_up, layer), model_.vector(Role::ffn_up_bias, layer), inner};
 
   LinearOp widen{};
-  widen.x = x;
+  widen.x = x_.matrix(0, rows, model_.spec().dim);
   widen.norm = norm(layer_spec.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, layer);
   widen.activation = ffn.activation;
   if (ffn.gated) {
@@ -154,13 +218,18 @@ void DecoderImpl::emit_ffn(int layer, std::int64_t rows, OpSink sink) {
     widen.parts[0] = up;
   }
   sink(widen, layer);
+}
 
-  LinearOp narrow{};
-  narrow.x = inner;
-  narrow.parts[0] = {model_.weight(Role::ffn_down, layer), model_.vector(Role::ffn_down_bias, layer), x};
-  narrow.epilogue = LinearEpilogue::add;
-  narrow.scale = layer_spec.residual_scale;
-  sink(narrow, layer);
+void DecoderImpl::emit_ffn_output(int layer, std::int64_t rows, OpSink sink) {
+  const auto& layer_spec = model_.spec().layers[static_cast<std::size_t>(layer)];
+  ResidualSum sum{};
+  sum.input = ffn_.matrix(0, rows, layer_spec.ffn->width);
+  sum.weight = model_.weight(Role::ffn_down, layer);
+  sum.bias = model_.vector(Role::ffn_down_bias, layer);
+  sum.post_norm = norm(layer_spec.ffn_post_norm, Role::ffn_post_norm, Role::ffn_post_norm_bias, layer);
+  sum.residual_norm =
+      norm(layer_spec.ffn_residual_norm, Role::ffn_residual_norm, Role::ffn_residual_norm_bias, layer);
+  emit_sum(sum, layer, rows, sink);
 }
 
 void DecoderImpl::emit_experts(int layer, std::int64_t rows, OpSink sink) {

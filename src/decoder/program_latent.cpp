@@ -79,14 +79,6 @@ void DecoderImpl::emit_latent_attention(int layer, std::int64_t rows, OpSink sin
   values.out = attention_.matrix(0, rows, attention.output_cols());
   values.out_step = attention.head_dim_v;
   sink(values, layer);
-
-  LinearOp project_out{};
-  project_out.x = values.out;
-  project_out.parts[0] = {model_.weight(Role::attention_output, layer),
-                          model_.vector(Role::attention_output_bias, layer), x};
-  project_out.epilogue = LinearEpilogue::add;
-  project_out.scale = layer_spec.residual_scale;
-  sink(project_out, layer);
 }
 
 }  // namespace skald::inline v0::detail

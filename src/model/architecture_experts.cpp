@@ -66,12 +66,6 @@ void set_experts(ModelSpec& spec, const FfnSpec& ffn) {
   for (LayerSpec& layer : spec.layers) layer.ffn = ffn;
 }
 
-/// A factor of granite models: absent or 0 means 1.
-float read_scale(HyperParameters& parameters, std::string_view name) {
-  const double value = parameters.number_or(name, 0.0, 0.0, 1e6);
-  return value == 0.0 ? 1.0F : static_cast<float>(value);
-}
-
 }  // namespace
 
 ModelSpec read_qwen2moe(HyperParameters& parameters) {
@@ -105,9 +99,9 @@ ModelSpec read_granitemoe(HyperParameters& parameters) {
   ffn.width = parameters.integer("feed_forward_length", 1, limits::ffn_width);
   experts.shared_width = parameters.integer_or("expert_shared_feed_forward_length", 0, 0, limits::ffn_width);
   set_experts(spec, ffn);
-  spec.embedding_scale = read_scale(parameters, "embedding_scale");
-  spec.logit_scale = 1.0F / read_scale(parameters, "logit_scale");
-  const float residual = read_scale(parameters, "residual_scale");
+  spec.embedding_scale = static_cast<float>(read_scale(parameters, "embedding_scale", 1.0));
+  spec.logit_scale = static_cast<float>(1.0 / read_scale(parameters, "logit_scale", 1.0));
+  const auto residual = static_cast<float>(read_scale(parameters, "residual_scale", 1.0));
   const float attention = static_cast<float>(parameters.number_or("attention.scale", 0.0, 0.0, 1e6));
   const bool rotates = parameters.flag_or("rope.scaling.finetuned", true);
   for (LayerSpec& layer : spec.layers) {
@@ -211,7 +205,7 @@ ModelSpec read_deepseek2(HyperParameters& parameters) {
     experts.shared_width = mixture.width * parameters.integer_or("expert_shared_count", 0, 0, limits::experts);
     experts.gating = read_gating(parameters);
     experts.renormalize = parameters.flag_or("expert_weights_norm", false);
-    experts.scale = read_scale(parameters, "expert_weights_scale");
+    experts.scale = read_scale(parameters, "expert_weights_scale", 1.0);
     experts.groups = static_cast<std::int32_t>(parameters.integer_or("expert_group_count", 1, 0, experts.count));
     experts.groups_used = static_cast<std::int32_t>(parameters.integer_or("expert_group_used_count", 1, 0, experts.count));
     if (experts.groups <= 1) experts.groups = experts.groups_used = 1;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "model/hyper_parameters.hpp"
+#include <skald/model/hyper_parameters.hpp>
 
 namespace skald::inline v0 {
 
@@ -16,11 +16,15 @@ struct AttentionSizes {
   std::int64_t head_dim_v = 0;
 };
 
-/// The number of layers, checked against the tensors of the file.
-[[nodiscard]] std::int64_t read_layer_count(HyperParameters& parameters);
+/// Heads of every layer, at least `least`, and their sizes.
+[[nodiscard]] AttentionSizes read_attention_sizes(HyperParameters& parameters, std::int64_t layers, std::int64_t dim,
+                                                  std::int64_t least = 1);
 
-/// Heads of every layer and their sizes.
-[[nodiscard]] AttentionSizes read_attention_sizes(HyperParameters& parameters, std::int64_t layers, std::int64_t dim);
+/// A factor: absent or 0 means `otherwise`.
+[[nodiscard]] double read_scale(HyperParameters& parameters, std::string_view name, double otherwise);
+
+/// Experts of a network, nothing if it has none. `known`: the architecture may have them.
+[[nodiscard]] std::optional<ExpertsSpec> read_experts(HyperParameters& parameters, bool known);
 
 // Mixtures of experts.
 [[nodiscard]] ModelSpec read_qwen2moe(HyperParameters& parameters);

@@ -1,4 +1,4 @@
-#include "model/hyper_parameters.hpp"
+#include <skald/model/hyper_parameters.hpp>
 
 #include <array>
 #include <cmath>
@@ -66,6 +66,18 @@ std::vector<std::int64_t> HyperParameters::per_layer(std::string_view name, std:
   return values;
 }
 
+std::vector<bool> HyperParameters::flags_or_none(std::string_view name, std::int64_t layers) {
+  auto values = metadata().find_array<bool>(asked(name));
+  if (!values) return {};
+  if (std::cmp_not_equal(values->size(), layers))
+    fail(name, fmt::format("found {} elements, allowed is one for each of the {} layers", values->size(), layers));
+  return std::move(*values);
+}
+
+bool HyperParameters::has_tensor(std::int64_t layer, std::string_view name) const {
+  return file_.find(fmt::format("blk.{}.{}", layer, name)) != nullptr;
+}
+
 float HyperParameters::epsilon(std::string_view name) {
   const auto value = static_cast<float>(number(name, 0, static_cast<double>(limits::epsilon)));
   if (value <= 0) fail(name, fmt::format("found {}, allowed is above 0 to {}", value, limits::epsilon));
@@ -107,8 +119,10 @@ RopeScaling scaling_kind(HyperParameters& parameters, bool has_factor) {
   if (type == "none") return RopeScaling::none;
   if (type == "linear") return RopeScaling::linear;
   if (type == "yarn") return RopeScaling::yarn;
+  if (type == "longrope") return RopeScaling::longrope;
   throw UnsupportedError("model.read_spec",
-                         fmt::format("rope scaling '{}' is not implemented for {}; known are none, linear and yarn",
+                         fmt::format("rope scaling '{}' is not implemented for {}; known are none, linear, yarn and "
+                                     "longrope",
                                      printable(type), parameters.architecture()),
                          {.file = parameters.file().name(), .key = parameters.key("rope.scaling.type")});
 }
@@ -123,8 +137,8 @@ void read_yarn(HyperParameters& parameters, RopeSpec& rope, std::int64_t context
   rope.beta_fast = parameters.number_or("rope.scaling.yarn_beta_fast", 32.0, rope.beta_slow, limits::max_beta);
 }
 
-std::vector<float> read_rope_factors(const ModelFile& file, std::int32_t pairs) {
-  const TensorInfo* tensor = file.find("rope_freqs.weight");
+std::vector<float> read_rope_factors(const ModelFile& file, std::string_view name, std::int32_t pairs) {
+  const TensorInfo* tensor = file.find(name);
   if (!tensor) return {};
   if (tensor->elements() != pairs || tensor->columns() != pairs)
     file.fail(*tensor,
@@ -157,9 +171,43 @@ RopeSpec read_rope(HyperParameters& parameters, RopeKind kind, std::int64_t head
   rope.attention_factor =
       parameters.number_or("rope.scaling.attn_factor", 1.0, limits::min_attention_factor, limits::max_attention_factor);
   if (rope.scaling == RopeScaling::yarn) read_yarn(parameters, rope, context_length);
-  rope.factors = read_rope_factors(parameters.file(), rope.dims / 2);
+  const ModelFile& file = parameters.file();
+  // Files of models with two sets of factors do not always say so in the type of their scaling.
+  if (rope.scaling == RopeScaling::longrope || file.find("rope_factors_long.weight")) {
+    rope.scaling = RopeScaling::longrope;
+    rope.original_context =
+        parameters.integer_or("rope.scaling.original_context_length", context_length, 1, limits::context);
+    static_cast<void>(file.at("rope_factors_short.weight"));
+    static_cast<void>(file.at("rope_factors_long.weight"));
+    rope.factors = read_rope_factors(file, "rope_factors_short.weight", rope.dims / 2);
+    rope.long_factors = read_rope_factors(file, "rope_factors_long.weight", rope.dims / 2);
+    return rope;
+  }
+  rope.factors = read_rope_factors(file, "rope_freqs.weight", rope.dims / 2);
   if (!rope.factors.empty() && rope.scaling == RopeScaling::none) rope.scaling = RopeScaling::llama3;
   return rope;
+}
+
+std::int64_t read_layer_count(HyperParameters& parameters) {
+  const std::int64_t layers = parameters.integer("block_count", 1, limits::layers);
+  // Each layer has tensors of its own: this bounds what a false count can make us allocate.
+  if (std::cmp_greater(layers, parameters.file().tensors().size()))
+    parameters.fail("block_count", fmt::format("found {} layers, but the file has only {} tensors", layers,
+                                               parameters.file().tensors().size()));
+  for (const TensorInfo& tensor : parameters.file().tensors()) {
+    constexpr std::string_view prefix = "blk.";
+    if (!tensor.name.starts_with(prefix)) continue;
+    std::int64_t index = 0;
+    for (std::size_t i = prefix.size(); i < tensor.name.size() && index <= limits::layers; ++i) {
+      const char c = tensor.name[i];
+      if (c < '0' || c > '9') break;
+      index = index * 10 + (c - '0');
+    }
+    if (index >= layers)
+      parameters.file().fail(
+          tensor, fmt::format("belongs to layer {}, but {} is {}", index, parameters.key("block_count"), layers));
+  }
+  return layers;
 }
 
 std::int64_t read_vocabulary_size(HyperParameters& parameters) {

@@ -22,6 +22,9 @@ inline constexpr double min_rope_factor = 1e-4;
 inline constexpr double max_rope_factor = 1e6;
 inline constexpr double min_attention_factor = 1e-3;
 inline constexpr double max_attention_factor = 1e3;
+inline constexpr double max_alibi = 1e3;
+inline constexpr double max_scale = 1e6;  // of embeddings, residuals, attention and logits
+inline constexpr double min_scale = 1e-9;
 inline constexpr double min_beta = 1e-6;
 inline constexpr double max_beta = 1e6;
 

@@ -67,8 +67,8 @@ Model ModelLoader::run() {
 }
 
 void ModelLoader::check() {
-  auto [spec, unread_keys] = read_spec_and_rest(*file_);
-  bound_ = bind_tensors(*file_, spec);
+  auto [spec, unread_keys] = read_spec_and_rest(*file_, options_.architectures);
+  bound_ = bind_tensors(*file_, spec, options_.architectures);
   impl_->spec = std::move(spec);
   impl_->backend = options_.backend ? options_.backend : make_cpu_backend();
   impl_->layout = options_.layout;
@@ -83,7 +83,7 @@ void ModelLoader::check() {
                     "{} bytes",
                     plan.total(), plan.weights, plan.vectors, plan.tokenizer, *options_.memory_budget),
         {.file = file_->name()});
-  for (const BoundTensor& each : bound_.used) total_bytes_ += each.tensor->bytes;
+  for (const BoundTensor& each : bound_.used) total_bytes_ += each.bytes();
 
   ModelInfo& info = impl_->info;
   info.file = file_->name();
@@ -96,7 +96,7 @@ void ModelLoader::check() {
   for (const std::string& key : info.unused_keys)
     log(LogLevel::warning, fmt::format("key '{}' is not used", printable(key)));
 
-  impl_->weight_types = multiplied_types(bound_);
+  impl_->weight_types = multiplied_types(bound_, impl_->spec.has_head);
   for (const RopeSpec& rope : impl_->spec.ropes)
     impl_->ropes.push_back(rope.kind == RopeKind::none ? RopeFrequencies{} : rope_frequencies(rope));
   const std::size_t slots = (impl_->spec.layers.size() + 1) * static_cast<std::size_t>(role_count);
@@ -142,7 +142,7 @@ void ModelLoader::load_chat_template() {
 void ModelLoader::load_vectors() {
   std::uint64_t bytes = 0;
   for (const BoundTensor& each : bound_.used)
-    if (each.binding.use == TensorUse::vector) bytes += vector_bytes(each.tensor->elements());
+    if (each.binding.use == TensorUse::vector) bytes += vector_bytes(each.rows);
   impl_->info.vector_bytes = bytes;
   if (bytes == 0) return;
   impl_->vector_memory = impl_->backend->allocate(static_cast<std::size_t>(bytes));
@@ -151,21 +151,23 @@ void ModelLoader::load_vectors() {
     if (each.binding.use == TensorUse::matrix) continue;
     throw_if_stopped(options_.stop, where);
     if (each.binding.use == TensorUse::vector) {
-      const std::vector<float> values = read_vector(*file_, *each.tensor);
+      const std::vector<float> all = read_vector(*file_, *each.tensor);
+      const auto values = std::span(all).subspan(static_cast<std::size_t>(each.first_row),
+                                                 static_cast<std::size_t>(each.rows));
       std::byte* place = impl_->vector_memory.address() + offset;
-      impl_->backend->write(place, std::as_bytes(std::span(values)));
+      impl_->backend->write(place, std::as_bytes(values));
       impl_->vector_table[impl_->slot(each.binding.role, each.binding.layer)] = reinterpret_cast<const float*>(place);
-      offset += vector_bytes(each.tensor->elements());
+      offset += vector_bytes(each.rows);
     }
-    limit_bytes_ += each.tensor->bytes;
-    step(each.tensor->bytes);
+    limit_bytes_ += each.bytes();
+    step(each.bytes());
   }
 }
 
 void ModelLoader::load_weights() {
   for (const BoundTensor& each : bound_.used)
     if (each.binding.use == TensorUse::matrix) load_weight(each);
-  if (impl_->spec.tied_head)
+  if (impl_->spec.has_head && impl_->spec.tied_head)
     impl_->weight_table[impl_->slot(Role::head, -1)] = impl_->weight_table[impl_->slot(Role::token_embedding, -1)];
 }
 
@@ -173,30 +175,35 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
   throw_if_stopped(options_.stop, where);
   const TensorInfo& tensor = *bound.tensor;
   const std::uint64_t before = limit_bytes_;
-  limit_bytes_ += tensor.bytes;
+  limit_bytes_ += bound.bytes();
   const std::size_t bytes_per_row = row_bytes(tensor.type, static_cast<std::size_t>(tensor.columns()));
   const auto read = [&](std::int64_t first, std::int64_t count, std::span<std::byte> out) {
     if (out.size() != static_cast<std::size_t>(count) * bytes_per_row)
       throw UsageError(where, fmt::format("{} bytes given for {} rows of {} bytes", out.size(), count, bytes_per_row));
-    read_rows(tensor, first, out);
+    read_rows(tensor, bound.first_row + first, out);
   };
-  WeightSource source{.type = tensor.type, .rows = tensor.rows(), .cols = tensor.columns(),
+  const std::uint64_t begin = static_cast<std::uint64_t>(bound.first_row) * bytes_per_row;
+  const auto view = file_->view(tensor).empty()
+                        ? std::span<const std::byte>()
+                        : file_->view(tensor).subspan(static_cast<std::size_t>(begin),
+                                                      static_cast<std::size_t>(bound.bytes()));
+  WeightSource source{.type = tensor.type, .rows = bound.rows, .cols = tensor.columns(),
                       .matrices = bound.binding.matrices, .mapped = {}, .read = read};
   if (options_.layout == WeightLayout::rows) {
-    const auto view = file_->view(tensor);
     // In place only where kernels may load whole words.
     if (reinterpret_cast<std::uintptr_t>(view.data()) % 32 == 0) source.mapped = view;
     if (!source.mapped.empty()) impl_->file = file_;
-    if (!source.mapped.empty() && options_.check_weights) check_rows(tensor, 0, view);
+    if (!source.mapped.empty() && options_.check_weights) check_rows(tensor, bound.first_row, view);
   }
   auto weight = impl_->backend->make_weight(source, options_.layout, options_.stop);
   throw_if_stopped(options_.stop, where);  // the request may have come while the last pieces were on their way
   impl_->weight_table[impl_->slot(bound.binding.role, bound.binding.layer)] = weight.get();
   impl_->info.weight_bytes += weight->bytes();
   impl_->weights.push_back(std::move(weight));
-  if (source.mapped.empty() && !file_->view(tensor).empty()) file_->release(tensor);
+  if (source.mapped.empty() && !view.empty())
+    file_->sources()[tensor.source].release(tensor.offset + begin, bound.bytes());
   // Backends may read rows twice, or use them in place and read none.
-  done_bytes_ = before + tensor.bytes;
+  done_bytes_ = before + bound.bytes();
   report(limit_bytes_);
 }
 
@@ -255,11 +262,18 @@ void ModelLoader::finish() {
   std::map<std::string, std::uint64_t, std::less<>> formats;
   Fingerprint fingerprint;
   fingerprint.add(to_json(impl_->spec));
+  const BoundTensor* previous = nullptr;
   for (const BoundTensor& each : bound_.used) {
     const TensorInfo& tensor = *each.tensor;
-    const auto elements = static_cast<std::uint64_t>(tensor.elements());
+    // Parts of one tensor lie together; one that two roles share counts once.
+    const bool again = previous && previous->tensor == each.tensor;
+    const bool shared = again && previous->first_row == each.first_row;
+    previous = &each;
+    if (shared) continue;
+    const std::uint64_t elements = each.elements();
     info.parameters += elements;
     if (each.binding.use == TensorUse::matrix) formats[std::string(to_string(tensor.type))] += elements;
+    if (again) continue;
     fingerprint.add(tensor.name);
     fingerprint.add(static_cast<std::uint64_t>(tensor.type));
     const std::uint64_t length =

@@ -12,7 +12,7 @@
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>
 
-#include "model/hyper_parameters.hpp"
+#include "model/spec_reading.hpp"
 
 namespace skald::inline v0 {
 
@@ -83,7 +83,7 @@ class ModelLoader {
 void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensors& bound,
                       const BackendInterface& backend, WeightLayout layout);
 /// Formats of the matrices that multiply, each once, in ascending order.
-[[nodiscard]] std::vector<DType> multiplied_types(const BoundTensors& bound);
+[[nodiscard]] std::vector<DType> multiplied_types(const BoundTensors& bound, bool has_head);
 /// Estimate of what a tokenizer takes for the vocabulary of a file.
 [[nodiscard]] std::uint64_t tokenizer_bytes(const Metadata& metadata);
 /// Bytes that a vector of f32 takes in the common buffer.

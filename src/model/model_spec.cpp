@@ -60,7 +60,22 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "latent_down",
                                                                  "latent_norm",
                                                                  "latent_key",
-                                                                 "latent_value"};
+                                                                 "latent_value",
+                                                                 "query_norm_bias",
+                                                                 "key_norm_bias",
+                                                                 "attention_post_norm",
+                                                                 "attention_post_norm_bias",
+                                                                 "attention_residual_norm",
+                                                                 "attention_residual_norm_bias",
+                                                                 "ffn_post_norm",
+                                                                 "ffn_post_norm_bias",
+                                                                 "ffn_residual_norm",
+                                                                 "ffn_residual_norm_bias",
+                                                                 "position_embedding",
+                                                                 "token_type_embedding",
+                                                                 "embedding_norm",
+                                                                 "embedding_norm_bias",
+                                                                 "rope_long_factors"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -81,6 +96,8 @@ class Checker {
     positive("logit_scale", spec_.logit_scale);
     not_negative("logit_softcap", spec_.logit_softcap);
     norm("final_norm", spec_.final_norm);
+    norm("embedding_norm", spec_.embedding_norm);
+    within("token_types", spec_.token_types, 0, limits::vocabulary);
     for (const RopeSpec& each : spec_.ropes) rope(each);
     within("layers", static_cast<std::int64_t>(spec_.layers.size()), 1, limits::layers);
     for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
@@ -129,10 +146,16 @@ class Checker {
       within_real("rope beta_fast", rope.beta_fast, rope.beta_slow, limits::max_beta);
     }
     if (rope.scaling == RopeScaling::llama3 && rope.factors.empty()) fail("rope scaling llama3 has no factors");
-    if (!rope.factors.empty() && rope.factors.size() != static_cast<std::size_t>(rope.dims / 2))
-      fail(fmt::format("rope has {} factors, allowed is {}, half of its dims", rope.factors.size(), rope.dims / 2));
-    for (const float factor : rope.factors)
-      within_real("rope factors", static_cast<double>(factor), limits::min_rope_factor, limits::max_rope_factor);
+    if (rope.scaling == RopeScaling::longrope) {
+      within("rope original_context", rope.original_context, 1, limits::context);
+      if (rope.factors.empty() || rope.long_factors.empty()) fail("rope scaling longrope lacks factors");
+    }
+    for (const auto* factors : {&rope.factors, &rope.long_factors}) {
+      if (!factors->empty() && factors->size() != static_cast<std::size_t>(rope.dims / 2))
+        fail(fmt::format("rope has {} factors, allowed is {}, half of its dims", factors->size(), rope.dims / 2));
+      for (const float factor : *factors)
+        within_real("rope factors", static_cast<double>(factor), limits::min_rope_factor, limits::max_rope_factor);
+    }
   }
 
   void attention(const AttentionSpec& attention) const {
@@ -146,6 +169,8 @@ class Checker {
     not_negative("attention softcap", attention.softcap);
     within("attention window", attention.window, 0, limits::context);
     if (attention.latent) latent(attention);
+    not_negative("attention clamp", attention.clamp);
+    within_real("attention alibi", static_cast<double>(attention.alibi), 0, limits::max_alibi);
     norm("q_norm", attention.q_norm);
     norm("k_norm", attention.k_norm);
     within("attention rope", attention.rope, -1, static_cast<std::int64_t>(spec_.ropes.size()) - 1);
@@ -174,8 +199,16 @@ class Checker {
 
   void layer(const LayerSpec& layer) const {
     norm("attention_norm", layer.attention_norm);
+    norm("attention_post_norm", layer.attention_post_norm);
+    norm("attention_residual_norm", layer.attention_residual_norm);
     norm("ffn_norm", layer.ffn_norm);
+    norm("ffn_post_norm", layer.ffn_post_norm);
+    norm("ffn_residual_norm", layer.ffn_residual_norm);
     positive("residual_scale", layer.residual_scale);
+    if (layer.attention && layer.linear_attention) fail("a layer has attention and a linear layer in its place");
+    if (layer.parallel && layer.attention_residual_norm.kind != NormKind::none)
+      fail("a parallel layer has no norm between attention and the feed-forward network");
+    if (layer.parallel && layer.ffn && layer.ffn->experts) fail("experts parallel to attention are not implemented");
     if (layer.attention) attention(*layer.attention);
     if (!layer.ffn) return;
     within("FFN width", layer.ffn->width, 1, limits::ffn_width);
@@ -216,7 +249,7 @@ double yarn_pair(const RopeSpec& rope, double rotations) {
 }  // namespace
 
 std::string_view to_string(RopeScaling scaling) noexcept {
-  return name_of(std::array<std::string_view, 4>{"none", "linear", "yarn", "llama3"}, scaling);
+  return name_of(std::array<std::string_view, 5>{"none", "linear", "yarn", "llama3", "longrope"}, scaling);
 }
 std::string_view to_string(RopeKind kind) noexcept {
   return name_of(std::array<std::string_view, 3>{"none", "interleaved", "half"}, kind);
@@ -231,15 +264,23 @@ std::string_view to_string(Activation activation) noexcept {
 std::string_view to_string(ExpertGating gating) noexcept {
   return name_of(std::array<std::string_view, 3>{"softmax", "softmax_selected", "sigmoid"}, gating);
 }
+std::string_view to_string(Pooling pooling) noexcept {
+  return name_of(std::array<std::string_view, 5>{"none", "mean", "cls", "last", "rank"}, pooling);
+}
+std::string_view to_string(QkNormScope scope) noexcept {
+  return name_of(std::array<std::string_view, 2>{"head", "projection"}, scope);
+}
 std::string_view to_string(Role role) noexcept { return name_of(role_names, role); }
 
-RopeFrequencies rope_frequencies(const RopeSpec& rope) {
+RopeFrequencies rope_frequencies(const RopeSpec& rope, std::int64_t context) {
   if (rope.dims <= 0 || rope.dims % 2 != 0)
     throw UsageError("model.rope_frequencies", fmt::format("dims is {}, allowed is a positive even number", rope.dims));
   const int pairs = rope.dims / 2;
-  if (!rope.factors.empty() && rope.factors.size() != static_cast<std::size_t>(pairs))
+  const bool far = rope.scaling == RopeScaling::longrope && context > rope.original_context;
+  const std::vector<float>& factors = far ? rope.long_factors : rope.factors;
+  if (!factors.empty() && factors.size() != static_cast<std::size_t>(pairs))
     throw UsageError("model.rope_frequencies",
-                     fmt::format("{} factors for {} pairs of dimensions", rope.factors.size(), pairs));
+                     fmt::format("{} factors for {} pairs of dimensions", factors.size(), pairs));
 
   const bool scaled = rope.scaling == RopeScaling::linear || rope.scaling == RopeScaling::yarn;
   const double interpolation = scaled ? 1.0 / rope.factor : 1.0;
@@ -255,7 +296,7 @@ RopeFrequencies rope_frequencies(const RopeSpec& rope) {
   result.inverse_frequencies.reserve(static_cast<std::size_t>(pairs));
   for (int j = 0; j < pairs; ++j) {
     double frequency = std::pow(rope.freq_base, -2.0 * j / rope.dims);
-    if (!rope.factors.empty()) frequency /= static_cast<double>(rope.factors[static_cast<std::size_t>(j)]);
+    if (!factors.empty()) frequency /= static_cast<double>(factors[static_cast<std::size_t>(j)]);
     double share = 0.0;  // of the unscaled frequency
     // The smallest width keeps a ramp whose borders coincide a step, as in the published code.
     if (ramped) share = rope.extrapolation * (1.0 - std::clamp((j - low) / std::max(0.001, high - low), 0.0, 1.0));
@@ -264,6 +305,17 @@ RopeFrequencies rope_frequencies(const RopeSpec& rope) {
   const double stretch = ramped ? 1.0 + 0.1 * std::log(rope.factor) : 1.0;
   result.magnitude = static_cast<float>(rope.attention_factor * stretch);
   return result;
+}
+
+std::vector<float> alibi_slopes(std::int32_t heads, float max_bias) {
+  std::int32_t power = 1;
+  while (power <= heads / 2) power *= 2;
+  std::vector<float> slopes;
+  for (std::int32_t h = 0; h < heads; ++h) {
+    const double step = h < power ? h + 1.0 : (2.0 * (h - power) + 1.0) / 2.0;
+    slopes.push_back(static_cast<float>(std::exp2(-static_cast<double>(max_bias) * step / power)));
+  }
+  return slopes;
 }
 
 void validate(const ModelSpec& spec, std::string_view file) { Checker(spec, file).run(); }

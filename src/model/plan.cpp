@@ -117,6 +117,19 @@ std::string MemoryPlan::to_json() const {
       .text();
 }
 
+namespace {
+
+// True if something is computed beside the residual stream before it is added to it.
+bool needs_work_rows(const ModelSpec& spec) {
+  if (spec.learned_positions || spec.token_types > 0) return true;
+  return std::ranges::any_of(spec.layers, [](const LayerSpec& layer) {
+    return layer.linear_attention || layer.attention_post_norm.kind != NormKind::none ||
+           layer.ffn_post_norm.kind != NormKind::none;
+  });
+}
+
+}  // namespace
+
 ActivationSizes activation_sizes(const ModelSpec& spec) {
   ActivationSizes sizes;
   sizes.residual = spec.dim;
@@ -140,9 +153,10 @@ ActivationSizes activation_sizes(const ModelSpec& spec) {
     sizes.router = std::max<std::int64_t>(sizes.router, experts.count + (experts.shared_gate ? 1 : 0));
     sizes.experts = std::max(sizes.experts, spec.dim * experts.used);
   }
+  if (needs_work_rows(spec)) sizes.work = spec.dim;
   for (const RopeSpec& rope : spec.ropes)
     if (rope.kind != RopeKind::none) sizes.rope += rope.dims;
-  sizes.logits = spec.vocabulary;
+  sizes.logits = spec.has_head ? spec.vocabulary : 0;
   return sizes;
 }
 
@@ -152,7 +166,7 @@ std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens, s
   const ActivationSizes sizes = activation_sizes(spec);
   Bytes total = (size(logits_rows) * size(sizes.logits) * sizeof(float)).aligned();
   for (const std::int64_t width : {sizes.residual, sizes.q, sizes.k, sizes.v, sizes.attention, sizes.ffn, sizes.router,
-                                   sizes.experts, sizes.rope})
+                                   sizes.experts, sizes.work, sizes.rope})
     total = total + (size(batch_tokens) * size(width) * sizeof(float)).aligned();
   return static_cast<std::size_t>(total.value());
 }
@@ -193,7 +207,7 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
   Bytes vectors = 0;
   for (const BoundTensor& each : bound.used) {
     const TensorInfo& tensor = *each.tensor;
-    if (each.binding.use == TensorUse::vector) vectors = vectors + vector_bytes(tensor.elements());
+    if (each.binding.use == TensorUse::vector) vectors = vectors + vector_bytes(each.rows);
     if (each.binding.use != TensorUse::matrix) continue;
     if (const auto reason = backend.refuses_weight(tensor.type, layout))
       throw UnsupportedError(
@@ -201,21 +215,23 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
           fmt::format("the {} backend refuses {} weights: {}", backend.info().name, to_string(tensor.type), *reason),
           {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});
     const std::int64_t matrices = each.binding.matrices;
-    weights = weights +
-              size(matrices) * backend.weight_bytes(tensor.type, tensor.rows() / matrices, tensor.columns(), layout);
+    weights = weights + size(matrices) * backend.weight_bytes(tensor.type, each.rows / matrices, each.binding.shape[1],
+                                                              layout);
   }
   plan.weights = weights.value();
   plan.vectors = vectors.value();
 }
 
-std::vector<DType> multiplied_types(const BoundTensors& bound) {
+std::vector<DType> multiplied_types(const BoundTensors& bound, bool has_head) {
   const bool own_head =
-      std::ranges::any_of(bound.used, [](const auto& each) { return each.binding.role == Role::head; });
+      std::ranges::any_of(bound.used, [](const auto& each) { return each.binding.role == Role::head; }) || !has_head;
   std::vector<DType> types;
   for (const BoundTensor& each : bound.used) {
     if (each.binding.use != TensorUse::matrix) continue;
     // An embedding table that is not the head as well is only read row by row.
-    if (each.binding.role == Role::token_embedding && own_head) continue;
+    const Role role = each.binding.role;
+    if (role == Role::token_embedding && own_head) continue;
+    if (role == Role::position_embedding || role == Role::token_type_embedding) continue;
     if (std::ranges::find(types, each.tensor->type) == types.end()) types.push_back(each.tensor->type);
   }
   std::ranges::sort(types);
@@ -243,13 +259,13 @@ std::uint64_t tokenizer_bytes(const Metadata& metadata) {
 }
 
 MemoryPlan plan(const ModelFile& file, const PlanOptions& given) {
-  const ModelSpec spec = read_spec(file);
-  const BoundTensors bound = bind_tensors(file, spec);
+  const ModelSpec spec = read_spec(file, given.architectures);
+  const BoundTensors bound = bind_tensors(file, spec, given.architectures);
   const PlanOptions options = checked(given, spec);
   MemoryPlan result;
   add_tensor_bytes(result, file, bound, *options.backend, options.layout);
   result.tokenizer = tokenizer_bytes(file.metadata());
-  add_state_and_work(result, spec, options, multiplied_types(bound));
+  add_state_and_work(result, spec, options, multiplied_types(bound, spec.has_head));
   check_total(result);
   return result;
 }
@@ -268,7 +284,7 @@ MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& given) 
   MemoryPlan result;
   Bytes matrices = 0;
   Bytes vectors = 0;
-  for (const TensorBinding& each : tensor_bindings(spec)) {
+  for (const TensorBinding& each : tensor_bindings(spec, given.architectures)) {
     if (each.use == TensorUse::vector) vectors = vectors + vector_bytes(each.shape[0]);
     if (each.use != TensorUse::matrix) continue;
     if (each.shape[1] % type.block_elements != 0)

@@ -30,6 +30,10 @@ std::string json_of(const RopeSpec& rope) {
         .add("beta_slow", rope.beta_slow);
   if (!rope.factors.empty())
     json.add_raw("factors", json_text::array(rope.factors, [](float factor) { return json_text::of(factor); }));
+  if (rope.scaling == RopeScaling::longrope)
+    json.add("original_context", rope.original_context)
+        .add_raw("long_factors",
+                 json_text::array(rope.long_factors, [](float factor) { return json_text::of(factor); }));
   return json.text();
 }
 
@@ -58,8 +62,12 @@ std::string json_of(const AttentionSpec& attention) {
       .add("output_bias", attention.output_bias)
       .add_raw("q_norm", json_of(attention.q_norm))
       .add_raw("k_norm", json_of(attention.k_norm))
+      .add("qk_norm_scope", to_string(attention.qk_norm_scope))
       .add("rope", attention.rope)
-      .add("sinks", attention.sinks);
+      .add("sinks", attention.sinks)
+      .add("clamp", attention.clamp)
+      .add("alibi", attention.alibi)
+      .add("causal", attention.causal);
   if (attention.latent) json.add_raw("latent", json_of(*attention.latent));
   return json.text();
 }
@@ -100,8 +108,14 @@ std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last)
       .add("last", last)
       .add_raw("attention_norm", json_of(layer.attention_norm))
       .add_raw("attention", layer.attention ? json_of(*layer.attention) : "null")
+      .add("linear_attention", layer.linear_attention)
+      .add_raw("attention_post_norm", json_of(layer.attention_post_norm))
+      .add_raw("attention_residual_norm", json_of(layer.attention_residual_norm))
       .add_raw("ffn_norm", json_of(layer.ffn_norm))
       .add_raw("ffn", layer.ffn ? json_of(*layer.ffn) : "null")
+      .add_raw("ffn_post_norm", json_of(layer.ffn_post_norm))
+      .add_raw("ffn_residual_norm", json_of(layer.ffn_residual_norm))
+      .add("parallel", layer.parallel)
       .add("residual_scale", layer.residual_scale)
       .text();
 }
@@ -127,9 +141,14 @@ std::string to_json(const ModelSpec& spec) {
       .add("dim", spec.dim)
       .add("context_length", spec.context_length)
       .add("embedding_scale", spec.embedding_scale)
+      .add("learned_positions", spec.learned_positions)
+      .add("token_types", spec.token_types)
+      .add_raw("embedding_norm", json_of(spec.embedding_norm))
       .add_raw("ropes", json_text::array(spec.ropes, [](const RopeSpec& rope) { return json_of(rope); }))
       .add_raw("layers", json_of(spec.layers))
       .add_raw("final_norm", json_of(spec.final_norm))
+      .add("pooling", to_string(spec.pooling))
+      .add("has_head", spec.has_head)
       .add("tied_head", spec.tied_head)
       .add("head_bias", spec.head_bias)
       .add("logit_scale", spec.logit_scale)

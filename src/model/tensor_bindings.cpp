@@ -7,6 +7,8 @@
 #include <skald/core/error.hpp>
 #include <skald/model/architecture.hpp>
 
+#include "model/spec_reading.hpp"
+
 namespace skald::inline v0 {
 
 namespace {
@@ -14,10 +16,15 @@ namespace {
 // Collects the bindings of a spec in the order of a forward pass.
 class Binder {
  public:
-  explicit Binder(const ModelSpec& spec) : spec_(spec) {}
+  Binder(const ModelSpec& spec, const TensorNames* names) : spec_(spec), names_(names) {}
 
   std::vector<TensorBinding> run() && {
     matrix(Role::token_embedding, "token_embd.weight", spec_.vocabulary, spec_.dim);
+    if (spec_.token_types > 0)
+      matrix(Role::token_type_embedding, "token_types.weight", spec_.token_types, spec_.dim);
+    if (spec_.learned_positions)
+      matrix(Role::position_embedding, "position_embd.weight", spec_.context_length, spec_.dim);
+    norm(spec_.embedding_norm, Role::embedding_norm, Role::embedding_norm_bias, "token_embd_norm", spec_.dim);
     rope_factors();
     for (const LayerSpec& each : spec_.layers) {
       ++layer_;
@@ -27,22 +34,43 @@ class Binder {
     layer_ = -1;
     prefix_.clear();
     norm(spec_.final_norm, Role::final_norm, Role::final_norm_bias, "output_norm", spec_.dim);
-    if (!spec_.tied_head) matrix(Role::head, "output.weight", spec_.vocabulary, spec_.dim);
-    vector_if(spec_.head_bias, Role::head_bias, "output.bias", spec_.vocabulary);
+    if (spec_.has_head && !spec_.tied_head) matrix(Role::head, "output.weight", spec_.vocabulary, spec_.dim);
+    vector_if(spec_.has_head && spec_.head_bias, Role::head_bias, "output.bias", spec_.vocabulary);
     return std::move(bindings_);
   }
 
  private:
+  void add(Role role, std::string_view name, std::vector<std::int64_t> shape, TensorUse use) {
+    TensorBinding& binding = bindings_.emplace_back();
+    binding.role = role;
+    binding.layer = layer_;
+    binding.name = prefix_ + std::string(name);
+    binding.shape = std::move(shape);
+    binding.use = use;
+    if (!names_) return;
+    const auto own = std::ranges::find(names_->roles, role, &std::pair<Role, std::vector<std::string>>::first);
+    if (own == names_->roles.end() || own->second.empty()) return;
+    for (const std::string& each : own->second) binding.other_names.push_back(prefix_ + each);
+    binding.name = std::move(binding.other_names.front());
+    binding.other_names.erase(binding.other_names.begin());
+  }
   void matrix(Role role, std::string_view name, std::int64_t rows, std::int64_t cols) {
-    bindings_.push_back({role, layer_, prefix_ + std::string(name), {rows, cols}, 1, TensorUse::matrix, true});
+    add(role, name, {rows, cols}, TensorUse::matrix);
   }
   void stack(Role role, std::string_view name, std::int64_t matrices, std::int64_t rows, std::int64_t cols) {
     matrix(role, name, matrices * rows, cols);
     bindings_.back().matrices = matrices;
   }
   void vector_if(bool present, Role role, std::string_view name, std::int64_t elements) {
-    if (!present) return;
-    bindings_.push_back({role, layer_, prefix_ + std::string(name), {elements}, 1, TensorUse::vector, true});
+    if (present) add(role, name, {elements}, TensorUse::vector);
+  }
+  /// Says that the latest binding may be a part of a tensor that holds several.
+  void fused(std::string_view name, std::string_view unless, std::int64_t first, std::int64_t rows) {
+    TensorBinding& binding = bindings_.back();
+    binding.fused_name = prefix_ + std::string(name);
+    binding.fused_unless = prefix_ + std::string(unless);
+    binding.first_row = first;
+    binding.fused_rows = rows;
   }
   void norm(const NormSpec& norm, Role weight, Role bias, std::string_view name, std::int64_t elements) {
     if (norm.kind == NormKind::none) return;
@@ -50,11 +78,14 @@ class Binder {
     vector_if(norm.bias, bias, std::string(name) + ".bias", elements);
   }
   void rope_factors() {
-    for (const RopeSpec& rope : spec_.ropes)
-      if (!rope.factors.empty()) {
-        bindings_.push_back({Role::rope_factors, -1, "rope_freqs.weight", {rope.dims / 2}, 1, TensorUse::host, true});
-        return;
-      }
+    for (const RopeSpec& rope : spec_.ropes) {
+      if (rope.factors.empty()) continue;
+      const bool two = rope.scaling == RopeScaling::longrope;
+      add(Role::rope_factors, two ? "rope_factors_short.weight" : "rope_freqs.weight", {rope.dims / 2},
+          TensorUse::host);
+      if (two) add(Role::rope_long_factors, "rope_factors_long.weight", {rope.dims / 2}, TensorUse::host);
+      return;
+    }
   }
   void latent_attention(const AttentionSpec& attention) {
     const LatentSpec& latent = *attention.latent;
@@ -75,15 +106,28 @@ class Binder {
   }
   void attention(const AttentionSpec& attention) {
     if (attention.latent) return latent_attention(attention);
-    matrix(Role::query, "attn_q.weight", attention.q_cols(), spec_.dim);
-    vector_if(attention.q_bias, Role::query_bias, "attn_q.bias", attention.q_cols());
-    matrix(Role::key, "attn_k.weight", attention.k_cols(), spec_.dim);
-    vector_if(attention.k_bias, Role::key_bias, "attn_k.bias", attention.k_cols());
-    matrix(Role::value, "attn_v.weight", attention.v_cols(), spec_.dim);
-    vector_if(attention.v_bias, Role::value_bias, "attn_v.bias", attention.v_cols());
-    // A norm over heads has no bias in any architecture so far.
-    vector_if(attention.q_norm.kind != NormKind::none, Role::query_norm, "attn_q_norm.weight", attention.head_dim_k);
-    vector_if(attention.k_norm.kind != NormKind::none, Role::key_norm, "attn_k_norm.weight", attention.head_dim_k);
+    const std::int64_t q = attention.q_cols();
+    const std::int64_t k = attention.k_cols();
+    const std::int64_t v = attention.v_cols();
+    const auto part = [&](bool bias, std::int64_t first) {
+      const std::string_view end = bias ? ".bias" : ".weight";
+      fused(fmt::format("attn_qkv{}", end), fmt::format("attn_q{}", end), first, q + k + v);
+    };
+    matrix(Role::query, "attn_q.weight", q, spec_.dim);
+    part(false, 0);
+    matrix(Role::key, "attn_k.weight", k, spec_.dim);
+    part(false, q);
+    matrix(Role::value, "attn_v.weight", v, spec_.dim);
+    part(false, q + k);
+    vector_if(attention.q_bias, Role::query_bias, "attn_q.bias", q);
+    if (attention.q_bias) part(true, 0);
+    vector_if(attention.k_bias, Role::key_bias, "attn_k.bias", k);
+    if (attention.k_bias) part(true, q);
+    vector_if(attention.v_bias, Role::value_bias, "attn_v.bias", v);
+    if (attention.v_bias) part(true, q + k);
+    const bool each_head = attention.qk_norm_scope == QkNormScope::head;
+    norm(attention.q_norm, Role::query_norm, Role::query_norm_bias, "attn_q_norm", each_head ? attention.head_dim_k : q);
+    norm(attention.k_norm, Role::key_norm, Role::key_norm_bias, "attn_k_norm", each_head ? attention.head_dim_k : k);
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
     vector_if(attention.sinks, Role::attention_sinks, "attn_sinks.weight", attention.heads);
@@ -112,27 +156,45 @@ class Binder {
   }
   void ffn(const FfnSpec& ffn) {
     if (ffn.experts) return experts(ffn);
-    if (ffn.gated) matrix(Role::ffn_gate, "ffn_gate.weight", ffn.width, spec_.dim);
+    // Some files keep gate and up in one tensor, gate first, under the name of up.
+    if (ffn.gated) {
+      matrix(Role::ffn_gate, "ffn_gate.weight", ffn.width, spec_.dim);
+      fused("ffn_up.weight", "ffn_gate.weight", 0, 2 * ffn.width);
+      bindings_.back().fused_must_fit = true;
+    }
     vector_if(ffn.gated && ffn.gate_bias, Role::ffn_gate_bias, "ffn_gate.bias", ffn.width);
     matrix(Role::ffn_up, "ffn_up.weight", ffn.width, spec_.dim);
+    if (ffn.gated) {
+      fused("ffn_up.weight", "ffn_gate.weight", ffn.width, 2 * ffn.width);
+      bindings_.back().fused_must_fit = true;
+    }
     vector_if(ffn.up_bias, Role::ffn_up_bias, "ffn_up.bias", ffn.width);
     matrix(Role::ffn_down, "ffn_down.weight", spec_.dim, ffn.width);
     vector_if(ffn.down_bias, Role::ffn_down_bias, "ffn_down.bias", spec_.dim);
   }
   void layer(const LayerSpec& layer) {
-    if (layer.attention) {
+    if (layer.attention || layer.linear_attention) {
       norm(layer.attention_norm, Role::attention_norm, Role::attention_norm_bias, "attn_norm", spec_.dim);
-      attention(*layer.attention);
+      if (layer.attention) attention(*layer.attention);
+      else matrix(Role::attention_output, "attn_output.weight", spec_.dim, spec_.dim);
+      norm(layer.attention_post_norm, Role::attention_post_norm, Role::attention_post_norm_bias, "post_attention_norm",
+           spec_.dim);
+      norm(layer.attention_residual_norm, Role::attention_residual_norm, Role::attention_residual_norm_bias,
+           "attn_output_norm", spec_.dim);
     }
     if (layer.ffn) {
       // gpt-oss files call it so.
       const std::string_view name = spec_.architecture == "gpt-oss" ? "post_attention_norm" : "ffn_norm";
       norm(layer.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, name, spec_.dim);
       ffn(*layer.ffn);
+      norm(layer.ffn_post_norm, Role::ffn_post_norm, Role::ffn_post_norm_bias, "post_ffw_norm", spec_.dim);
+      norm(layer.ffn_residual_norm, Role::ffn_residual_norm, Role::ffn_residual_norm_bias, "layer_output_norm",
+           spec_.dim);
     }
   }
 
   const ModelSpec& spec_;
+  const TensorNames* names_;
   std::vector<TensorBinding> bindings_;
   std::string prefix_;
   int layer_ = -1;
@@ -140,11 +202,35 @@ class Binder {
 
 bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
 
-void check_shape(const ModelFile& file, const TensorBinding& binding, const TensorInfo& tensor) {
+/// Finds the tensor of a binding, whole or as a part of one; a null tensor if the file has none.
+BoundTensor find_tensor(const ModelFile& file, TensorBinding binding) {
+  BoundTensor bound;
+  bound.rows = binding.shape[0];
+  if (!binding.fused_name.empty() && !file.find(binding.fused_unless)) {
+    const TensorInfo* common = file.find(binding.fused_name);
+    // The name may also be that of a tensor for one part alone; then the size tells.
+    const std::size_t outer = binding.use == TensorUse::matrix ? 1 : 0;
+    if (common && (!binding.fused_must_fit || common->dims[outer] == binding.fused_rows)) {
+      bound.tensor = common;
+      bound.first_row = binding.first_row;
+      bound.part = true;
+    }
+  }
+  if (!bound.tensor) bound.tensor = file.find(binding.name);
+  for (auto name = binding.other_names.begin(); !bound.tensor && name != binding.other_names.end(); ++name)
+    bound.tensor = file.find(*name);
+  bound.binding = std::move(binding);
+  return bound;
+}
+
+void check_shape(const ModelFile& file, const BoundTensor& bound) {
+  const TensorBinding& binding = bound.binding;
+  const TensorInfo& tensor = *bound.tensor;
   const bool matrix = binding.use == TensorUse::matrix;
   // Files list the innermost dimension first, so a matrix reads [columns, rows], a stack [columns, rows, matrices].
-  const std::int64_t columns = matrix ? binding.shape[1] : binding.shape[0] / binding.matrices;
-  const std::int64_t rows = matrix ? binding.shape[0] / binding.matrices : binding.matrices;
+  const std::int64_t outer = bound.part ? binding.fused_rows : binding.shape[0];
+  const std::int64_t columns = matrix ? binding.shape[1] : outer / binding.matrices;
+  const std::int64_t rows = matrix ? outer / binding.matrices : binding.matrices;
   const std::int64_t matrices = matrix ? binding.matrices : 1;
   if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, matrices, 1}) return;
   if (matrices > 1)
@@ -166,28 +252,40 @@ void check_type(const ModelFile& file, const TensorBinding& binding, const Tenso
 
 }  // namespace
 
-std::vector<TensorBinding> tensor_bindings(const ModelSpec& spec) { return Binder(spec).run(); }
+std::uint64_t BoundTensor::bytes() const {
+  const bool matrix = binding.use == TensorUse::matrix;
+  const auto columns = static_cast<std::size_t>(matrix ? tensor->columns() : 1);
+  return static_cast<std::uint64_t>(rows) * row_bytes(tensor->type, columns);
+}
 
-BoundTensors bind_tensors(const ModelFile& file, const ModelSpec& spec) {
+std::vector<TensorBinding> tensor_bindings(const ModelSpec& spec, std::span<const Architecture> more) {
+  const std::optional<Architecture> architecture = find_architecture(spec.architecture, more);
+  return Binder(spec, architecture ? &architecture->names : nullptr).run();
+}
+
+BoundTensors bind_tensors(const ModelFile& file, const ModelSpec& spec, std::span<const Architecture> more) {
   BoundTensors result;
   std::vector<bool> used(file.tensors().size());
-  for (TensorBinding& binding : tensor_bindings(spec)) {
-    const TensorInfo* tensor = file.find(binding.name);
-    if (!tensor) {
-      if (!binding.required) continue;
+  for (TensorBinding& binding : tensor_bindings(spec, more)) {
+    BoundTensor bound = find_tensor(file, std::move(binding));
+    const TensorBinding& wanted = bound.binding;
+    if (!bound.tensor) {
+      if (!wanted.required) continue;
       throw FormatError("model.bind_tensors",
                         fmt::format("the required tensor is missing; expected shape [{}] (outermost first)",
-                                    fmt::join(binding.shape, ", ")),
+                                    fmt::join(wanted.shape, ", ")),
                         {.file = file.name(),
-                         .tensor = binding.name,
-                         .layer = binding.layer < 0 ? std::nullopt : std::optional(binding.layer)});
+                         .tensor = wanted.name,
+                         .layer = wanted.layer < 0 ? std::nullopt : std::optional(wanted.layer)});
     }
-    check_shape(file, binding, *tensor);
-    check_type(file, binding, *tensor);
-    used[static_cast<std::size_t>(tensor - file.tensors().data())] = true;
-    result.used.push_back({std::move(binding), tensor});
+    check_shape(file, bound);
+    check_type(file, wanted, *bound.tensor);
+    used[static_cast<std::size_t>(bound.tensor - file.tensors().data())] = true;
+    result.used.push_back(std::move(bound));
   }
-  std::ranges::stable_sort(result.used, {}, &BoundTensor::tensor);
+  std::ranges::stable_sort(result.used, [](const BoundTensor& a, const BoundTensor& b) {
+    return a.tensor != b.tensor ? a.tensor < b.tensor : a.first_row < b.first_row;
+  });
   for (std::size_t i = 0; i < used.size(); ++i)
     if (!used[i]) result.unused.push_back(file.tensors()[i].name);
   return result;

@@ -275,6 +275,12 @@ struct SoftcapOp {
   float softcap = 0.0F;
 };
 
+/// x = min(max(x, -limit), limit), elementwise.
+struct ClampOp {
+  Matrix x{};
+  float limit = 0.0F;
+};
+
 /// Copies rows to host memory.
 struct DownloadOp {
   Matrix x{};
@@ -282,6 +288,6 @@ struct DownloadOp {
 };
 
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
-                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp>;
+                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp>;
 
 }  // namespace skald::inline v0

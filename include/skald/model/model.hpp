@@ -15,6 +15,7 @@
 #include <skald/core/byte_source.hpp>
 #include <skald/core/log.hpp>
 #include <skald/core/progress.hpp>
+#include <skald/model/architecture.hpp>
 #include <skald/model/model_file.hpp>
 #include <skald/model/model_spec.hpp>
 
@@ -36,6 +37,8 @@ struct LoadOptions {
   std::optional<std::size_t> memory_budget{};
   bool tokenizer = true;        ///< also build the tokenizer and parse the chat template
   bool check_weights = false;   ///< decode every weight and refuse NaN and infinities (vectors are always checked)
+  /// Architectures of the host's own; they come before built-in ones of the same name.
+  std::vector<Architecture> architectures{};
   ProgressCallback progress{};  ///< stage "load", in bytes of tensor data; the last call has done == total
   std::stop_token stop{};
   LogSink log{};

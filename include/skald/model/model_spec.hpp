@@ -27,6 +27,7 @@ enum class RopeScaling : std::uint8_t {
   linear,  ///< all angles divided by `factor` (Chen et al. 2023, arXiv 2306.15595)
   yarn,    ///< low frequencies divided by `factor`, high ones kept, a ramp between (Peng et al. 2023, arXiv 2309.00071)
   llama3,  ///< each frequency divided by its entry of `factors` (Llama 3.1; GGUF tensor rope_freqs.weight)
+  longrope,  ///< as llama3 by `factors`, in contexts above `original_context` by `long_factors` (arXiv 2402.13753)
 };
 [[nodiscard]] SKALD_API std::string_view to_string(RopeScaling scaling) noexcept;
 [[nodiscard]] SKALD_API std::string_view to_string(RopeKind kind) noexcept;
@@ -41,12 +42,13 @@ struct RopeSpec {
   double freq_base = 10000.0;  ///< angle of pair j at position p: p * freq_base^(-2j / dims)
   RopeScaling scaling = RopeScaling::none;
   double factor = 1.0;                ///< how many times longer the context became
-  std::int64_t original_context = 0;  ///< tokens of context in training (yarn)
+  std::int64_t original_context = 0;  ///< tokens of context in training (yarn, longrope)
   double extrapolation = 1.0;         ///< yarn: share of the ramp that is applied, 1 as published
   double attention_factor = 1.0;      ///< multiplies the magnitude of cos and sin
   double beta_fast = 32.0;            ///< yarn: rotations in the original context above which a frequency is kept
   double beta_slow = 1.0;             ///< yarn: rotations below which it is divided by `factor`
   std::vector<float> factors{};       ///< empty, or dims / 2 divisors of the frequencies, one per pair
+  std::vector<float> long_factors{};  ///< longrope: the same for contexts above original_context
   friend bool operator==(const RopeSpec&, const RopeSpec&) = default;
 };
 
@@ -60,8 +62,20 @@ struct RopeFrequencies {
 /// YaRN: f = f_j * ((1 - r) / factor + r), r = extrapolation * ramp(j), where the ramp falls from 1 to 0 between
 /// the pairs that turn beta_fast and beta_slow times in `original_context` tokens (rounded outwards to whole pairs),
 /// and the magnitude is attention_factor * (1 + 0.1 ln(factor)).
+/// With longrope, `context` (the most tokens of a sequence) chooses between `factors` and `long_factors`.
 /// @throws UsageError if dims is odd or not positive, or factors has another length than dims / 2.
-[[nodiscard]] SKALD_API RopeFrequencies rope_frequencies(const RopeSpec& rope);
+[[nodiscard]] SKALD_API RopeFrequencies rope_frequencies(const RopeSpec& rope, std::int64_t context = 0);
+
+/// ALiBi's slope of each head (Press et al. 2021, arXiv 2108.12409): 2^(-max_bias * (h + 1) / n) for the first n heads,
+/// n being the largest power of two up to `heads`; for the others 2^(-max_bias * (2 (h - n) + 1) / 2n).
+[[nodiscard]] SKALD_API std::vector<float> alibi_slopes(std::int32_t heads, float max_bias);
+
+/// What the norms of queries and keys run over.
+enum class QkNormScope : std::uint8_t {
+  head,        ///< each head alone, one weight vector for all (Qwen 3, Gemma 3)
+  projection,  ///< all heads together (OLMo 2)
+};
+[[nodiscard]] SKALD_API std::string_view to_string(QkNormScope scope) noexcept;
 
 /// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434). A token's keys and values are products of one latent row;
 /// the cache holds that row, normalized, and one rotated key part that all heads share. The matrices that would make keys
@@ -88,9 +102,13 @@ struct AttentionSpec {
   bool k_bias = false;
   bool v_bias = false;
   bool output_bias = false;
-  NormSpec q_norm{};       ///< over each query head, before rotation
-  NormSpec k_norm{};       ///< over each key head, before rotation
+  NormSpec q_norm{};       ///< of the queries, before rotation
+  NormSpec k_norm{};       ///< of the keys, before rotation
+  QkNormScope qk_norm_scope = QkNormScope::head;
   std::int32_t rope = -1;  ///< index into ModelSpec::ropes; -1: no rotation
+  float clamp = 0.0F;      ///< if > 0, queries, keys and values are cut to [-clamp, clamp] (MPT)
+  float alibi = 0.0F;      ///< if > 0, largest slope exponent of ALiBi (arXiv 2108.12409), 8 as published
+  bool causal = true;      ///< false: a token sees all tokens that are given together with it
 
   std::optional<LatentSpec> latent{};
   bool sinks = false;  ///< one more logit per head in the softmax's denominator, see AttentionOp
@@ -139,15 +157,35 @@ struct FfnSpec {
   friend bool operator==(const FfnSpec&, const FfnSpec&) = default;
 };
 
-/// One layer: x += attention(attention_norm(x)); x += ffn(ffn_norm(x)). Either part may be missing.
+/// One layer. Sequential:
+///   x += attention_post_norm(attention(attention_norm(x)));  x = attention_residual_norm(x);
+///   x += ffn_post_norm(ffn(ffn_norm(x)));                    x = ffn_residual_norm(x);
+/// where every norm may be absent and either part may be missing. Parallel: both parts read the same x.
 struct LayerSpec {
   NormSpec attention_norm{};
   std::optional<AttentionSpec> attention{};
+  /// In the place of attention one matrix [dim, dim], Role::attention_output (Puzzle, arXiv 2411.19146).
+  bool linear_attention = false;
+  NormSpec attention_post_norm{};      ///< of what attention adds to x (Gemma 2)
+  NormSpec attention_residual_norm{};  ///< of x after that (BERT)
   NormSpec ffn_norm{};
   std::optional<FfnSpec> ffn{};
+  NormSpec ffn_post_norm{};      ///< of what the feed-forward network adds to x
+  NormSpec ffn_residual_norm{};  ///< of x after that
+  bool parallel = false;         ///< attention and feed-forward network read the same x (GPT-NeoX, Command R)
   float residual_scale = 1.0F;  ///< multiplies what either part adds to x
   friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
+
+/// How the hidden states of a text become one vector. The numbers are those of the GGUF key pooling_type.
+enum class Pooling : std::uint8_t {
+  none,  ///< not at all
+  mean,  ///< mean over the tokens
+  cls,   ///< first token
+  last,  ///< last token
+  rank,  ///< score of a classifier over the first token
+};
+[[nodiscard]] SKALD_API std::string_view to_string(Pooling pooling) noexcept;
 
 /// A whole network: embedding, layers, final norm, head.
 struct ModelSpec {
@@ -156,15 +194,26 @@ struct ModelSpec {
   std::int64_t dim = 0;             ///< width of the residual stream
   std::int64_t context_length = 0;  ///< tokens the model was made for
   float embedding_scale = 1.0F;     ///< multiplies the embedding rows
+  bool learned_positions = false;   ///< adds a learned vector for each of the context_length positions
+  std::int32_t token_types = 0;     ///< rows of a table of token types, of which row 0 is added (BERT); 0: none
+  NormSpec embedding_norm{};        ///< of the sum of the embeddings (BLOOM, BERT)
   std::vector<RopeSpec> ropes{};
   std::vector<LayerSpec> layers{};
   NormSpec final_norm{};
+  Pooling pooling = Pooling::none;  ///< what the model was trained for
+  bool has_head = true;    ///< false: the network ends with its hidden states (BERT)
   bool tied_head = false;  ///< the head is the embedding table
   bool head_bias = false;
   float logit_scale = 1.0F;    ///< multiplies the logits
   float logit_softcap = 0.0F;  ///< after scaling: l = softcap * tanh(l / softcap) if > 0
 
   [[nodiscard]] std::int32_t layer_count() const noexcept { return static_cast<std::int32_t>(layers.size()); }
+  /// True if no token sees a later one: tokens may come one after the other.
+  [[nodiscard]] bool causal() const noexcept {
+    for (const LayerSpec& layer : layers)
+      if (layer.attention && !layer.attention->causal) return false;
+    return true;
+  }
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
 
@@ -191,8 +240,8 @@ enum class Role : std::uint8_t {
   key_bias,               ///< [k_cols]
   value,                  ///< [v_cols, dim]
   value_bias,             ///< [v_cols]
-  query_norm,             ///< [head_dim_k]
-  key_norm,               ///< [head_dim_k]
+  query_norm,             ///< [head_dim_k] or, over the whole projection, [q_cols]
+  key_norm,               ///< [head_dim_k] or [k_cols]
   attention_output,       ///< [dim, output_cols]
   attention_output_bias,  ///< [dim]
   ffn_norm,               ///< [dim]
@@ -223,8 +272,23 @@ enum class Role : std::uint8_t {
   latent_norm,            ///< [rank]
   latent_key,             ///< heads matrices [rank, head_dim_k - rope_dims]
   latent_value,           ///< heads matrices [head_dim_v, rank]
+  query_norm_bias,        ///< as query_norm
+  key_norm_bias,          ///< as key_norm
+  attention_post_norm,           ///< [dim]
+  attention_post_norm_bias,      ///< [dim]
+  attention_residual_norm,       ///< [dim]
+  attention_residual_norm_bias,  ///< [dim]
+  ffn_post_norm,                 ///< [dim]
+  ffn_post_norm_bias,            ///< [dim]
+  ffn_residual_norm,             ///< [dim]
+  ffn_residual_norm_bias,        ///< [dim]
+  position_embedding,            ///< [context_length, dim]
+  token_type_embedding,          ///< [token_types, dim]
+  embedding_norm,                ///< [dim]
+  embedding_norm_bias,           ///< [dim]
+  rope_long_factors,             ///< [dims / 2], read into RopeSpec::long_factors
 };
-inline constexpr std::int32_t role_count = 46;
+inline constexpr std::int32_t role_count = 61;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <skald/backend/backend.hpp>
 #include <skald/core/byte_source.hpp>
+#include <skald/model/architecture.hpp>
 #include <skald/model/model_file.hpp>
 #include <skald/model/model_spec.hpp>
 
@@ -22,6 +24,7 @@ struct PlanOptions {
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
   std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together
+  std::vector<Architecture> architectures{};  ///< as LoadOptions::architectures
   std::int64_t logits_rows = 0;      ///< most rows of logits of one batch; 0: one per sequence
 };
 
@@ -53,6 +56,7 @@ struct ActivationSizes {
   std::int64_t ffn = 0;        ///< inner width of the FFN, of all experts that a token uses together
   std::int64_t router = 0;     ///< logits of the experts
   std::int64_t experts = 0;    ///< results of the experts that a token uses
+  std::int64_t work = 0;       ///< what is computed before it is added to x
   std::int64_t rope = 0;       ///< rotary tables, all kinds together
   std::int64_t logits = 0;     ///< per row of logits
 };

@@ -86,6 +86,13 @@ void unit(const Phase& phase, const GateRowsOp& op, const Piece& piece) noexcept
   }
 }
 
+void unit(const Phase& /*phase*/, const ClampOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    float* x = op.x.data + i * op.x.stride + piece.col;
+    for (std::int64_t j = 0; j < piece.cols; ++j) x[j] = std::clamp(x[j], -op.limit, op.limit);
+  }
+}
+
 void unit(const Phase& /*phase*/, const RopeTableOp& op, const Piece& piece) noexcept {
   for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
     float* out = op.out.data + i * op.out.stride;
@@ -104,6 +111,7 @@ const Matrix& main_matrix(const DownloadOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const NormOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const AddOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const SoftcapOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const ClampOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const RopeTableOp& op) noexcept { return op.out; }
 const Matrix& main_matrix(const GateRowsOp& op) noexcept { return op.x; }
 
@@ -144,6 +152,7 @@ void plan_rows(StreamState& state, const Op& whole, std::vector<Phase>& phases) 
   if (const auto* op = std::get_if<NormOp>(&whole)) plan(state, whole, *op, medium, true, phases);
   if (const auto* op = std::get_if<AddOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<SoftcapOp>(&whole)) plan(state, whole, *op, medium, false, phases);
+  if (const auto* op = std::get_if<ClampOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<RopeTableOp>(&whole)) plan(state, whole, *op, heavy, true, phases);
   if (const auto* op = std::get_if<GateRowsOp>(&whole)) plan(state, whole, *op, light, true, phases);
 }

@@ -78,6 +78,10 @@ void run(const SoftcapOp& op, const std::stop_token& stop) {
   }
 }
 
+void run(const ClampOp& op, const std::stop_token& /*short*/) {
+  for (std::int64_t i = 0; i < op.x.rows; ++i) row(op.x, i) = row(op.x, i).cwiseMax(-op.limit).cwiseMin(op.limit);
+}
+
 void run(const RopeTableOp& op, const std::stop_token& stop) {
   for (std::int64_t i = 0; i < op.out.rows; ++i) {
     throw_if_stopped(stop, where);

@@ -290,6 +290,11 @@ TEST_CASE("backend.add and softcap: work on every width", "[backend]") {
       for (double& v : scaled.values) v *= 0.25;
       run(backend, {SoftcapOp{.x = x.matrix(), .scale = 0.25F}});
       CHECK(distance(x.dense(), scaled) == 0);
+      Dense clamped = x.dense();
+      for (double& v : clamped.values) v = std::clamp(v, -0.125, 0.125);
+      run(backend, {ClampOp{.x = x.matrix(), .limit = 0.125F}});
+      CHECK(distance(x.dense(), clamped) == 0);
+      CHECK(backend.refuses(ClampOp{.x = x.matrix(), .limit = -1.0F}));
     }
   }
 }

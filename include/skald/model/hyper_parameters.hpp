@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -13,9 +12,10 @@
 namespace skald::inline v0 {
 
 /// Reads the keys `ARCHITECTURE.name` of a file with their allowed ranges, and remembers which were asked for, so that
-/// those that no reader knows can be reported. Every failure names the key.
-class HyperParameters {
+/// those that no reader knows can be reported. Every failure is a FormatError that names the key.
+class SKALD_API HyperParameters {
  public:
+  /// `file` must outlive this.
   HyperParameters(const ModelFile& file, std::string architecture);
 
   [[nodiscard]] const ModelFile& file() const noexcept { return file_; }
@@ -23,6 +23,8 @@ class HyperParameters {
   [[nodiscard]] const std::string& architecture() const noexcept { return architecture_; }
   [[nodiscard]] std::string key(std::string_view name) const { return architecture_ + "." + std::string(name); }
   [[nodiscard]] bool contains(std::string_view name) { return metadata().contains(asked(name)); }
+  /// True if the file has the tensor `blk.LAYER.name`.
+  [[nodiscard]] bool has_tensor(std::int64_t layer, std::string_view name) const;
   [[noreturn]] void fail(std::string_view name, std::string_view message) const { metadata().fail(key(name), message); }
 
   [[nodiscard]] std::int64_t integer(std::string_view name, std::int64_t min, std::int64_t max);
@@ -36,8 +38,9 @@ class HyperParameters {
   /// One value per layer: an array of `layers` integers, or one integer for all.
   [[nodiscard]] std::vector<std::int64_t> per_layer(std::string_view name, std::int64_t layers, std::int64_t min,
                                                     std::int64_t max);
-
-  /// An epsilon: above 0, at most limits::epsilon.
+  /// One flag per layer, or nothing if the key is missing.
+  [[nodiscard]] std::vector<bool> flags_or_none(std::string_view name, std::int64_t layers);
+  /// An epsilon: above 0, at most 1.
   [[nodiscard]] float epsilon(std::string_view name);
 
   /// Keys of this architecture that nobody asked for.
@@ -51,22 +54,18 @@ class HyperParameters {
   std::set<std::string, std::less<>> asked_;
 };
 
-/// A spec and the hyper-parameter keys that were not used for it.
-struct SpecReading {
-  ModelSpec spec;
-  std::vector<std::string> unread_keys;
-};
-[[nodiscard]] SpecReading read_spec_and_rest(const ModelFile& file);
-
 /// f32 values of a tensor stored as f32, f16 or bf16. @throws NumericError naming the tensor if one is not finite.
-[[nodiscard]] std::vector<float> read_vector(const ModelFile& file, const TensorInfo& tensor);
+[[nodiscard]] SKALD_API std::vector<float> read_vector(const ModelFile& file, const TensorInfo& tensor);
 
-/// A rotary embedding from the keys `rope.*` and the tensor `rope_freqs.weight`. `dims` is the default for
-/// rope.dimension_count and `head_dim` its upper limit.
-[[nodiscard]] RopeSpec read_rope(HyperParameters& parameters, RopeKind kind, std::int64_t head_dim,
-                                 std::int64_t context_length);
+/// A rotary embedding from the keys `rope.*` and the tensors `rope_freqs.weight`, `rope_factors_long.weight` and
+/// `rope_factors_short.weight`. `head_dim` is the default and the upper limit of rope.dimension_count.
+[[nodiscard]] SKALD_API RopeSpec read_rope(HyperParameters& parameters, RopeKind kind, std::int64_t head_dim,
+                                           std::int64_t context_length);
 
 /// Size of the vocabulary, from the tokens, the key vocab_size and the rows of the embedding table, which must agree.
-[[nodiscard]] std::int64_t read_vocabulary_size(HyperParameters& parameters);
+[[nodiscard]] SKALD_API std::int64_t read_vocabulary_size(HyperParameters& parameters);
+
+/// The key block_count, checked against the tensors of the file.
+[[nodiscard]] SKALD_API std::int64_t read_layer_count(HyperParameters& parameters);
 
 }  // namespace skald::inline v0
