@@ -13,6 +13,7 @@
 #include <skald/core/tensor.hpp>
 #include <skald/decoder/decoder.hpp>
 #include <skald/decoder/embedding_rows.hpp>
+#include <skald/decoder/prefix_cache.hpp>
 #include <skald/generate/chat.hpp>
 #include <skald/generate/generate.hpp>
 #include <skald/generate/sampler.hpp>

@@ -27,6 +27,22 @@ Logits DecoderCore::forward_one(Session& session, std::span<const TokenId> token
   return forward(single_, options);
 }
 
+Session DecoderCore::new_session(SequenceState state, std::vector<TokenId> known) {
+  auto session = make_session(shared_from_this(), std::move(state));
+  known.reserve(static_cast<std::size_t>(effective_config().context));
+  tokens(session) = std::move(known);
+  return session;
+}
+
+std::string DecoderCore::state_key() const {
+  const auto& config = effective_config();
+  std::string key = "model=";
+  for (const auto word : model().fingerprint()) key += std::to_string(word) + ".";
+  return key + ";architecture=" + config.architecture + ";kv=" + config.kv_format + ";eviction=" + config.eviction +
+         ";attention=" + config.attention + ";page_tokens=" + std::to_string(config.page_tokens) +
+         ";heads_per_group=" + std::to_string(config.heads_per_group);
+}
+
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, std::string_view backend) {
   return create(std::move(model), DecoderOptions{}, backend);
 }
@@ -283,11 +299,17 @@ std::size_t DecoderImpl::memory_bytes() const noexcept {
   return bytes;
 }
 
+std::size_t DecoderImpl::kv_capacity_bytes() const noexcept {
+  std::size_t bytes = 0;
+  for (const auto& pool : pools_) bytes += pool->capacity_pages() * pool->page_bytes();
+  return bytes;
+}
+
 void DecoderImpl::check_batch(const Batch& batch) const {
   const auto& spec = model_.spec();
   for (const auto& entry : entries(batch)) {
     auto& session = *entry.session;
-    if (!owns(this, session)) refuse("a session of another decoder is in the batch");
+    if (!owns(session)) refuse("a session of another decoder is in the batch");
     if (session.state().pending() != 0) refuse("a session has a token tree that was neither accepted nor truncated");
     if (session.length() + entry.count > options_.context)
       refuse("a session holds " + std::to_string(session.length()) + " tokens, " + std::to_string(entry.count) +

@@ -55,6 +55,7 @@ class DecoderImpl final : public DecoderCore {
   [[nodiscard]] DecoderCounters counters() const override;
   [[nodiscard]] const Model& model() const noexcept override { return model_; }
   [[nodiscard]] std::size_t memory_bytes() const noexcept override;
+  [[nodiscard]] std::size_t kv_capacity_bytes() const noexcept override;
 
  private:
   void check_composition() const;

@@ -7,6 +7,8 @@
 #include <skald/core/file.hpp>
 #include <skald/decoder/decoder.hpp>
 
+#include "decoder/checksum.hpp"
+
 namespace skald::inline v0 {
 
 namespace {
@@ -15,19 +17,7 @@ constexpr std::string_view magic = "skald-session";
 constexpr std::uint32_t format_version = 2;
 constexpr std::size_t checksum_bytes = 8;
 
-/// FNV-1a over 64-bit words and the remaining bytes: finds damage, not forgery.
-std::uint64_t checksum(std::span<const std::byte> bytes) {
-  std::uint64_t hash = 0xcbf29ce484222325ull;
-  std::size_t i = 0;
-  for (; i + 8 <= bytes.size(); i += 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + i, 8);
-    hash = (hash ^ word) * 0x100000001b3ull;
-    hash ^= hash >> 29;
-  }
-  for (; i < bytes.size(); ++i) hash = (hash ^ static_cast<std::uint64_t>(bytes[i])) * 0x100000001b3ull;
-  return hash;
-}
+using detail::checksum;
 
 }  // namespace
 

@@ -355,4 +355,49 @@ const std::byte* PagedKv::host_page(PageId page, std::vector<std::byte>& copy) c
   return copy.data();
 }
 
+void PagedKv::save_rows(ArchiveWriter& out, std::int64_t from) const {
+  const auto& layout = pool_->layout();
+  std::vector<std::byte> copy;
+  for (const auto& group : groups_) {
+    auto* rows = out.reserve(static_cast<std::size_t>(group.slots - from) * kv_slot_bytes(layout)).data();
+    for (auto slot = from; slot < group.slots; ++slot, rows += kv_slot_bytes(layout)) {
+      const auto* page = host_page(group.pages[static_cast<std::size_t>(slot / layout.page_tokens)], copy);
+      move_kv_slot<false>(layout, page, static_cast<std::int32_t>(slot % layout.page_tokens), rows);
+    }
+  }
+}
+
+void PagedKv::load_rows(ArchiveReader& in, std::int64_t count) {
+  const auto& layout = pool_->layout();
+  std::vector<std::byte> copy(pool_->page_bytes());
+  for (auto& group : groups_) {
+    const auto* rows = in.raw(static_cast<std::size_t>(count) * kv_slot_bytes(layout), "rows").data();
+    for (auto slot = group.slots - count; slot < group.slots;) {
+      const auto id = group.pages[static_cast<std::size_t>(slot / layout.page_tokens)];
+      const auto end = std::min(group.slots, (slot / layout.page_tokens + 1) * layout.page_tokens);
+      std::byte* page = pool_->address(id);
+      if (!pool_->host_visible()) {
+        pool_->backend().read(copy, pool_->address(id));
+        page = copy.data();
+      }
+      for (; slot < end; ++slot, rows += kv_slot_bytes(layout))
+        move_kv_slot<true>(layout, page, static_cast<std::int32_t>(slot % layout.page_tokens), rows);
+      if (!pool_->host_visible()) pool_->backend().write(pool_->address(id), copy);
+    }
+  }
+}
+
+void PagedKv::share_rows(const LayerState& other, std::int64_t tokens) noexcept {
+  const auto& from = static_cast<const PagedKv&>(other);
+  if (!row_wise() || from.pool_ != pool_) return;
+  const auto pages = static_cast<std::size_t>(tokens / pool_->layout().page_tokens);
+  for (std::size_t g = 0; g < groups_.size(); ++g)
+    for (std::size_t i = 0; i < pages && i < groups_[g].pages.size() && i < from.groups_[g].pages.size(); ++i) {
+      if (groups_[g].pages[i] == from.groups_[g].pages[i]) continue;
+      pool_->retain(from.groups_[g].pages[i]);
+      pool_->release(groups_[g].pages[i]);
+      groups_[g].pages[i] = from.groups_[g].pages[i];
+    }
+}
+
 }  // namespace skald::inline v0

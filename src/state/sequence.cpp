@@ -171,4 +171,35 @@ void SequenceState::clear() noexcept {
   prompt_ = 0;
 }
 
+bool SequenceState::row_wise() const noexcept {
+  return std::all_of(layers_.begin(), layers_.end(), [](const auto& layer) { return !layer || layer->row_wise(); });
+}
+
+void SequenceState::save_rows(ArchiveWriter& out, std::int64_t from) const {
+  out.value(from);
+  out.value(length_);
+  for (const auto& layer : layers_)
+    if (layer) layer->save_rows(out, from);
+}
+
+void SequenceState::load_rows(ArchiveReader& in) {
+  const auto from = in.value<std::int64_t>("from");
+  const auto length = in.value<std::int64_t>("length");
+  if (from != length_ || length < from) in.refuse("from", "the rows do not continue this sequence");
+  append(length - from);
+  try {
+    for (const auto& layer : layers_)
+      if (layer) layer->load_rows(in, length - from);
+  } catch (...) {
+    rollback();
+    throw;
+  }
+  commit();
+}
+
+void SequenceState::share_rows(const SequenceState& other, std::int64_t tokens) noexcept {
+  for (std::size_t i = 0; i < layers_.size(); ++i)
+    if (layers_[i] && other.layers_[i]) layers_[i]->share_rows(*other.layers_[i], tokens);
+}
+
 }  // namespace skald::inline v0

@@ -53,6 +53,10 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
   DecoderCore& operator=(const DecoderCore&) = delete;
 
   virtual Session new_session() = 0;
+  /// A session that goes on from a state of this decoder, which `tokens` have led to.
+  Session new_session(SequenceState state, std::vector<TokenId> tokens);
+  /// Everything that must be equal for a state to be of use: model, KV format, techniques, page shape.
+  [[nodiscard]] std::string state_key() const;
   virtual Logits forward(const Batch& batch, const ForwardOptions& options) = 0;
   /// A batch of one entry; the batch object is kept, so that a step allocates nothing.
   Logits forward_one(Session& session, std::span<const TokenId> tokens, LogitsWanted wanted, std::stop_token stop,
@@ -61,6 +65,9 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
   [[nodiscard]] virtual DecoderCounters counters() const = 0;
   [[nodiscard]] virtual const Model& model() const noexcept = 0;
   [[nodiscard]] virtual std::size_t memory_bytes() const noexcept = 0;
+  /// Bytes of KV pages that all sessions together can hold.
+  [[nodiscard]] virtual std::size_t kv_capacity_bytes() const noexcept = 0;
+  [[nodiscard]] bool owns(const Session& session) const noexcept { return session.core_.get() == this; }
 
  protected:
   DecoderCore() = default;
@@ -77,8 +84,6 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
   static std::vector<TokenId>& tokens(Session& session) noexcept { return session.tokens_; }
   static std::vector<TokenId>& pending_tokens(Session& session) noexcept { return session.pending_tokens_; }
   Batch single_;
-
-  static bool owns(const DecoderCore* core, const Session& session) noexcept { return session.core_.get() == core; }
 };
 
 }  // namespace detail
@@ -126,6 +131,8 @@ class Decoder {
   [[nodiscard]] std::size_t memory_bytes() const noexcept { return core_->memory_bytes(); }
 
  private:
+  friend class PrefixCache;
+  [[nodiscard]] const std::shared_ptr<detail::DecoderCore>& core() const noexcept { return core_; }
   [[nodiscard]] static constexpr std::string_view backend_name() noexcept {
     if constexpr (requires { B::backend_name; }) return B::backend_name;
     else return {};

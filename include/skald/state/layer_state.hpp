@@ -53,6 +53,15 @@ class SKALD_API LayerState {
   /// Replaces the contents. @throws FormatError, OutOfMemoryError; the state is then empty.
   virtual void load(ArchiveReader& in) = 0;
   virtual void clear() noexcept = 0;
+  /// True if every token has a row that depends on no later one and is still there: then rows can be written and read apart
+  /// from the rest, and be shared with other sequences that begin with the same tokens.
+  [[nodiscard]] virtual bool row_wise() const noexcept { return false; }
+  /// Writes the rows of the tokens from `from` on. Row-wise states only.
+  virtual void save_rows(ArchiveWriter& /*out*/, std::int64_t /*from*/) const {}
+  /// Fills the rows that the last append made room for. @throws FormatError.
+  virtual void load_rows(ArchiveReader& /*in*/, std::int64_t /*count*/) {}
+  /// Holds the first `tokens` tokens in common memory with `other`, which has the same ones, as far as whole pages go.
+  virtual void share_rows(const LayerState& /*other*/, std::int64_t /*tokens*/) noexcept {}
 
  protected:
   LayerState() = default;

@@ -48,6 +48,10 @@ class SKALD_API PagedKv final : public LayerState {
   void save(ArchiveWriter& out) const override;
   void load(ArchiveReader& in) override;
   void clear() noexcept override;
+  [[nodiscard]] bool row_wise() const noexcept override { return !options_.evicts && options_.window == 0; }
+  void save_rows(ArchiveWriter& out, std::int64_t from) const override;
+  void load_rows(ArchiveReader& in, std::int64_t count) override;
+  void share_rows(const LayerState& other, std::int64_t tokens) noexcept override;
 
   [[nodiscard]] const KvPool& pool() const noexcept { return *pool_; }
   [[nodiscard]] int groups() const noexcept { return static_cast<int>(groups_.size()); }

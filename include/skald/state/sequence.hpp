@@ -63,6 +63,14 @@ class SKALD_API SequenceState {
   /// Replaces the contents. @throws FormatError, OutOfMemoryError; the sequence is then empty.
   void load(ArchiveReader& in);
   void clear() noexcept;
+  /// As LayerState::row_wise, of all layers.
+  [[nodiscard]] bool row_wise() const noexcept;
+  /// Writes what the tokens from `from` on add. Row-wise sequences only.
+  void save_rows(ArchiveWriter& out, std::int64_t from) const;
+  /// Appends tokens from what `save_rows` wrote. @throws FormatError, OutOfMemoryError; the sequence is then unchanged.
+  void load_rows(ArchiveReader& in);
+  /// Holds the first `tokens` tokens in common memory with `other`, which must have been computed from the same ones.
+  void share_rows(const SequenceState& other, std::int64_t tokens) noexcept;
 
   [[nodiscard]] int layer_count() const noexcept { return static_cast<int>(layers_.size()); }
   /// State of a layer, or null if the layer has none.

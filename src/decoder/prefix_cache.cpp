@@ -1,0 +1,425 @@
+#include <skald/decoder/prefix_cache.hpp>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <limits>
+#include <map>
+
+#include <skald/core/file.hpp>
+
+#include "decoder/checksum.hpp"
+#include "decoder/prefix_tree.hpp"
+
+namespace skald::inline v0 {
+
+using detail::PrefixNode;
+using detail::PrefixTree;
+using NodePtr = std::shared_ptr<PrefixNode>;
+
+namespace detail {
+
+namespace {
+
+std::uint64_t hash_tokens(std::span<const TokenId> tokens) {
+  std::uint64_t hash = 0xcbf29ce484222325ull;
+  for (const auto token : tokens) hash = (hash ^ static_cast<std::uint32_t>(token)) * 0x100000001b3ull;
+  return hash;
+}
+
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+PrefixTree::PrefixTree(std::shared_ptr<DecoderCore> decoder, PrefixCacheOptions given)
+    : core(std::move(decoder)), options(std::move(given)) {
+  if (options.replacement != "gdsf" && options.replacement != "lru")
+    throw UsageError("decoder.prefix_cache",
+                     "replacement '" + options.replacement + "' is not one of gdsf, lru");
+  if (!options.clock) options.clock = steady_seconds;
+  if (!options.hash) options.hash = hash_tokens;
+  if (options.fast_bytes == 0) options.fast_bytes = core->kv_capacity_bytes() / 2;
+}
+
+PrefixTree::~PrefixTree() {
+  for (auto& [scope, root] : roots) forget(root);
+}
+
+double PrefixTree::now() const { return options.clock(); }
+
+void PrefixTree::touch(PrefixNode& node) {
+  ++node.uses;
+  node.last_used = ++ticks;
+  node.age = age;
+}
+
+/// The child whose tokens begin like `tokens`, and how many of them are equal.
+NodePtr PrefixTree::child_of(const PrefixNode& node, std::span<const TokenId> tokens, std::int64_t& equal) const {
+  equal = 0;
+  if (tokens.empty()) return nullptr;
+  const auto hash = options.hash(tokens.first(1));
+  for (const auto& child : node.children) {
+    if (child->hash != hash) continue;
+    const auto most = std::min(tokens.size(), child->tokens.size());
+    std::size_t same = 0;
+    while (same < most && tokens[same] == child->tokens[same]) ++same;
+    if (same == 0) continue;  // another token with the same hash
+    equal = static_cast<std::int64_t>(same);
+    return child;
+  }
+  return nullptr;
+}
+
+/// The state that lets a session go on after the most of `tokens`: a node and a length.
+PrefixTree::Hit PrefixTree::look_up(const NodePtr& root, std::span<const TokenId> tokens, std::int64_t limit) const {
+  Hit best;
+  NodePtr node = root;
+  while (node) {
+    std::int64_t equal = 0;
+    const auto rest = tokens.subspan(std::min(tokens.size(), static_cast<std::size_t>(node->end())));
+    const auto child = child_of(*node, rest, equal);
+    if (!child) break;
+    const auto length = std::min(limit, child->begin + equal);
+    if (child->known()) {
+      // What lies in the slow tier as rows can be cut anywhere; other states only as they themselves say.
+      const auto usable = child->state   ? child->state->restorable(length)
+                          : child->rows  ? length
+                          : length == child->end() ? length
+                                                   : -1;
+      if (usable > best.length) best = {child, usable};
+    }
+    if (equal < child->size()) break;
+    node = child;
+  }
+  return best;
+}
+
+void PrefixTree::store_slow(PrefixNode& node) {
+  ArchiveWriter out;
+  const auto above = known_above(node);
+  node.rows = node.state->row_wise();
+  if (node.rows) node.state->save_rows(out, above ? above->end() : 0);
+  else node.state->save(out);
+  node.slow = out.take();
+  node.slow_size = node.slow.size();
+  if (!options.slow_folder.empty()) {
+    node.file = options.slow_folder + "/prefix-" + std::to_string(::getpid()) + "-" +
+                std::to_string(reinterpret_cast<std::uintptr_t>(this)) + "-" + std::to_string(++files) + ".kv";
+    write_file_atomically(node.file, node.slow);
+    node.slow = {};
+  }
+  slow_bytes += node.slow_size;
+}
+
+void PrefixTree::drop_slow(PrefixNode& node) noexcept {
+  if (node.slow_size == 0) return;
+  slow_bytes -= node.slow_size;
+  node.slow_size = 0;
+  node.slow = {};
+  if (!node.file.empty()) {
+    std::error_code ignored;
+    std::filesystem::remove(node.file, ignored);
+    node.file.clear();
+  }
+}
+
+void PrefixTree::drop_fast(PrefixNode& node) noexcept {
+  if (!node.state) return;
+  fast_bytes -= node.bytes;
+  node.bytes = 0;
+  node.state.reset();
+}
+
+NodePtr PrefixTree::known_above(const PrefixNode& node) const {
+  for (auto above = node.parent.lock(); above; above = above->parent.lock())
+    if (above->known()) return above;
+  return nullptr;
+}
+
+void PrefixTree::set_state(PrefixNode& node, SequenceState state) {
+  drop_fast(node);
+  const auto above = known_above(node);
+  if (above && above->state) state.share_rows(*above->state, above->end());
+  const auto shared = above && above->state ? above->state->bytes() : 0;
+  const auto total = state.bytes();
+  node.bytes = total > shared ? total - shared : 0;
+  fast_bytes += node.bytes;
+  node.state.emplace(std::move(state));
+}
+
+/// Brings a node's state, and those above that it builds on, into the fast tier.
+void PrefixTree::promote(const NodePtr& node) {
+  if (node->state) return;
+  auto base = core->new_session();
+  auto state = std::move(base.state());
+  const auto above = known_above(*node);
+  if (above && node->rows) {
+    promote(above);
+    state = above->state->fork();
+  }
+  const auto bytes = node->file.empty() ? std::vector<std::byte>{} : read_whole_file(node->file);
+  ArchiveReader in(node->file.empty() ? std::span<const std::byte>(node->slow) : std::span<const std::byte>(bytes),
+                   node->file.empty() ? "slow tier" : node->file);
+  if (node->rows) state.load_rows(in);
+  else state.load(in);
+  in.finish();
+  set_state(*node, std::move(state));
+  drop_slow(*node);
+  ++counters.promoted;
+}
+
+/// Cuts a node in two, so that one ends after `size` of its tokens; returns that one.
+NodePtr PrefixTree::split(const NodePtr& node, std::int64_t size) {
+  if (node->known() && !node->state) promote(node);
+  auto upper = std::make_shared<PrefixNode>();
+  upper->begin = node->begin;
+  upper->hash = node->hash;
+  upper->tokens.assign(node->tokens.begin(), node->tokens.begin() + size);
+  upper->uses = node->uses;
+  upper->last_used = node->last_used;
+  upper->age = node->age;
+  const auto parent = node->parent.lock();
+  std::optional<SequenceState> state;
+  if (node->state && node->state->restorable(node->begin + size) == node->begin + size) {
+    state.emplace(node->state->fork());
+    state->truncate(node->begin + size);
+  }
+  std::replace(parent->children.begin(), parent->children.end(), node, upper);
+  upper->parent = parent;
+  upper->children.push_back(node);
+  node->tokens.erase(node->tokens.begin(), node->tokens.begin() + size);
+  node->begin += size;
+  node->hash = options.hash(std::span<const TokenId>(node->tokens).first(1));
+  node->parent = upper;
+  ++nodes;
+  if (state) {
+    set_state(*upper, std::move(*state));
+    auto own = std::move(*node->state);
+    fast_bytes -= node->bytes;
+    node->bytes = 0;
+    node->state.reset();
+    set_state(*node, std::move(own));
+  }
+  return upper;
+}
+
+NodePtr PrefixTree::insert(const std::string& scope, std::span<const TokenId> tokens, const SequenceState& state) {
+  auto& root = roots[scope];
+  if (!root) root = std::make_shared<PrefixNode>();
+  NodePtr node = root;
+  while (node->end() < static_cast<std::int64_t>(tokens.size())) {
+    std::int64_t equal = 0;
+    const auto rest = tokens.subspan(static_cast<std::size_t>(node->end()));
+    auto child = child_of(*node, rest, equal);
+    if (!child) {
+      child = std::make_shared<PrefixNode>();
+      child->begin = node->end();
+      child->tokens.assign(rest.begin(), rest.end());
+      child->hash = options.hash(rest.first(1));
+      child->parent = node;
+      node->children.push_back(child);
+      ++nodes;
+      counters.inserted_tokens += rest.size();
+    } else if (equal < child->size()) {
+      child = split(child, equal);
+    }
+    node = child;
+  }
+  if (node != root && !node->state) {
+    drop_slow(*node);
+    set_state(*node, state.fork());
+  }
+  for (auto up = node; up && up != root; up = up->parent.lock()) touch(*up);
+  return node;
+}
+
+void PrefixTree::forget(const NodePtr& node) noexcept {
+  for (const auto& child : node->children) forget(child);
+  node->children.clear();
+  drop_fast(*node);
+  drop_slow(*node);
+}
+
+bool PrefixTree::held(const PrefixNode& node, double time) const {
+  return node.pins > 0 || node.keep_until > time ||
+         std::any_of(node.children.begin(), node.children.end(), [&](const auto& child) { return held(*child, time); });
+}
+
+double PrefixTree::worth(const PrefixNode& node) const {
+  if (options.replacement == "lru") return static_cast<double>(node.last_used);
+  // Computing a token costs the weights' products and attention over those before it, which overtakes at some thousands.
+  const auto size = static_cast<double>(node.size());
+  const auto cost = size * (1.0 + (static_cast<double>(node.begin) + size / 2) / 8192.0);
+  const auto bytes = static_cast<double>(std::max<std::size_t>(1, node.bytes > 0 ? node.bytes : node.slow_size));
+  return node.age + static_cast<double>(node.uses) * cost / bytes;
+}
+
+/// The least worth leaf of a tier, or null.
+NodePtr PrefixTree::victim(bool fast, double time) const {
+  NodePtr best;
+  const auto visit = [&](const auto& self, const NodePtr& node) -> void {
+    for (const auto& child : node->children) self(self, child);
+    if (node->begin == 0 && node->tokens.empty()) return;  // a root
+    const bool in_tier = fast ? node->state.has_value() : node->slow_size > 0;
+    if (!in_tier || held(*node, time)) return;
+    const auto below = [&](const auto& again, const NodePtr& at) -> bool {
+      return std::any_of(at->children.begin(), at->children.end(), [&](const NodePtr& child) {
+        return (fast ? child->state.has_value() : child->known()) || again(again, child);
+      });
+    };
+    if (below(below, node)) return;  // a child is never kept without its parent
+    if (!best || worth(*node) < worth(*best)) best = node;
+  };
+  for (const auto& [scope, root] : roots) visit(visit, root);
+  return best;
+}
+
+void PrefixTree::drop(const NodePtr& node) {
+  const auto count = [&](const auto& self, const NodePtr& at) -> std::uint64_t {
+    std::uint64_t sum = 1;
+    for (const auto& child : at->children) sum += self(self, child);
+    return sum;
+  };
+  const auto parent = node->parent.lock();
+  const auto gone = count(count, node);
+  forget(node);
+  std::erase(parent->children, node);
+  nodes -= gone;
+  counters.dropped += gone;
+  if (parent->children.empty() && !parent->known() && parent->pins == 0 && parent->parent.lock()) drop(parent);
+}
+
+std::size_t PrefixTree::shrink(std::size_t most) {
+  const auto time = now();
+  while (fast_bytes > most) {
+    const auto node = victim(true, time);
+    if (!node) break;
+    age = std::max(age, worth(*node));
+    if (options.slow_bytes > 0) {
+      store_slow(*node);
+      drop_fast(*node);
+      ++counters.demoted;
+      while (slow_bytes > options.slow_bytes) {
+        const auto last = victim(false, time);
+        if (!last) break;
+        drop(last);
+      }
+    } else {
+      drop(node);
+    }
+  }
+  return fast_bytes;
+}
+
+}  // namespace detail
+
+PrefixHandle::PrefixHandle(NodePtr node) noexcept : node_(std::move(node)) {
+  if (node_) ++node_->pins;
+}
+PrefixHandle::PrefixHandle(const PrefixHandle& other) : PrefixHandle(other.node_) {}
+PrefixHandle& PrefixHandle::operator=(PrefixHandle other) noexcept {
+  std::swap(node_, other.node_);
+  return *this;
+}
+PrefixHandle::~PrefixHandle() {
+  if (node_) --node_->pins;
+}
+std::int64_t PrefixHandle::length() const noexcept { return node_ ? node_->end() : 0; }
+std::vector<TokenId> PrefixHandle::tokens() const {
+  std::vector<TokenId> all;
+  for (auto node = node_; node; node = node->parent.lock())
+    all.insert(all.begin(), node->tokens.begin(), node->tokens.end());
+  if (static_cast<std::int64_t>(all.size()) != length()) all.clear();  // the cache has forgotten what was before
+  return all;
+}
+
+PrefixCache::PrefixCache(std::shared_ptr<detail::DecoderCore> core, PrefixCacheOptions options)
+    : tree_(std::make_unique<PrefixTree>(std::move(core), std::move(options))) {}
+PrefixCache::~PrefixCache() = default;
+PrefixCache::PrefixCache(PrefixCache&&) noexcept = default;
+PrefixCache& PrefixCache::operator=(PrefixCache&&) noexcept = default;
+
+Session PrefixCache::new_session(std::span<const TokenId> tokens, std::string_view scope) {
+  auto& tree = *tree_;
+  ++tree.counters.lookups;
+  tree.counters.missed_tokens += tokens.size();
+  const auto root = tree.roots.find(scope);
+  if (root == tree.roots.end() || tokens.empty()) return tree.core->new_session();
+  auto hit = tree.look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1);
+  if (hit.length == 0) return tree.core->new_session();
+  const PrefixHandle pin(hit.node);
+  tree.promote(hit.node);
+  // A state that came back may be less willing to go back than its rows promised.
+  hit.length = hit.node->state->restorable(hit.length);
+  if (hit.length <= 0) return tree.core->new_session();
+  auto state = hit.node->state->fork();
+  state.truncate(hit.length);
+  for (auto node = hit.node; node && node != root->second; node = node->parent.lock()) tree.touch(*node);
+  ++tree.counters.hits;
+  tree.counters.reused_tokens += static_cast<std::uint64_t>(hit.length);
+  tree.counters.missed_tokens -= static_cast<std::uint64_t>(hit.length);
+  const auto known = tokens.first(static_cast<std::size_t>(hit.length));
+  auto session = tree.core->new_session(std::move(state), {known.begin(), known.end()});
+  (void)tree.shrink(tree.options.fast_bytes);
+  return session;
+}
+
+std::int64_t PrefixCache::match(std::span<const TokenId> tokens, std::string_view scope) const {
+  const auto root = tree_->roots.find(scope);
+  if (root == tree_->roots.end() || tokens.empty()) return 0;
+  return tree_->look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1).length;
+}
+
+PrefixHandle PrefixCache::insert(const Session& session, std::string_view scope) {
+  auto& tree = *tree_;
+  if (!tree.owns_session(session))
+    throw UsageError("decoder.prefix_cache", "the session belongs to another decoder");
+  if (session.state().pending() != 0)
+    throw UsageError("decoder.prefix_cache", "the session has a token tree that was neither accepted nor truncated");
+  const auto tokens = session.tokens();
+  if (tokens.empty()) return {};
+  if (std::find(tokens.begin(), tokens.end(), TokenId{-1}) != tokens.end())
+    throw UsageError("decoder.prefix_cache", "the session holds embeddings; only tokens can be looked up");
+  PrefixHandle handle(tree.insert(std::string(scope), tokens, session.state()));
+  (void)tree.shrink(tree.options.fast_bytes);
+  return handle;
+}
+
+void PrefixCache::set_name(std::string_view name, const PrefixHandle& handle) {
+  if (handle) tree_->names.insert_or_assign(std::string(name), handle);
+  else if (const auto it = tree_->names.find(name); it != tree_->names.end()) tree_->names.erase(it);
+}
+
+PrefixHandle PrefixCache::find(std::string_view name) const {
+  const auto it = tree_->names.find(name);
+  return it == tree_->names.end() ? PrefixHandle() : it->second;
+}
+
+void PrefixCache::keep_for(const Session& session, double seconds, std::string_view scope) {
+  const auto handle = insert(session, scope);
+  if (handle) handle.node_->keep_until = std::max(handle.node_->keep_until, tree_->now() + seconds);
+}
+
+std::size_t PrefixCache::shrink(std::size_t fast_bytes) { return tree_->shrink(fast_bytes); }
+
+void PrefixCache::clear() {
+  tree_->names.clear();
+  for (auto& [scope, root] : tree_->roots) tree_->forget(root);
+  tree_->roots.clear();
+  tree_->nodes = 0;
+}
+
+PrefixCacheCounters PrefixCache::counters() const {
+  auto result = tree_->counters;
+  result.nodes = tree_->nodes;
+  result.fast_bytes = tree_->fast_bytes;
+  result.slow_bytes = tree_->slow_bytes;
+  return result;
+}
+
+std::string PrefixCache::key() const { return tree_->core->state_key(); }
+
+}  // namespace skald::inline v0

@@ -1,0 +1,309 @@
+// Prefixes that are computed once and reused.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include <skald/core/file.hpp>
+#include <skald/decoder/prefix_cache.hpp>
+
+#include "helpers.hpp"
+#include "support/catch.hpp"
+
+using namespace skald_test;
+
+namespace {
+
+const TinyShape shape{.type = skald::DType::q8_0};
+
+skald::DecoderOptions small_pages(const std::string& eviction = "none") {
+  return {.kv = {.eviction = eviction, .page_tokens = 16}, .parallel = 8};
+}
+
+using Tokens = std::vector<skald::TokenId>;
+
+Tokens operator+(Tokens a, const Tokens& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+Tokens document(unsigned seed, std::int64_t count) { return some_tokens(count, shape.vocabulary, seed); }
+
+/// Last logits of a prompt through a cache; remembers the session's state.
+Rows ask(skald::PrefixCache& cache, const Tokens& prompt, std::int64_t* reused = nullptr, std::string_view scope = {}) {
+  auto session = cache.new_session(prompt, scope);
+  if (reused != nullptr) *reused = session.length();
+  auto rows = copy(session.forward(std::span(prompt).subspan(static_cast<std::size_t>(session.length()))));
+  (void)cache.insert(session, scope);
+  return rows;
+}
+
+Rows alone(const skald::Decoder<>& decoder, const Tokens& prompt) {
+  auto session = decoder.new_session();
+  return copy(session.forward(prompt));
+}
+
+struct Folder {
+  std::string path = (std::filesystem::temp_directory_path() / ("skald_prefix_" + std::to_string(::getpid()))).string();
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
+};
+
+}  // namespace
+
+TEST_CASE("A017: a prompt reuses the documents it shares with an earlier one, bit for bit") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  for (const std::string eviction : {"none", "window:sinks=4,window=60", "h2o:budget=400", "h2o:budget=64"}) {
+    INFO(eviction);
+    const skald::Decoder decoder(model, small_pages(eviction));
+    skald::PrefixCache cache(decoder);
+    const auto d1 = document(1, 70);
+    const auto d2 = document(2, 45);
+    const auto d3 = document(3, 50);
+    const auto q = document(4, 9);
+    const auto other = document(5, 11);
+    std::int64_t reused = -1;
+    CHECK(same_bits(ask(cache, d1 + d3 + other, &reused), alone(decoder, d1 + d3 + other)));
+    CHECK(reused == 0);
+    CHECK(same_bits(ask(cache, d1 + d2 + q, &reused), alone(decoder, d1 + d2 + q)));
+    if (eviction == "none") CHECK(reused == 70);
+    else CHECK(reused <= 70);
+    // The same again: everything but the last token.
+    CHECK(same_bits(ask(cache, d1 + d2 + q, &reused), alone(decoder, d1 + d2 + q)));
+    if (eviction == "none") CHECK(reused == 123);
+    // Longer than anything known: all of it is reused, under evictions too.
+    CHECK(same_bits(ask(cache, d1 + d2 + q + other, &reused), alone(decoder, d1 + d2 + q + other)));
+    CHECK(reused == 124);
+    CHECK(cache.counters().hits >= 1);
+  }
+}
+
+TEST_CASE("integration.prefix: pages of a prefix exist once, whoever computed it") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, small_pages());
+  const auto prefix = document(1, 160);
+  {
+    skald::PrefixCache cache(decoder);
+    (void)ask(cache, prefix + document(2, 16));
+    const auto used = [&] { return decoder.counters().kv_pages_used; };
+    CHECK(used() == 4 * 11);
+    // Computed apart, then remembered: the common pages become one.
+    auto apart = decoder.new_session();
+    (void)apart.forward(prefix + document(3, 16));
+    CHECK(used() == 4 * 22);
+    (void)cache.insert(apart);
+    apart.clear();
+    CHECK(used() == 4 * 12);
+    const auto bytes = cache.counters().fast_bytes;
+    CHECK(bytes == decoder.counters().kv_page_bytes_used);
+    std::vector<skald::Session> sessions;
+    for (unsigned i = 0; i < 4; ++i) sessions.push_back(cache.new_session(prefix + document(10 + i, 5)));
+    CHECK(used() == 4 * 12);
+    CHECK(sessions[0].length() == 160);
+  }
+  CHECK(decoder.counters().kv_pages_used == 0);
+}
+
+TEST_CASE("integration.prefix: a hash that is always equal never serves other tokens") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, small_pages());
+  skald::PrefixCache cache(decoder, {.hash = [](std::span<const skald::TokenId>) { return std::uint64_t{7}; }});
+  for (unsigned round = 0; round < 2; ++round)
+    for (unsigned i = 0; i < 6; ++i) {
+      const auto prompt = document(i % 3, 40) + document(20 + i, 20);
+      std::int64_t reused = -1;
+      CHECK(same_bits(ask(cache, prompt, &reused), alone(decoder, prompt)));
+      CHECK(reused == (round == 1 ? 59 : i >= 3 ? 40 : 0));
+    }
+  const auto unknown = document(50, 30);
+  CHECK(cache.match(unknown) == 0);
+}
+
+TEST_CASE("integration.prefix: scopes are apart, handles pin, names hold, foreign sessions are refused") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, small_pages());
+  skald::PrefixCache cache(decoder);
+  const auto prompt = document(1, 50);
+  (void)ask(cache, prompt, nullptr, "adapter-a");
+  CHECK(cache.match(prompt + prompt, "adapter-a") == 50);
+  CHECK(cache.match(prompt + prompt, "adapter-b") == 0);
+  CHECK(cache.match(prompt + prompt) == 0);
+
+  auto session = decoder.new_session();
+  (void)session.forward(prompt);
+  auto handle = cache.insert(session);
+  CHECK(handle.length() == 50);
+  CHECK(handle.tokens() == prompt);
+  session.clear();
+  (void)cache.shrink(0);
+  CHECK(cache.match(prompt + prompt) == 50);
+  CHECK(cache.match(prompt + prompt, "adapter-a") == 0);
+  cache.set_name("system", handle);
+  handle = {};
+  (void)cache.shrink(0);
+  CHECK(cache.find("system").length() == 50);
+  CHECK_FALSE(cache.find("other"));
+  CHECK(cache.match(prompt + prompt) == 50);
+  cache.set_name("system", {});
+  CHECK(cache.shrink(0) == 0);
+  CHECK(cache.match(prompt + prompt) == 0);
+  CHECK(decoder.counters().kv_pages_used == 0);
+
+  const skald::Decoder second(model, small_pages());
+  auto foreign = second.new_session();
+  (void)foreign.forward(prompt);
+  CHECK_THROWS_AS(cache.insert(foreign), skald::UsageError);
+  auto embedded = decoder.new_session();
+  skald::Batch batch;
+  batch.add_embeddings(embedded, std::vector<float>(256, 0.1F), 1);
+  (void)decoder.forward(batch);
+  CHECK_THROWS_AS(cache.insert(embedded), skald::UsageError);
+  CHECK_THROWS_AS(skald::PrefixCache(decoder, {.replacement = "fifo"}), skald::UsageError);
+}
+
+TEST_CASE("A094: within its time to live a turn's memory stays, after it the pages can be had back") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, small_pages());
+  double now = 100;
+  skald::PrefixCache cache(decoder, {.clock = [&] { return now; }});
+  const auto turn = document(1, 80);
+  auto session = cache.new_session(turn);
+  (void)session.forward(turn);
+  cache.keep_for(session, 5.0);
+  session.clear();
+  now = 104;
+  CHECK(cache.shrink(0) > 0);
+  std::int64_t reused = 0;
+  CHECK(same_bits(ask(cache, turn + document(2, 7), &reused), alone(decoder, turn + document(2, 7))));
+  CHECK(reused == 80);  // only the tool's answer is computed
+  now = 106;
+  CHECK(cache.shrink(0) == 0);
+  CHECK(decoder.counters().kv_pages_used == 0);
+}
+
+TEST_CASE("A017: under pressure the leaf worth least moves to the slow tier first, never a parent before its child") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const Folder folder;
+  for (const bool files : {false, true}) {
+    const skald::Decoder decoder(model, small_pages());
+    skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 24, .slow_folder = files ? folder.path : ""});
+    const auto shared = document(1, 64);
+    const auto often = shared + document(2, 64);
+    const auto once = shared + document(3, 64);
+    std::map<std::string, Rows> expected;
+    expected["often"] = ask(cache, often);
+    expected["once"] = ask(cache, once);
+    for (int i = 0; i < 5; ++i) (void)ask(cache, often);
+    const auto full = cache.counters().fast_bytes;
+    const auto held = [&](const Tokens& prompt) { return cache.match(prompt + document(9, 1)); };
+    (void)cache.shrink(full - 1);
+    CHECK(cache.counters().demoted == 1);
+    CHECK(cache.counters().slow_bytes > 0);
+    CHECK(held(once) == 128);  // still known
+    CHECK(held(often) == 128);
+    // It comes back equal.
+    std::int64_t reused = 0;
+    CHECK(same_bits(ask(cache, once, &reused), expected["once"]));
+    CHECK(reused == 127);
+    CHECK(cache.counters().promoted == 1);
+    // All of it leaves, children first, and returns with its parents.
+    CHECK(cache.shrink(0) == 0);
+    CHECK(decoder.counters().kv_pages_used == 0);
+    if (files) CHECK_FALSE(std::filesystem::is_empty(folder.path));
+    CHECK(same_bits(ask(cache, often, &reused), expected["often"]));
+    CHECK(reused == 127);
+    cache.clear();
+    if (files) CHECK(std::filesystem::is_empty(folder.path));
+  }
+  // Without a slow tier the same leaf is dropped, and what it shares stays.
+  const skald::Decoder decoder(model, small_pages());
+  skald::PrefixCache cache(decoder);
+  const auto shared = document(1, 64);
+  for (int i = 0; i < 4; ++i) (void)ask(cache, shared + document(2, 64));
+  (void)ask(cache, shared + document(3, 64));
+  (void)cache.shrink(cache.counters().fast_bytes - 1);
+  CHECK(cache.match(shared + document(3, 64)) == 64);
+  CHECK(cache.match(shared + document(2, 64)) == 127);
+}
+
+TEST_CASE("integration.prefix: a file of prefixes is restored bit for bit and refused where it does not belong") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const Folder folder;
+  const auto path = folder.path + "/prefixes";
+  const auto a = document(1, 64) + document(2, 33);
+  const auto b = document(1, 64) + document(3, 50);
+  for (const std::string eviction : {"none", "h2o:budget=64"}) {
+    const skald::Decoder decoder(model, small_pages(eviction));
+    {
+      skald::PrefixCache cache(decoder);
+      (void)ask(cache, a);
+      (void)ask(cache, b, nullptr, "scope");
+      cache.save(path);
+    }
+    skald::PrefixCache cache(decoder);
+    cache.load(path);
+    std::int64_t reused = 0;
+    const auto more = a + document(7, 5);
+    CHECK(same_bits(ask(cache, more, &reused), alone(decoder, more)));
+    CHECK(reused == 97);
+    CHECK(same_bits(ask(cache, b + a, &reused, "scope"), alone(decoder, b + a)));
+    CHECK(reused == 114);
+    auto bytes = skald::read_whole_file(path);
+    for (std::size_t i = 0; i < bytes.size(); i += bytes.size() / 50) {
+      auto damaged = bytes;
+      damaged[i] ^= std::byte{0x20};
+      skald::write_file_atomically(path, damaged);
+      skald::PrefixCache fresh(decoder);
+      CHECK_THROWS_AS(fresh.load(path), skald::Error);
+      CHECK(fresh.counters().nodes == 0);
+    }
+    skald::write_file_atomically(path, bytes);
+    auto options = small_pages(eviction);
+    options.kv.format = "f32";
+    const skald::Decoder other(model, options);
+    skald::PrefixCache refused(other);
+    CHECK_THROWS_AS(refused.load(path), skald::IncompatibleError);
+  }
+}
+
+TEST_CASE("integration.prefix: a process killed while it saves leaves the old file or the new one, 100 times of 100") {
+  const auto model = tiny_model(shape, {.backend = serial_cpu()});
+  const Folder folder;
+  const auto path = folder.path + "/session";
+  const skald::Decoder decoder(model, small_pages());
+  auto first = decoder.new_session();
+  (void)first.forward(document(1, 100));
+  auto second = decoder.new_session();
+  (void)second.forward(document(2, 400));
+  first.save(path);
+  const auto old_bytes = first.snapshot();
+  const auto new_bytes = second.snapshot();
+  int old_files = 0;
+  int new_files = 0;
+  for (int i = 0; i < 100; ++i) {
+    first.save(path);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      try {
+        skald::write_file_atomically(path, new_bytes);
+      } catch (...) {
+      }
+      ::_exit(0);
+    }
+    ::usleep(static_cast<useconds_t>((i * 37) % 1500));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    const auto found = skald::read_whole_file(path);
+    old_files += found == old_bytes;
+    new_files += found == new_bytes;
+    auto session = decoder.new_session();
+    REQUIRE_NOTHROW(session.load(path));
+  }
+  CHECK(old_files + new_files == 100);
+  CHECK(old_files > 0);
+}
