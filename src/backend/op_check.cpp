@@ -47,8 +47,8 @@ Fault kv_fault(const KvLayer& kv, std::int32_t heads, std::int32_t kv_heads) {
   if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
     return fmt::format("{} query heads over {} KV heads; the first must be a multiple of the second", heads, kv_heads);
   }
-  if (layout.dtype != DType::f32 && layout.dtype != DType::f16 && layout.dtype != DType::bf16) {
-    return fmt::format("KV pages of {}; there are f32, f16, bf16", to_string(layout.dtype));
+  if (!KvPageLayout::supports(layout.dtype)) {
+    return fmt::format("KV pages of {}; there are f32, f16, bf16, q8_0, q4_0", to_string(layout.dtype));
   }
   if (layout.page_tokens <= 0 || layout.page_tokens % KvPageLayout::lane_tokens != 0 ||
       attention_chunk % layout.page_tokens != 0) {

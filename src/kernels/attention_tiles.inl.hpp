@@ -53,32 +53,6 @@ SKALD_INLINE f32x16 tanh(f32x16 x) noexcept {
   return from_bits(bits((one - e) / (one + e)) | sign);
 }
 
-/// How keys and values are stored: conversion of one vector.
-struct Single {
-  using Stored = float;
-  static constexpr DType type = DType::f32;
-  static constexpr bool converts = false;
-  SKALD_INLINE static f32x16 read(const Stored* p) noexcept { return load(p); }
-  SKALD_INLINE static f32x16 read_n(const Stored* p, int n) noexcept { return load_n(p, n); }
-  SKALD_INLINE static void write(Stored* p, f32x16 a) noexcept { store(p, a); }
-};
-struct Half {
-  using Stored = std::uint16_t;
-  static constexpr DType type = DType::f16;
-  static constexpr bool converts = true;
-  SKALD_INLINE static f32x16 read(const Stored* p) noexcept { return load_f16(p); }
-  SKALD_INLINE static f32x16 read_n(const Stored* p, int n) noexcept { return load_f16_n(p, n); }
-  SKALD_INLINE static void write(Stored* p, f32x16 a) noexcept { store_f16(p, a); }
-};
-struct Brain {
-  using Stored = std::uint16_t;
-  static constexpr DType type = DType::bf16;
-  static constexpr bool converts = true;
-  SKALD_INLINE static f32x16 read(const Stored* p) noexcept { return load_bf16(p); }
-  SKALD_INLINE static f32x16 read_n(const Stored* p, int n) noexcept { return load_bf16_n(p, n); }
-  SKALD_INLINE static void write(Stored* p, f32x16 a) noexcept { store_bf16(p, a); }
-};
-
 /// Fetches into the second-level cache: the first level can wait for too few lines to keep the memory busy.
 SKALD_INLINE void prefetch_far(const void* p) noexcept { __builtin_prefetch(p, 0, 2); }
 
@@ -131,6 +105,65 @@ void score_tile(const ScorePiece& piece, const typename Element::Stored* const* 
   }
 }
 
+/// The score fold over coded keys: all dimensions of NQ queries with NV groups of 16 keys. Queries are numbers of 16 bits
+/// with one scale each; a block of 32 dimensions is summed in integers, exactly, the blocks in floats.
+struct CodePiece {
+  const std::int32_t* q;      ///< [16 * blocks][NQ] pairs of dimensions
+  const std::int32_t* bases;  ///< [blocks][NQ] what the codes' offset adds to a block's sum
+  const float* scales;        ///< [NQ]
+  int blocks;
+  float* scores;  ///< query i, group v: scores + i * score_stride + 16 v
+  const std::byte* next;
+};
+
+template <class Element, int NQ, int NV>
+void code_tile(const CodePiece& piece, const typename Element::Stored* const* keys) noexcept {
+  const typename Element::Stored* k[NV];
+  const std::uint16_t* key_scales[NV];
+  f32x16 total[NQ][NV];
+  SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+    k[v] = keys[v];
+    key_scales[v] = reinterpret_cast<const std::uint16_t*>(keys[v] + std::ptrdiff_t{16} * Element::pair_bytes *
+                                                                         piece.blocks);
+    SKALD_UNROLL for (int i = 0; i < NQ; ++i) total[i][v] = zero_f32();
+  }
+  const std::int32_t* q = piece.q;
+  const auto* next = piece.next != nullptr ? piece.next : reinterpret_cast<const std::byte*>(q);
+  const std::ptrdiff_t step = piece.next != nullptr ? std::ptrdiff_t{Element::pair_bytes} * NV : 0;
+  for (int block = 0; block < piece.blocks; ++block) {
+    i32x16 acc[NQ][NV];
+    SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+      SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = zero_i32();
+    }
+    for (int pair = 0; pair < 16; ++pair) {
+      prefetch_far(next);
+      next += step;
+      i32x16 key[NV];
+      SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+        key[v] = Element::pairs(k[v]);
+        k[v] += Element::pair_bytes;
+      }
+      SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+        const i32x16 x = set1(q[i]);
+        SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = dot2(acc[i][v], key[v], x);
+      }
+      q += NQ;
+    }
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+      const f32x16 scale = load_f16(key_scales[v]);
+      key_scales[v] += 16;
+      SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+        const i32x16 sum = Element::offset == 0 ? acc[i][v] : acc[i][v] + set1(piece.bases[block * NQ + i]);
+        total[i][v] = fma(to_f32(sum), scale, total[i][v]);
+      }
+    }
+  }
+  SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
+    const f32x16 scale = set1(piece.scales[i]);
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) store(piece.scores + i * score_stride + 16 * v, total[i][v] * scale);
+  }
+}
+
 /// A piece of the weighted sum: `tokens` consecutive value rows for NQ queries and 16 NV dimensions.
 struct ValuePiece {
   const float* p;  ///< query i, token t: p[i * score_stride + t]
@@ -139,6 +172,9 @@ struct ValuePiece {
   std::ptrdiff_t out_stride;
   std::ptrdiff_t value_stride;  ///< elements from token to token
   std::ptrdiff_t ahead;         ///< bytes to the memory that is needed later
+  int vector;                   ///< number of the first vector of 16 dimensions; coded values only, as what follows
+  const float* scales;          ///< of the first token
+  std::ptrdiff_t scale_stride;
 };
 
 /// Folds over tokens; one dimension per lane.
@@ -149,6 +185,7 @@ void value_tile(const ValuePiece& piece, const typename Element::Stored* values)
     SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = load(piece.out + i * piece.out_stride + 16 * v);
   }
   const float* p = piece.p;
+  [[maybe_unused]] const float* scales = piece.scales;
   const std::ptrdiff_t stride = piece.value_stride;
   const std::ptrdiff_t ahead = piece.ahead;
   const int tokens = piece.tokens;
@@ -159,7 +196,15 @@ void value_tile(const ValuePiece& piece, const typename Element::Stored* values)
       if constexpr (16 * NV * sizeof(typename Element::Stored) > 64) prefetch_far(next + 64);
     }
     f32x16 value[NV];
-    SKALD_UNROLL for (int v = 0; v < NV; ++v) value[v] = Element::read(values + 16 * v);
+    if constexpr (Element::coded) {
+      SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+        const f32x16 scale = set1(scales[(piece.vector + v) / 2]);
+        value[v] = to_f32(Element::value(values, piece.vector + v)) * scale;
+      }
+      scales += piece.scale_stride;
+    } else {
+      SKALD_UNROLL for (int v = 0; v < NV; ++v) value[v] = Element::read(values + 16 * v);
+    }
     SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
       const f32x16 weight = set1(p[i * score_stride]);
       SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = fma(weight, value[v], acc[i][v]);
@@ -217,6 +262,17 @@ struct ScoreCall {
   template <int NQ, int NV>
   SKALD_INLINE void call() const noexcept {
     score_tile<Element, NQ, NV>(piece, keys);
+  }
+};
+/// Two vectors at most: there are integer and float sums in registers.
+inline constexpr int most_code_vectors = 2;
+template <class Element>
+struct CodeCall {
+  const CodePiece& piece;
+  const typename Element::Stored* const* keys;
+  template <int NQ, int NV>
+  SKALD_INLINE void call() const noexcept {
+    if constexpr (NV <= most_code_vectors) code_tile<Element, NQ, NV>(piece, keys);
   }
 };
 template <class Element>

@@ -65,8 +65,9 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
   if (options.page_tokens % KvPageLayout::lane_tokens != 0 || attention_chunk % options.page_tokens != 0)
     throw UsageError(where, fmt::format("page_tokens is {}, allowed is a multiple of {} that divides {}",
                                         options.page_tokens, KvPageLayout::lane_tokens, attention_chunk));
-  if (options.kv_type != DType::f32 && options.kv_type != DType::f16 && options.kv_type != DType::bf16)
-    throw UsageError(where, fmt::format("kv_type is {}, allowed is f32, f16 or bf16", to_string(options.kv_type)));
+  if (!KvPageLayout::supports(options.kv_type))
+    throw UsageError(where, fmt::format("kv_type is {}, allowed is f32, f16, bf16, q8_0 or q4_0",
+                                        to_string(options.kv_type)));
   return options;
 }
 
@@ -89,7 +90,7 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
                                           layer.attention->kv_heads));
     kv = kv + size(layer.attention->kv_heads / options.heads_per_group) * size(options.sequences) * size(pages) *
                   page.page_bytes();
-    per_token = per_token + size(layer.attention->k_cols() + layer.attention->v_cols()) * page.element_bytes();
+    per_token = per_token + size(layer.attention->kv_heads) * page.token_bytes();
   }
   plan.kv = kv.value();
   plan.kv_per_token = per_token.value();

@@ -9,8 +9,8 @@
 // f32x16   floats            i32x16   int32            u8x64   bytes, four to each 32-bit lane
 //   load, store        unaligned          load_n, store_n    the first n of 16 lanes; other lanes are zero / untouched
 //   set1, zero         + - * / (i32: + - * & | ^)            min, max, abs, sqrt, fma(a, b, c) = a * b + c, fnma = c - a * b
-//   load_i8 (sixteen int8)
-//   load_f16, load_bf16, store_f16, store_bf16 (and the _n forms)
+//   load_f16, load_bf16, store_f16, store_bf16 (and the _n forms); load_u8, load_i8: 16 bytes, one to a lane;
+//   load_i8_pairs: 32 bytes, two to a lane, as int16
 //   to_f32 (i32 to f32), round_to_i32 (nearest even), bits / from_bits, shl<N>, shr<N> (logical), sra<N>, shift_right(a, n)
 //   greater(a, b), less(a, b) -> mask16; select(mask, a, b)
 //   reduce_add, reduce_max: always the tree lane i with lane i + 8, i + 4, i + 2, i + 1

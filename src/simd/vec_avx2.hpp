@@ -137,6 +137,14 @@ SKALD_INLINE i32x16 select(mask16 m, i32x16 a, i32x16 b) noexcept {
   return bits(select(m, from_bits(a), from_bits(b)));
 }
 
+SKALD_INLINE i32x16 load_u8(const std::uint8_t* p) noexcept {
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
+}
+SKALD_INLINE i32x16 load_i8_pairs(const std::uint8_t* p) noexcept {
+  return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)))};
+}
 SKALD_INLINE f32x16 load_f16(const std::uint16_t* p) noexcept {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};

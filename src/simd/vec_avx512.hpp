@@ -89,6 +89,12 @@ SKALD_INLINE mask16 greater(i32x16 a, i32x16 b) noexcept { return {_mm512_cmpgt_
 SKALD_INLINE f32x16 select(mask16 m, f32x16 a, f32x16 b) noexcept { return {_mm512_mask_blend_ps(m.m, b.r, a.r)}; }
 SKALD_INLINE i32x16 select(mask16 m, i32x16 a, i32x16 b) noexcept { return {_mm512_mask_blend_epi32(m.m, b.r, a.r)}; }
 
+SKALD_INLINE i32x16 load_u8(const std::uint8_t* p) noexcept {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+SKALD_INLINE i32x16 load_i8_pairs(const std::uint8_t* p) noexcept {
+  return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
 SKALD_INLINE f32x16 load_f16(const std::uint16_t* p) noexcept {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }

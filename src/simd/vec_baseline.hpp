@@ -38,11 +38,6 @@ SKALD_INLINE i32x16 load(const std::int32_t* p) noexcept {
   __builtin_memcpy(&a, p, 64);
   return a;
 }
-SKALD_INLINE i32x16 load_i8(const std::int8_t* p) noexcept {
-  std::int32_t values[16];
-  for (int i = 0; i < 16; ++i) values[i] = p[i];
-  return load(values);
-}
 SKALD_INLINE u8x64 load_bytes(const void* p) noexcept {
   u8x64 a;
   __builtin_memcpy(&a, p, 64);
@@ -178,9 +173,77 @@ SKALD_INLINE i32x16 round_to_i32(f32x16 a) noexcept {
   return b;
 }
 
-SKALD_INLINE i32x16 load_u16(const std::uint16_t* p) noexcept {
+// Widening and narrowing by interleaving: element by element, compilers insert and extract one lane at a time.
+typedef std::uint16_t u16x8 __attribute__((vector_size(16)));
+typedef std::uint8_t u8x16 __attribute__((vector_size(16)));
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+/// The eight elements of `a` as eight numbers of 32 bits, with `a` in their low or (high) upper halves.
+template <bool High>
+SKALD_INLINE void widen(u16x8 a, i32x4& first, i32x4& second) noexcept {
+  const u16x8 zero = {};
+  if constexpr (High) {
+    first = (i32x4)__builtin_shufflevector(zero, a, 0, 8, 1, 9, 2, 10, 3, 11);
+    second = (i32x4)__builtin_shufflevector(zero, a, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    first = (i32x4)__builtin_shufflevector(a, zero, 0, 8, 1, 9, 2, 10, 3, 11);
+    second = (i32x4)__builtin_shufflevector(a, zero, 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+}
+/// Bytes as the upper halves of 16-bit numbers.
+SKALD_INLINE void widen_bytes(u8x16 a, u16x8& first, u16x8& second) noexcept {
+  const u8x16 zero = {};
+  first = (u16x8)__builtin_shufflevector(zero, a, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  second = (u16x8)__builtin_shufflevector(zero, a, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#else
+template <bool High>
+SKALD_INLINE void widen(u16x8 a, i32x4& first, i32x4& second) noexcept {
+  for (int i = 0; i < 4; ++i) {
+    first[i] = static_cast<std::int32_t>(std::uint32_t{a[i]} << (High ? 16 : 0));
+    second[i] = static_cast<std::int32_t>(std::uint32_t{a[i + 4]} << (High ? 16 : 0));
+  }
+}
+SKALD_INLINE void widen_bytes(u8x16 a, u16x8& first, u16x8& second) noexcept {
+  for (int i = 0; i < 8; ++i) {
+    first[i] = static_cast<std::uint16_t>(a[i] << 8);
+    second[i] = static_cast<std::uint16_t>(a[i + 8] << 8);
+  }
+}
+#endif
+template <bool High>
+SKALD_INLINE i32x16 load_wide(const std::uint16_t* p) noexcept {
+  u16x8 a[2];
+  __builtin_memcpy(a, p, 32);
   i32x16 wide;
-  for (int i = 0; i < 16; ++i) wide.r[i / 4][i % 4] = p[i];
+  widen<High>(a[0], wide.r[0], wide.r[1]);
+  widen<High>(a[1], wide.r[2], wide.r[3]);
+  return wide;
+}
+SKALD_INLINE i32x16 load_u16(const std::uint16_t* p) noexcept { return load_wide<false>(p); }
+SKALD_INLINE i32x16 load_i8(const std::int8_t* p) noexcept {
+  u8x16 a;
+  __builtin_memcpy(&a, p, 16);
+  u16x8 half[2];
+  widen_bytes(a, half[0], half[1]);
+  i32x16 wide;
+  widen<true>(half[0], wide.r[0], wide.r[1]);
+  widen<true>(half[1], wide.r[2], wide.r[3]);
+  return sra<24>(wide);
+}
+SKALD_INLINE i32x16 load_u8(const std::uint8_t* p) noexcept {
+  return load_i8(reinterpret_cast<const std::int8_t*>(p)) & set1(0xFF);
+}
+SKALD_INLINE i32x16 load_i8_pairs(const std::uint8_t* p) noexcept {
+  i32x16 wide;
+  for (int i = 0; i < 2; ++i) {
+    u8x16 a;
+    __builtin_memcpy(&a, p + 16 * i, 16);
+    u16x8 half[2];
+    widen_bytes(a, half[0], half[1]);
+    typedef std::int16_t i16x8 __attribute__((vector_size(16)));
+    wide.r[2 * i] = (i32x4)((i16x8)half[0] >> 8);
+    wide.r[2 * i + 1] = (i32x4)((i16x8)half[1] >> 8);
+  }
   return wide;
 }
 SKALD_INLINE void store_u16(std::uint16_t* p, i32x16 a) noexcept {
@@ -197,7 +260,7 @@ SKALD_INLINE f32x16 load_f16(const std::uint16_t* p) noexcept {
   magnitude = select(greater(rest, set1(0x7BFF)), special, magnitude);
   return from_bits(magnitude | sign);
 }
-SKALD_INLINE f32x16 load_bf16(const std::uint16_t* p) noexcept { return from_bits(shl<16>(load_u16(p))); }
+SKALD_INLINE f32x16 load_bf16(const std::uint16_t* p) noexcept { return from_bits(load_wide<true>(p)); }
 /// The rule of f32_to_f16 in core/half.hpp, lane-wise.
 SKALD_INLINE void store_f16(std::uint16_t* p, f32x16 a) noexcept {
   const i32x16 b = bits(a);
@@ -281,8 +344,15 @@ SKALD_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 a) noexcept {
 }
 /// acc + a.lo * b.lo + a.hi * b.hi over the two int16 of each lane.
 SKALD_INLINE i32x16 dot2(i32x16 acc, i32x16 a, i32x16 b) noexcept {
+#if defined(__SSE2__)
+  typedef short i16x8 __attribute__((vector_size(16)));
+  SKALD_VEC_EACH(acc.r[i] = (i32x4)((u32x4)acc.r[i] +
+                                    (u32x4)__builtin_ia32_pmaddwd128((i16x8)a.r[i], (i16x8)b.r[i])));
+  return acc;
+#else
   acc = acc + sra<16>(shl<16>(a)) * sra<16>(shl<16>(b));
   return acc + sra<16>(a) * sra<16>(b);
+#endif
 }
 /// int16 arithmetic on the pairs of each lane.
 SKALD_INLINE i32x16 shl8_16(i32x16 a) noexcept { return shl<8>(a) & set1(static_cast<std::int32_t>(0xFF00FF00)); }

@@ -11,9 +11,9 @@ namespace {
 
 void check_layout(const KvPageLayout& layout) {
   const auto refuse = [](const std::string& what) { throw UsageError("state.kv_pool", what); };
-  if (layout.dtype != DType::f32 && layout.dtype != DType::f16 && layout.dtype != DType::bf16)
+  if (!KvPageLayout::supports(layout.dtype))
     throw UnsupportedError("state.kv_pool", "KV format '" + std::string(to_string(layout.dtype)) +
-                                                "' is not one of f32, f16, bf16");
+                                                "' is not one of f32, f16, bf16, q8_0, q4_0");
   if (layout.page_tokens < KvPageLayout::lane_tokens || layout.page_tokens % KvPageLayout::lane_tokens != 0 ||
       attention_chunk % layout.page_tokens != 0)
     refuse("page_tokens is " + std::to_string(layout.page_tokens) + ", allowed are 16, 32, 64, 128, 256");

@@ -594,7 +594,7 @@ void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands) {
   list("-t,--threads", flags->threads, "Threads; 0: all");
   list("-b,--batch-size", flags->batches, "Most tokens of a session per call");
   list("--ub,--ubatch-size", flags->ubatches, "Most tokens that go through the network together");
-  list("--ctk,--cache-type-k", flags->cache_k, "KV format: f32, f16, bf16");
+  list("--ctk,--cache-type-k", flags->cache_k, "KV format: f32, f16, bf16, q8_0, q4_0");
   list("--ctv,--cache-type-v", flags->cache_v, "Must equal -ctk");
   list("--fa,--flash-attn", flags->flash, "Tiled attention: only 1");
   list("--mmp,--mmap", flags->mmap, "Map the file: 0 or 1");

@@ -94,7 +94,7 @@ void DecoderFlags::add_to(CLI::App& app) {
   app.add_option("--ub,--ubatch-size", ubatch, "Most tokens that go through the network together")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16")->capture_default_str();
+  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0")->capture_default_str();
   app.add_option("--ctv,--cache-type-v", cache_v, "Must equal -ctk");
   app.add_option("--kv-eviction", eviction, "Eviction policy, e.g. recent_pages:sinks=1,recent=8")
       ->capture_default_str();

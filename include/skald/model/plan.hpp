@@ -20,7 +20,7 @@ struct PlanOptions {
   WeightLayout layout = WeightLayout::packed;
   std::int64_t context = 0;          ///< tokens of one sequence; 0: the model's context length, at most 4096
   std::int32_t sequences = 4;        ///< sequences that are full at the same time
-  DType kv_type = DType::f16;        ///< f32, f16 or bf16
+  DType kv_type = DType::f16;        ///< f32, f16, bf16, q8_0 or q4_0
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
   std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together

@@ -5,6 +5,7 @@
 
 #include <skald/core/dtype.hpp>
 #include <skald/core/error.hpp>
+#include <skald/kernels/kv_layout.hpp>
 
 namespace skald::inline v0 {
 
@@ -26,7 +27,15 @@ struct KvF16 {
 struct KvBF16 {
   [[nodiscard]] constexpr DType dtype() const noexcept { return DType::bf16; }
 };
-static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16>);
+/// Eight bits per element and a binary16 scale per token and 32 elements: about half the bytes of f16.
+struct KvQ8 {
+  [[nodiscard]] constexpr DType dtype() const noexcept { return DType::q8_0; }
+};
+/// Four bits per element and a binary16 scale per token and 32 elements: about a quarter of the bytes of f16.
+struct KvQ4 {
+  [[nodiscard]] constexpr DType dtype() const noexcept { return DType::q4_0; }
+};
+static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat<KvQ8> && KvFormat<KvQ4>);
 
 /// The type-erased twin, chosen by name.
 class AnyKvFormat {
@@ -35,16 +44,16 @@ class AnyKvFormat {
   template <class F>
     requires(!std::same_as<F, AnyKvFormat>) && KvFormat<F>
   AnyKvFormat(const F& format) : dtype_(format.dtype()) {}  // NOLINT(google-explicit-constructor)
-  /// "f32", "f16" or "bf16". @throws UnsupportedError listing these.
+  /// "f32", "f16", "bf16", "q8_0" or "q4_0". @throws UnsupportedError listing these.
   explicit AnyKvFormat(std::string_view name) : dtype_(parse(name)) {}
   [[nodiscard]] DType dtype() const noexcept { return dtype_; }
 
  private:
   static DType parse(std::string_view name) {
     const auto type = dtype_from_name(name);
-    if (!type || (*type != DType::f32 && *type != DType::f16 && *type != DType::bf16))
+    if (!type || !KvPageLayout::supports(*type))
       detail::throw_error(ErrorCode::unsupported, "state.kv_format",
-                          "KV format '" + std::string(name) + "' is not one of f32, f16, bf16");
+                          "KV format '" + std::string(name) + "' is not one of f32, f16, bf16, q8_0, q4_0");
     return *type;
   }
   DType dtype_;

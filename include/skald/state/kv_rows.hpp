@@ -5,7 +5,7 @@
 #include <cstring>
 #include <span>
 
-#include <skald/core/half.hpp>
+#include <skald/kernels/kv_codes.hpp>
 #include <skald/kernels/kv_layout.hpp>
 
 /// Access to single token slots of a KV page in host memory: the one place of this room that knows how a token lies in a
@@ -14,8 +14,7 @@ namespace skald::inline v0 {
 
 /// Bytes of one slot outside a page: for each head its key, then its value, as they are stored.
 [[nodiscard]] inline std::size_t kv_slot_bytes(const KvPageLayout& layout) noexcept {
-  return static_cast<std::size_t>(layout.heads) * static_cast<std::size_t>(layout.head_dim_k + layout.stored_dim_v()) *
-         layout.element_bytes();
+  return static_cast<std::size_t>(layout.heads) * layout.token_bytes();
 }
 
 namespace detail {
@@ -35,83 +34,69 @@ void copy_kv_slot(const KvPageLayout& layout, const std::byte* from, std::int32_
   }
 }
 
-inline float kv_element(DType type, const std::byte* at) noexcept {
-  if (type == DType::f32) {
-    float value = 0;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-  }
-  std::uint16_t bits = 0;
-  std::memcpy(&bits, at, sizeof bits);
-  return type == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-}
-
-inline void set_kv_element(DType type, std::byte* at, float value) noexcept {
-  if (type == DType::f32) {
-    std::memcpy(at, &value, sizeof value);
-    return;
-  }
-  const std::uint16_t bits = type == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
-  std::memcpy(at, &bits, sizeof bits);
-}
-
 }  // namespace detail
-
-/// Copies slot `s` of one page to slot `t` of another or the same.
-inline void copy_kv_slot(const KvPageLayout& layout, const std::byte* from, std::int32_t s, std::byte* to,
-                         std::int32_t t) noexcept {
-  if (layout.element_bytes() == 4) detail::copy_kv_slot<std::uint32_t>(layout, from, s, to, t);
-  else detail::copy_kv_slot<std::uint16_t>(layout, from, s, to, t);
-}
 
 /// Moves one slot between a page and kv_slot_bytes() contiguous bytes.
 template <bool ToPage, class Page, class Row>
 void move_kv_slot(const KvPageLayout& layout, Page* page, std::int32_t slot, Row* row) noexcept {
-  const std::size_t element = layout.element_bytes();
-  const auto move = [&](std::size_t at) {
-    if constexpr (ToPage) std::memcpy(page + at, row, element);
-    else std::memcpy(row, page + at, element);
-    row += element;
-  };
   for (std::int32_t head = 0; head < layout.heads; ++head) {
-    for (std::int32_t d = 0; d < layout.head_dim_k; ++d)
-      move(layout.keys_offset(head) + layout.key_index(slot, d) * element);
-    for (std::int32_t d = 0; d < layout.stored_dim_v(); ++d)
-      move(layout.values_offset(head) + layout.value_index(slot, d) * element);
+    layout.for_each_piece(head, slot, [&](std::size_t at, std::size_t bytes) {
+      if constexpr (ToPage) std::memcpy(page + at, row, bytes);
+      else std::memcpy(row, page + at, bytes);
+      row += bytes;
+    });
+  }
+}
+
+/// Copies slot `s` of one page to slot `t` of another or the same.
+inline void copy_kv_slot(const KvPageLayout& layout, const std::byte* from, std::int32_t s, std::byte* to,
+                         std::int32_t t) noexcept {
+  if (!layout.coded()) {
+    if (layout.element_bytes() == 4) detail::copy_kv_slot<std::uint32_t>(layout, from, s, to, t);
+    else detail::copy_kv_slot<std::uint16_t>(layout, from, s, to, t);
+    return;
+  }
+  const std::size_t pair = layout.dtype == DType::q8_0 ? 2 : 1;
+  for (std::int32_t head = 0; head < layout.heads; ++head) {
+    const std::size_t keys = layout.keys_offset(head);
+    const std::size_t values = layout.values_offset(head);
+    const auto copy = [&](std::size_t out, std::size_t in, std::size_t bytes) {
+      std::memmove(to + out, from + in, bytes);
+    };
+    const auto padded = static_cast<std::int32_t>(KvPageLayout::blocks(layout.head_dim_k)) * KvPageLayout::block_dims;
+    for (std::int32_t d = 0; d < padded; d += 2)
+      copy(keys + layout.key_place(t, d).code, keys + layout.key_place(s, d).code, pair);
+    for (std::int32_t d = 0; d < layout.head_dim_k; d += KvPageLayout::block_dims)
+      copy(keys + layout.key_place(t, d).scale, keys + layout.key_place(s, d).scale, 2);
+    if (layout.values_in_keys) continue;
+    copy(values + layout.value_place(t, 0).code, values + layout.value_place(s, 0).code,
+         layout.code_bytes(layout.head_dim_v));
+    copy(values + layout.value_place(t, 0).scale, values + layout.value_place(s, 0).scale,
+         2 * KvPageLayout::blocks(layout.head_dim_v));
   }
 }
 
 /// The key of one head and slot as floats; `out` has head_dim_k elements.
 inline void read_kv_key(const KvPageLayout& layout, const std::byte* page, std::int32_t head, std::int32_t slot,
                         std::span<float> out) noexcept {
+  const std::byte* keys = page + layout.keys_offset(head);
   for (std::size_t d = 0; d < out.size(); ++d)
-    out[d] = detail::kv_element(layout.dtype, page + layout.keys_offset(head) +
-                                                  layout.key_index(slot, static_cast<std::int32_t>(d)) *
-                                                      layout.element_bytes());
+    out[d] = kv_key_element(layout, keys, slot, static_cast<std::int32_t>(d));
 }
 /// The value of one head and slot as floats; `out` has head_dim_v elements.
 inline void read_kv_value(const KvPageLayout& layout, const std::byte* page, std::int32_t head, std::int32_t slot,
                           std::span<float> out) noexcept {
+  const std::byte* values = page + layout.values_offset(head);
   for (std::size_t d = 0; d < out.size(); ++d)
-    out[d] = detail::kv_element(layout.dtype, page + layout.values_offset(head) +
-                                                  layout.value_index(slot, static_cast<std::int32_t>(d)) *
-                                                      layout.element_bytes());
+    out[d] = kv_value_element(layout, values, slot, static_cast<std::int32_t>(d));
 }
 inline void write_kv_key(const KvPageLayout& layout, std::byte* page, std::int32_t head, std::int32_t slot,
                          std::span<const float> key) noexcept {
-  for (std::size_t d = 0; d < key.size(); ++d)
-    detail::set_kv_element(layout.dtype,
-                           page + layout.keys_offset(head) +
-                               layout.key_index(slot, static_cast<std::int32_t>(d)) * layout.element_bytes(),
-                           key[d]);
+  set_kv_key(layout, page + layout.keys_offset(head), slot, key.data());
 }
 inline void write_kv_value(const KvPageLayout& layout, std::byte* page, std::int32_t head, std::int32_t slot,
                            std::span<const float> value) noexcept {
-  for (std::size_t d = 0; d < value.size(); ++d)
-    detail::set_kv_element(layout.dtype,
-                           page + layout.values_offset(head) +
-                               layout.value_index(slot, static_cast<std::int32_t>(d)) * layout.element_bytes(),
-                           value[d]);
+  set_kv_value(layout, page + layout.values_offset(head), slot, value.data());
 }
 
 }  // namespace skald::inline v0

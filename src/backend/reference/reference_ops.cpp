@@ -11,8 +11,8 @@
 
 #include "backend/op_check.hpp"
 
-#include <skald/core/half.hpp>
 #include <skald/core/progress.hpp>
+#include <skald/kernels/kv_codes.hpp>
 
 namespace skald::inline v0::reference {
 
@@ -245,15 +245,14 @@ class HeadCache {
   [[nodiscard]] std::int32_t length() const { return table_.length; }
   [[nodiscard]] std::int32_t first() const { return table_.first; }
   [[nodiscard]] float key(std::int32_t slot, std::int32_t d) const {
-    return load(keys(slot), layout_.key_index(slot % layout_.page_tokens, d));
+    return kv_key_element(layout_, keys(slot), slot % layout_.page_tokens, d);
   }
   [[nodiscard]] float value(std::int32_t slot, std::int32_t d) const {
-    return load(values(slot), layout_.value_index(slot % layout_.page_tokens, d));
+    return kv_value_element(layout_, values(slot), slot % layout_.page_tokens, d);
   }
   void store(std::int32_t slot, const float* k, const float* v) const {
-    const std::int32_t in_page = slot % layout_.page_tokens;
-    for (std::int32_t d = 0; d < layout_.head_dim_k; ++d) save(keys(slot), layout_.key_index(in_page, d), k[d]);
-    for (std::int32_t d = 0; d < layout_.stored_dim_v(); ++d) save(values(slot), layout_.value_index(in_page, d), v[d]);
+    set_kv_key(layout_, keys(slot), slot % layout_.page_tokens, k);
+    if (!layout_.values_in_keys) set_kv_value(layout_, values(slot), slot % layout_.page_tokens, v);
   }
 
  private:
@@ -262,25 +261,6 @@ class HeadCache {
   }
   [[nodiscard]] std::byte* keys(std::int32_t slot) const { return page(slot) + layout_.keys_offset(head_); }
   [[nodiscard]] std::byte* values(std::int32_t slot) const { return page(slot) + layout_.values_offset(head_); }
-
-  [[nodiscard]] float load(const std::byte* base, std::size_t index) const {
-    if (layout_.dtype == DType::f32) {
-      float value;
-      std::memcpy(&value, base + 4 * index, 4);
-      return value;
-    }
-    std::uint16_t bits;
-    std::memcpy(&bits, base + 2 * index, 2);
-    return layout_.dtype == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-  }
-  void save(std::byte* base, std::size_t index, float value) const {
-    if (layout_.dtype == DType::f32) {
-      std::memcpy(base + 4 * index, &value, 4);
-      return;
-    }
-    const std::uint16_t bits = layout_.dtype == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
-    std::memcpy(base + 2 * index, &bits, 2);
-  }
 
   KvPageLayout layout_;
   std::byte* pool_;

@@ -24,10 +24,12 @@ inline constexpr float minus_infinity = -__builtin_inff();
 /// Values of skald::AttentionMask; the backend asserts that they agree.
 enum Mask { mask_causal, mask_full, mask_none };
 
-#include "kernels/attention_tiles.inl.hpp"
-
 SKALD_INLINE int least(int a, int b) noexcept { return a < b ? a : b; }
 SKALD_INLINE int most(int a, int b) noexcept { return a > b ? a : b; }
+
+#include "kernels/attention_formats.inl.hpp"
+#include "kernels/attention_tiles.inl.hpp"
+
 SKALD_INLINE std::size_t round_up16(std::size_t n) noexcept { return (n + 15) / 16 * 16; }
 
 /// Partial results and running states: maximum, sum, padding to a register, then the accumulators.
@@ -48,14 +50,19 @@ struct Block {
   const float* q;  ///< of its first row
   float* out;
   std::size_t page_bytes;
+  std::size_t key_bytes;      ///< of one token's key
+  std::size_t value_bytes;    ///< from token to token
   std::size_t head_offset;    ///< bytes from the page to the keys of the head
   std::size_t values_offset;  ///< bytes from the page to the values of the head
-  float* packed;              ///< queries in tile order: for each tile [dims_k][tile]
+  std::size_t scales_offset;  ///< bytes from the page to the scales of coded values
+  std::ptrdiff_t packed_stride;
+  float* packed;              ///< queries in tile order, packed_stride words for each; see pack_queries
   float* scores;              ///< [queries][score_stride]
   float* stage;               ///< converted keys or values
   float* state;               ///< [queries][state_stride] running results
   float* partial;             ///< [queries][state_stride] results of one chunk
   float* sums;                ///< [chunk_slots]
+  float* value_scales;        ///< [part_slots][blocks_of(dims_v)] scales of coded values
 
   /// The slot where row r of the block is stored.
   SKALD_INLINE int own(int r) const noexcept { return task->slot_base + row + r; }
@@ -79,13 +86,18 @@ struct Block {
   /// The 16 keys of the group that begins at `slot`.
   template <class Stored>
   SKALD_INLINE const Stored* keys(int slot) const noexcept {
-    return reinterpret_cast<const Stored*>(page_of(slot) + head_offset) +
-           static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * dims_k;
+    return reinterpret_cast<const Stored*>(page_of(slot) + head_offset +
+                                           static_cast<std::size_t>(slot % task->layout.page_tokens) * key_bytes);
   }
+  /// The value, or its codes.
   template <class Stored>
   SKALD_INLINE const Stored* values(int slot) const noexcept {
-    return reinterpret_cast<const Stored*>(page_of(slot) + values_offset) +
-           static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * dims_v;
+    return reinterpret_cast<const Stored*>(page_of(slot) + values_offset +
+                                           static_cast<std::size_t>(slot % task->layout.page_tokens) * value_bytes);
+  }
+  SKALD_INLINE const std::uint16_t* scales_of(int slot) const noexcept {
+    return reinterpret_cast<const std::uint16_t*>(page_of(slot) + scales_offset) +
+           static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * blocks_of(dims_v);
   }
   /// Many queries read the keys and values: they are converted once for all. With few it is better to convert them in
   /// the registers of each tile, so that the arithmetic goes on while memory is read.
@@ -94,23 +106,86 @@ struct Block {
 
 SKALD_INLINE int rows_per_block(int heads) noexcept { return most(1, block_queries / heads); }
 
+/// Words of one packed query: its numbers; or pairs of them, the sums of its blocks and a scale.
+SKALD_INLINE std::size_t packed_words(int dims_k) noexcept {
+  return static_cast<std::size_t>(most(dims_k, 17 * blocks_of(dims_k) + 1));
+}
+
 struct ScratchSizes {
-  std::size_t packed, scores, stage, states, sums;  ///< in floats
+  std::size_t packed, scores, stage, states, sums, scales;  ///< in floats
 };
 SKALD_INLINE ScratchSizes scratch_sizes(int dims_k, int dims_v, int heads, int rows) noexcept {
   const auto queries = static_cast<std::size_t>(least(rows, rows_per_block(heads)) * heads);
-  return {round_up16(queries * static_cast<std::size_t>(dims_k)), queries * score_stride,
-          std::size_t{part_slots} * part_dims, queries * state_floats(dims_v), chunk_slots};
+  return {round_up16(queries * packed_words(dims_k)),
+          queries * score_stride,
+          std::size_t{part_slots} * part_dims,
+          queries * state_floats(dims_v),
+          chunk_slots,
+          static_cast<std::size_t>(part_slots * blocks_of(dims_v))};
 }
 
 std::size_t scratch_bytes(std::int32_t dims_k, std::int32_t dims_v, std::int32_t heads, std::int32_t rows) noexcept {
   const ScratchSizes n = scratch_sizes(dims_k, dims_v, heads, rows);
-  return (n.packed + n.scores + n.stage + 2 * n.states + n.sums) * sizeof(float) + 64;
+  return (n.packed + n.scores + n.stage + 2 * n.states + n.sums + n.scales) * sizeof(float) + 64;
 }
 
 std::size_t partial_bytes(const AttentionTask& task) noexcept {
   return static_cast<std::size_t>(task.rows) * static_cast<std::size_t>(task.heads) *
          state_floats(task.layout.head_dim_v) * sizeof(float);
+}
+
+/// A query as numbers of 16 bits with one scale, for query i of a tile of `width`: [16 blocks][width] pairs of
+/// dimensions, [blocks][width] what an offset of the keys' codes adds to a block's sum, [width] scales.
+void pack_codes(const float* q, int dims, float scale, int offset, std::int32_t* tile, int width, int i) noexcept {
+  f32x16 top = zero_f32();
+  f32x16 all = zero_f32();
+  for (int d = 0; d < dims; d += 16) {
+    const f32x16 x = abs(load_n(q + d, least(16, dims - d)));
+    top = max(top, x);
+    all += x;
+  }
+  const float largest = reduce_max(top);
+  const float not_finite = reduce_add(all) * 0.0F;  // 0 or NaN
+  const f32x16 inverse = set1(largest > 0.0F ? 32767.0F / largest : 0.0F);
+  const int blocks = blocks_of(dims);
+  for (int block = 0; block < blocks; ++block) {
+    std::int32_t codes[32];
+    for (int d = 0; d < 32; d += 16) {
+      const int n = least(16, most(0, dims - 32 * block - d));
+      const f32x16 x = n == 0 ? zero_f32() : load_n(q + 32 * block + d, n);
+      store(codes + d, min(max(round_to_i32(x * inverse), set1(-32767)), set1(32767)));
+    }
+    std::int32_t sum = 0;
+    std::int32_t* pairs = tile + std::ptrdiff_t{16} * width * block + i;
+    for (int d = 0; d < 32; d += 2, pairs += width) {
+      sum += codes[d] + codes[d + 1];
+      *pairs = static_cast<std::int32_t>((static_cast<std::uint32_t>(codes[d]) & 0xFFFFU) |
+                                         static_cast<std::uint32_t>(codes[d + 1]) << 16);
+    }
+    tile[std::ptrdiff_t{16} * width * blocks + std::ptrdiff_t{width} * block + i] = -offset * sum;
+  }
+  const float value = largest / 32767.0F * scale + not_finite;
+  __builtin_memcpy(tile + std::ptrdiff_t{17} * width * blocks + i, &value, sizeof value);
+}
+
+/// Puts the queries of a block in the order of its tiles: [dims_k][width] numbers, or codes.
+void pack_queries(const Block& b) noexcept {
+  const AttentionTask& task = *b.task;
+  for (int first = 0, width; first < b.queries; first += width) {
+    width = next_tile(b.queries - first);
+    float* tile = b.packed + first * b.packed_stride;
+    for (int i = 0; i < width; ++i) {
+      const int query = first + i;
+      const float* q =
+          b.q + (query / b.heads) * task.q_stride + static_cast<std::ptrdiff_t>(query % b.heads) * b.dims_k;
+      if (is_coded(task.layout.dtype)) {
+        const int offset = task.layout.dtype == DType::q4_0 ? Four::offset : Eight::offset;
+        pack_codes(q, b.dims_k, task.scale, offset, reinterpret_cast<std::int32_t*>(tile), width, i);
+      } else {
+        for (int d = 0; d < b.dims_k; ++d) tile[static_cast<std::ptrdiff_t>(d) * width + i] = q[d];
+      }
+    }
+  }
 }
 
 /// Describes rows [begin, …) of the task and packs their queries.
@@ -128,14 +203,16 @@ Block make_block(const AttentionTask& task, int begin, std::byte* scratch) noexc
   b.state_stride = static_cast<std::ptrdiff_t>(state_floats(b.dims_v));
   b.q = task.q + begin * task.q_stride;
   b.out = task.out + begin * task.out_stride;
-  const std::size_t element = layout.dtype == DType::f32 ? 4 : 2;
   const auto tokens = static_cast<std::size_t>(layout.page_tokens);
-  const std::size_t head_bytes = tokens * static_cast<std::size_t>(b.dims_k + (layout.values_in_keys ? 0 : b.dims_v)) *
-                                 element;
+  b.key_bytes = vector_bytes(layout.dtype, b.dims_k);
+  const std::size_t head_bytes =
+      tokens * (b.key_bytes + (layout.values_in_keys ? 0 : vector_bytes(layout.dtype, b.dims_v)));
+  b.value_bytes = is_coded(layout.dtype) ? code_bytes(layout.dtype, b.dims_v) : vector_bytes(layout.dtype, b.dims_v);
   b.page_bytes = (static_cast<std::size_t>(layout.heads) * head_bytes + 63) / 64 * 64;
   b.head_offset = static_cast<std::size_t>(task.head) * head_bytes;
-  b.values_offset =
-      b.head_offset + (layout.values_in_keys ? 0 : tokens * static_cast<std::size_t>(b.dims_k) * element);
+  b.values_offset = b.head_offset + (layout.values_in_keys ? 0 : tokens * b.key_bytes);
+  b.scales_offset = b.values_offset + tokens * b.value_bytes;
+  b.packed_stride = static_cast<std::ptrdiff_t>(packed_words(b.dims_k));
   const auto address = reinterpret_cast<std::uintptr_t>(scratch);
   b.packed = reinterpret_cast<float*>(scratch + ((64 - address % 64) % 64));
   b.scores = b.packed + n.packed;
@@ -143,16 +220,8 @@ Block make_block(const AttentionTask& task, int begin, std::byte* scratch) noexc
   b.state = b.stage + n.stage;
   b.partial = b.state + n.states;
   b.sums = b.partial + n.states;
-  for (int first = 0, width; first < b.queries; first += width) {
-    width = next_tile(b.queries - first);
-    float* tile = b.packed + static_cast<std::ptrdiff_t>(first) * b.dims_k;
-    for (int i = 0; i < width; ++i) {
-      const int query = first + i;
-      const float* q =
-          b.q + (query / b.heads) * task.q_stride + static_cast<std::ptrdiff_t>(query % b.heads) * b.dims_k;
-      for (int d = 0; d < b.dims_k; ++d) tile[static_cast<std::ptrdiff_t>(d) * width + i] = q[d];
-    }
-  }
+  b.value_scales = b.sums + n.sums;
+  pack_queries(b);
   return b;
 }
 
@@ -165,6 +234,43 @@ struct KeyPiece {
   const std::byte* next;
 };
 
+/// Scores of a tile of queries for the groups [begin, end) of coded keys.
+template <class Element>
+SKALD_INLINE void score_codes(const Block& b, const KeyPiece<Element>& keys, const float* tile, int first, int width,
+                              int begin, int end) noexcept {
+  CodePiece piece{};
+  piece.blocks = blocks_of(b.dims_k);
+  piece.q = reinterpret_cast<const std::int32_t*>(tile);
+  piece.bases = piece.q + std::ptrdiff_t{16} * piece.blocks * width;
+  piece.scales = tile + std::ptrdiff_t{17} * piece.blocks * width;
+  for (int group = begin, count; group < end; group += count) {
+    count = least(next_vectors(end - group), most_code_vectors);
+    const auto skipped = static_cast<std::ptrdiff_t>(16 * b.key_bytes) * (group - keys.begin);
+    piece.next = keys.next == nullptr ? nullptr : keys.next + skipped;
+    piece.scores = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + 16 * group;
+    with_shape(width, count, CodeCall<Element>{piece, keys.keys + (group - keys.begin)});
+  }
+}
+
+/// The same for keys that are not coded.
+template <class Element>
+SKALD_INLINE void score_numbers(const Block& b, const KeyPiece<Element>& keys, const float* tile, int first, int width,
+                                int begin, int end) noexcept {
+  ScorePiece piece{};
+  piece.q = tile + static_cast<std::ptrdiff_t>(keys.dim) * width;
+  piece.dims = keys.dims;
+  piece.first = keys.dim == 0;
+  piece.last = keys.dim + keys.dims == b.dims_k;
+  piece.scale = b.task->scale;
+  for (int group = begin, count; group < end; group += count) {
+    count = next_vectors(end - group);
+    const std::ptrdiff_t skipped = std::ptrdiff_t{16} * (group - keys.begin) * b.dims_k;
+    piece.next = keys.next == nullptr ? nullptr : keys.next + skipped * std::ptrdiff_t{sizeof(*keys.keys[0])};
+    piece.scores = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + 16 * group;
+    with_shape(width, count, ScoreCall<Element>{piece, keys.keys + (group - keys.begin)});
+  }
+}
+
 /// Scores of all queries of the block for a piece of the keys.
 template <class Element>
 void score_piece(const Block& b, int base, const KeyPiece<Element>& keys) noexcept {
@@ -174,19 +280,33 @@ void score_piece(const Block& b, int base, const KeyPiece<Element>& keys) noexce
     const int tile_high = b.high((first + width - 1) / b.heads) - base;
     const int begin = most(keys.begin, most(tile_low, 0) / 16);
     const int end = least(keys.end, (most(tile_high, 0) + 15) / 16);
-    ScorePiece piece{};
-    piece.q = b.packed + static_cast<std::ptrdiff_t>(first) * b.dims_k + static_cast<std::ptrdiff_t>(keys.dim) * width;
-    piece.dims = keys.dims;
-    piece.first = keys.dim == 0;
-    piece.last = keys.dim + keys.dims == b.dims_k;
-    piece.scale = b.task->scale;
-    for (int group = begin, count; group < end; group += count) {
-      count = next_vectors(end - group);
-      const std::ptrdiff_t skipped = std::ptrdiff_t{16} * (group - keys.begin) * b.dims_k;
-      piece.next = keys.next == nullptr ? nullptr : keys.next + skipped * std::ptrdiff_t{sizeof(*keys.keys[0])};
-      piece.scores = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + 16 * group;
-      with_shape(width, count, ScoreCall<Element>{piece, keys.keys + (group - keys.begin)});
+    const float* tile = b.packed + first * b.packed_stride;
+    if constexpr (Element::coded) score_codes(b, keys, tile, first, width, begin, end);
+    else score_numbers(b, keys, tile, first, width, begin, end);
+  }
+}
+
+/// The same for keys that are converted once for all queries.
+template <class Element>
+void stage_and_score(const Block& b, int base, const KeyPiece<Element>& direct) noexcept {
+  using Stored = typename Element::Stored;
+  KeyPiece<Single> staged{};
+  staged.begin = direct.begin;
+  staged.end = direct.end;
+  for (int dim = 0; dim < b.dims_k; dim += part_dims) {
+    staged.dim = dim;
+    staged.dims = least(part_dims, b.dims_k - dim);
+    for (int group = 0; group < direct.end - direct.begin; ++group) {
+      float* to_keys = b.stage + std::ptrdiff_t{16} * part_dims * group;
+      staged.keys[group] = to_keys;
+      const Stored* keys = direct.keys[group] + std::ptrdiff_t{16} * dim;
+      const std::byte* next = direct.next + ((keys - direct.keys[0]) * std::ptrdiff_t{sizeof(Stored)});
+      for (int d = 0; d < staged.dims; ++d) {
+        store(to_keys + 16 * d, Element::read(keys + 16 * d));
+        prefetch_far(next + 16 * sizeof(Stored) * static_cast<std::size_t>(d));
+      }
     }
+    score_piece(b, base, staged);
   }
 }
 
@@ -204,29 +324,12 @@ void score_chunk(const Block& b, int base, int begin, int end) noexcept {
     for (int slot = from; slot < to; slot += 16) direct.keys[(slot - from) / 16] = b.keys<Stored>(slot);
     direct.next = reinterpret_cast<const std::byte*>(part + part_slots < end ? b.keys<Stored>(part + part_slots)
                                                                              : b.values<Stored>(begin));
-    if (!(Element::converts && b.many_queries())) {
+    if (Element::coded || !(Element::converts && b.many_queries())) {
       direct.dims = b.dims_k;
       score_piece(b, base, direct);
       continue;
     }
-    KeyPiece<Single> staged{};
-    staged.begin = direct.begin;
-    staged.end = direct.end;
-    for (int dim = 0; dim < b.dims_k; dim += part_dims) {
-      staged.dim = dim;
-      staged.dims = least(part_dims, b.dims_k - dim);
-      for (int group = 0; group < direct.end - direct.begin; ++group) {
-        float* to_keys = b.stage + std::ptrdiff_t{16} * part_dims * group;
-        staged.keys[group] = to_keys;
-        const Stored* keys = direct.keys[group] + std::ptrdiff_t{16} * dim;
-        const std::byte* next = direct.next + ((keys - direct.keys[0]) * std::ptrdiff_t{sizeof(Stored)});
-        for (int d = 0; d < staged.dims; ++d) {
-          store(to_keys + 16 * d, Element::read(keys + 16 * d));
-          prefetch_far(next + 16 * sizeof(Stored) * static_cast<std::size_t>(d));
-        }
-      }
-      score_piece(b, base, staged);
-    }
+    if constexpr (!Element::coded) stage_and_score(b, base, direct);
   }
 }
 
@@ -312,6 +415,7 @@ struct ValueSlice {
   int begin, end;
   int dim, dims;
   std::ptrdiff_t ahead;
+  const float* scales = nullptr;  ///< of slot `begin`, if the values are coded
 };
 
 /// Adds the weighted values of slots [begin, end) for queries [first, last), all of which see all of them.
@@ -323,6 +427,10 @@ void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int
   piece.out_stride = b.state_stride;
   piece.value_stride = slice.stride;
   piece.ahead = slice.ahead;
+  if constexpr (Element::coded) {
+    piece.scale_stride = blocks_of(b.dims_v);
+    piece.scales = slice.scales + (begin - slice.begin) * piece.scale_stride;
+  }
   const typename Element::Stored* values = slice.values + (begin - slice.begin) * slice.stride;
   for (int width; first < last; first += width) {
     width = next_tile(last - first);
@@ -330,7 +438,8 @@ void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int
     for (int dim = 0, count; dim < slice.dims; dim += 16 * count) {
       count = next_vectors((slice.dims - dim) / 16);
       piece.out = b.partial + first * b.state_stride + 16 + slice.dim + dim;
-      with_shape(width, count, ValueCall<Element>{piece, values + dim});
+      piece.vector = dim / 16;
+      with_shape(width, count, ValueCall<Element>{piece, Element::coded ? values : values + dim});
     }
   }
 }
@@ -377,14 +486,58 @@ void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
 template <class Element>
 void stage_values_of_keys(const Block& b, int from, int to, int dim, int dims) noexcept {
   for (int group = from / 16 * 16; group < to; group += 16) {
-    const typename Element::Stored* keys = b.keys<typename Element::Stored>(group) + std::ptrdiff_t{16} * dim;
+    const auto* keys = b.keys<typename Element::Stored>(group);
     const int begin = most(from, group);
     const int end = least(to, group + 16);
     for (int d = 0; d < dims; ++d) {
       float tokens[16];
-      store(tokens, dim + d < b.dims_v ? Element::read(keys + std::ptrdiff_t{16} * d) : zero_f32());
+      store(tokens, dim + d < b.dims_v ? read_dimension<Element>(keys, b.dims_k, dim + d) : zero_f32());
       float* column = b.stage + d;
       for (int slot = begin; slot < end; ++slot) column[std::ptrdiff_t{part_dims} * (slot - from)] = tokens[slot - group];
+    }
+  }
+}
+
+/// Converts the scales of coded values in slots [from, to).
+void read_scales(const Block& b, int from, int to) noexcept {
+  const int blocks = blocks_of(b.dims_v);
+  const int page = b.task->layout.page_tokens;
+  for (int slot = from, stop; slot < to; slot = stop) {
+    stop = least(to, (slot / page + 1) * page);
+    const std::uint16_t* scales = b.scales_of(slot);
+    float* out = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks;
+    const int count = (stop - slot) * blocks;
+    for (int i = 0; i < count; i += 16) {
+      const int n = least(16, count - i);
+      if (n == 16) store(out + i, load_f16(scales + i));
+      else store_n(out + i, load_f16_n(scales + i, n), n);
+    }
+  }
+}
+
+/// Puts dimensions [dim, dim + dims) of the values of slots [from, to) into b.stage, token after token.
+template <class Element>
+void stage_values(const Block& b, int from, int to, int dim, int dims, const std::byte* next) noexcept {
+  using Stored = typename Element::Stored;
+  for (int slot = from; slot < to; ++slot) {
+    const Stored* values = b.values<Stored>(slot);
+    float* row = b.stage + std::ptrdiff_t{part_dims} * (slot - from);
+    if (next != nullptr) {
+      const auto row_bytes = static_cast<std::ptrdiff_t>(b.value_bytes);
+      const std::ptrdiff_t first = row_bytes * dim / b.dims_v;
+      for (std::ptrdiff_t byte = 0; byte < row_bytes * dims / b.dims_v; byte += 64) {
+        prefetch_far(next + (slot - from) * row_bytes + first + byte);
+      }
+    }
+    if constexpr (Element::coded) {
+      const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
+      for (int d = 0; d < dims; d += 16) {
+        store(row + d, to_f32(Element::value(values, (dim + d) / 16)) * set1(scales[(dim + d) / 32]));
+      }
+    } else {
+      int d = 0;
+      for (; d + 16 <= b.dims_v - dim && d < dims; d += 16) store(row + d, Element::read(values + dim + d));
+      if (d < dims) store(row + d, Element::read_n(values + dim + d, b.dims_v - dim - d));
     }
   }
 }
@@ -413,29 +566,23 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
       }
       continue;
     }
-    if (!(Element::converts && b.many_queries()) && b.dims_v % 16 == 0) {
-      for (int slot = from, stop; slot < to; slot = stop) {
-        stop = least(to, (slot / page + 1) * page);
-        const Stored* values = b.values<Stored>(slot);
-        const std::ptrdiff_t ahead = next == nullptr ? 0 : next - reinterpret_cast<const std::byte*>(values);
-        value_slice(b, ValueSlice<Element>{values, b.dims_v, base, slot, stop, 0, b.dims_v, ahead});
+    if constexpr (Element::coded) read_scales(b, from, to);
+    if (Element::coded || b.dims_v % 16 == 0) {
+      if (!(Element::converts && b.many_queries())) {
+        for (int slot = from, stop; slot < to; slot = stop) {
+          stop = least(to, (slot / page + 1) * page);
+          const Stored* values = b.values<Stored>(slot);
+          const std::ptrdiff_t ahead = next == nullptr ? 0 : next - reinterpret_cast<const std::byte*>(values);
+          const auto stride = static_cast<std::ptrdiff_t>(b.value_bytes / sizeof(Stored));
+          const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
+          value_slice(b, ValueSlice<Element>{values, stride, base, slot, stop, 0, padded, ahead, scales});
+        }
+        continue;
       }
-      continue;
     }
     for (int dim = 0; dim < padded; dim += part_dims) {
       const int dims = least(part_dims, padded - dim);
-      for (int slot = from; slot < to; ++slot) {
-        const Stored* values = b.values<Stored>(slot) + dim;
-        float* row = b.stage + std::ptrdiff_t{part_dims} * (slot - from);
-        if (next != nullptr) {
-          const std::ptrdiff_t row_bytes = std::ptrdiff_t{sizeof(Stored)} * b.dims_v;
-          const std::byte* ahead = next + (slot - from) * row_bytes + std::ptrdiff_t{sizeof(Stored)} * dim;
-          for (int byte = 0; byte < dims * static_cast<int>(sizeof(Stored)); byte += 64) prefetch_far(ahead + byte);
-        }
-        int d = 0;
-        for (; d + 16 <= b.dims_v - dim && d < dims; d += 16) store(row + d, Element::read(values + d));
-        if (d < dims) store(row + d, Element::read_n(values + d, b.dims_v - dim - d));
-      }
+      stage_values<Element>(b, from, to, dim, dims, next);
       value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, 0});
     }
   }
@@ -643,34 +790,17 @@ void add_scores(const AttentionTask& task, int kind, float* scores, std::byte* s
 }
 
 template <class Element>
-void store_row(const float* k, const float* v, std::byte* page, const KvPageLayout& layout, std::int32_t head,
-               std::int32_t slot) noexcept {
-  using Stored = typename Element::Stored;
-  const auto tokens = static_cast<std::size_t>(layout.page_tokens);
-  const auto dims_k = static_cast<std::size_t>(layout.head_dim_k);
-  const auto dims_v = static_cast<std::size_t>(layout.values_in_keys ? 0 : layout.head_dim_v);
-  auto* elements = reinterpret_cast<Stored*>(page) + static_cast<std::size_t>(head) * tokens * (dims_k + dims_v);
-  Stored* keys = elements + static_cast<std::size_t>(slot / 16) * 16 * dims_k + slot % 16;
-  Stored* values = elements + tokens * dims_k + static_cast<std::size_t>(slot) * dims_v;
-  Stored converted[16];
-  for (std::size_t d = 0; d < dims_k; d += 16) {
-    const int n = least(16, static_cast<int>(dims_k - d));
-    Element::write(converted, n == 16 ? load(k + d) : load_n(k + d, n));
-    for (int i = 0; i < n; ++i) keys[(d + static_cast<std::size_t>(i)) * 16] = converted[i];
-  }
-  for (std::size_t d = 0; d < dims_v; d += 16) {
-    const int n = least(16, static_cast<int>(dims_v - d));
-    Element::write(converted, n == 16 ? load(v + d) : load_n(v + d, n));
-    for (int i = 0; i < n; ++i) values[d + static_cast<std::size_t>(i)] = converted[i];
-  }
-}
-
-template <class Element>
 constexpr AttentionKernel make_kernel() noexcept {
-  return {Element::type, partial_bytes,  scratch_bytes,       chunk<Element>,
-          merge,         whole<Element>, add_scores<Element>, store_row<Element>};
+  if constexpr (Element::coded) {
+    return {Element::type, partial_bytes,  scratch_bytes,       chunk<Element>,
+            merge,         whole<Element>, add_scores<Element>, store_codes<Element>};
+  } else {
+    return {Element::type, partial_bytes,  scratch_bytes,       chunk<Element>,
+            merge,         whole<Element>, add_scores<Element>, store_row<Element>};
+  }
 }
-constexpr AttentionKernel table[] = {make_kernel<Single>(), make_kernel<Half>(), make_kernel<Brain>()};
+constexpr AttentionKernel table[] = {make_kernel<Single>(), make_kernel<Half>(), make_kernel<Brain>(),
+                                     make_kernel<Eight>(), make_kernel<Four>()};
 
 }  // namespace
 

@@ -38,10 +38,32 @@ struct Options {
   std::int32_t rope_offset = 0;
 };
 
-double stored(double value, DType type) {
+double stored_number(double value, DType type) {
   if (type == DType::f16) return static_cast<double>(f16_to_f32(f32_to_f16(static_cast<float>(value))));
   if (type == DType::bf16) return static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(value))));
   return value;
+}
+
+/// What pages give back of a vector: numbers rounded one by one, or codes with a scale for each block of 32.
+std::vector<double> stored(std::vector<double> x, DType type) {
+  const bool eight = type == DType::q8_0;
+  if (!eight && type != DType::q4_0) {
+    for (double& v : x) v = stored_number(v, type);
+    return x;
+  }
+  for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+    const std::size_t end = std::min(begin + 32, x.size());
+    double extreme = 0;
+    for (std::size_t d = begin; d < end; ++d) {
+      if (std::abs(x[d]) > std::abs(extreme)) extreme = x[d];
+    }
+    const double scale = stored_number(eight ? std::abs(extreme) / 127 : extreme / -8, DType::f16);
+    for (std::size_t d = begin; d < end; ++d) {
+      const double code = scale == 0 ? 0.0 : std::nearbyint(x[d] / scale);
+      x[d] = scale * (eight ? std::clamp(code, -127.0, 127.0) : std::clamp(code, -8.0, 7.0));
+    }
+  }
+  return x;
 }
 
 /// Several sequences in one pool, in the backend and in the oracle.
@@ -255,13 +277,15 @@ class Sequences {
         for (std::int32_t h = 0; h < shape_.kv_heads; ++h) {
           const auto e = head_after(k, token, h, k_weight, table, options);
           std::copy(e.begin(), e.end(), expected_k_.values.begin() + token * k.cols + h * shape_.dim_k);
-          for (const double x : e) key_row.push_back(stored(x, shape_.dtype));
+          for (const double x : stored(e, shape_.dtype)) key_row.push_back(x);
         }
         std::vector<double> value_row;
-        for (std::int64_t c = 0; c < v.cols; ++c) {
-          const std::int64_t in_key = c / shape_.dim_v * shape_.dim_k + c % shape_.dim_v;
-          value_row.push_back(shape_.values_in_keys ? key_row[static_cast<std::size_t>(in_key)]
-                                                    : stored(v(token, c), shape_.dtype));
+        for (std::int32_t h = 0; h < shape_.kv_heads; ++h) {
+          const double* from = &v.values[static_cast<std::size_t>(token * v.cols + h * shape_.dim_v)];
+          if (shape_.values_in_keys) from = key_row.data() + std::ptrdiff_t{h} * shape_.dim_k;
+          std::vector<double> e(from, from + shape_.dim_v);
+          if (!shape_.values_in_keys) e = stored(std::move(e), shape_.dtype);
+          value_row.insert(value_row.end(), e.begin(), e.end());
         }
         keys_[s].push_back(key_row);
         values_[s].push_back(value_row);
@@ -363,7 +387,12 @@ class Sequences {
 
 double tolerance_for(const Shape& shape) {
   // A key that lies between two stored values may round the other way in float than in the oracle's double.
-  return shape.dtype == DType::f32 ? 1e-5 : shape.dtype == DType::f16 ? 5e-4 : 4e-3;
+  switch (shape.dtype) {
+    case DType::f32: return 1e-5;
+    case DType::f16: return 5e-4;
+    case DType::q4_0: return 4e-2;  // a step is an eighth of the block's largest
+    default: return 4e-3;
+  }
 }
 
 }  // namespace
@@ -371,7 +400,7 @@ double tolerance_for(const Shape& shape) {
 TEST_CASE("backend.attention: equals the definition for every KV format, head grouping and page size", "[backend]") {
   for (const Subject& subject : subjects()) {
     unsigned seed = 100;
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
       for (const std::int32_t page_tokens : {16, 64, 256}) {
         for (const Shape& base :
              {Shape{.heads = 4, .kv_heads = 4, .group_heads = 2}, Shape{.heads = 6, .kv_heads = 2, .group_heads = 1},
@@ -508,7 +537,7 @@ TEST_CASE("backend.attention: without the slots before a window gives the same b
 TEST_CASE("backend.attention: values that are the leading elements of the keys", "[backend]") {
   for (const Subject& subject : subjects()) {
     unsigned seed = 600;
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
       for (const Shape& base :
            {Shape{.heads = 16, .kv_heads = 1, .dim_k = 72, .dim_v = 64},
             Shape{.heads = 3, .kv_heads = 1, .dim_k = 40, .dim_v = 33, .page_tokens = 64},
@@ -520,7 +549,7 @@ TEST_CASE("backend.attention: values that are the leading elements of the keys",
         INFO(subject.name << ", " << to_string(dtype) << ", " << shape.dim_k << "/" << shape.dim_v);
         Sequences sequences(subject, shape, 2, 400, ++seed);
         CHECK(sequences.layout().head_bytes() ==
-              static_cast<std::size_t>(shape.page_tokens * shape.dim_k) * sequences.layout().element_bytes());
+              static_cast<std::size_t>(shape.page_tokens) * sequences.layout().vector_bytes(shape.dim_k));
         Options options{.rope = RopeKind::interleaved, .rope_dims = 6, .sink = true};
         options.rope_offset = shape.dim_k - 8;
         sequences.step({5, 270}, options, tolerance_for(shape));

@@ -88,6 +88,24 @@ TEST_CASE("bundled.model: knows fresh text of its grammar, and less well the sam
   CHECK(shuffled > 2 * told);
 }
 
+TEST_CASE("bundled.model: q8_0 keys and values cost under 0.1 % perplexity, q4_0 under 2 %", "[bundled]") {
+  const auto model = skald::Model::load(skald_test::model_path(file));
+  const auto mean_loss = [&](const char* format) {
+    const skald::Decoder decoder(model, {.kv = {.format = format}});
+    skald_test::StoryGrammar grammar(78);
+    double sum = 0;
+    for (int i = 0; i < 12; ++i) sum += loss(decoder, grammar.story(25).text) / 12;
+    return sum;
+  };
+  const double exact = mean_loss("f32");
+  const double eight = std::exp(mean_loss("q8_0") - exact) - 1;
+  const double four = std::exp(mean_loss("q4_0") - exact) - 1;
+  INFO("perplexity over that of f32: q8_0 " << 100 * eight << " %, q4_0 " << 100 * four << " %");
+  CHECK(std::abs(eight) < 0.001);
+  CHECK(four < 0.02);
+  CHECK(std::exp(mean_loss("f16") - exact) - 1 < 0.001);
+}
+
 TEST_CASE("bundled.model: continues a story with words of the grammar and whole sentences", "[bundled]") {
   const skald::Decoder decoder(skald::Model::load(skald_test::model_path(file)));
   std::set<std::string> known;

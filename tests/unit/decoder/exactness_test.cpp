@@ -160,7 +160,7 @@ TEST_CASE("decoder.exact: experts keep their bits in chunks, batches and on any 
 TEST_CASE("decoder.exact: resumed, forked and truncated sessions equal fresh ones", "[decoder][exact]") {
   for (const auto isa : skald::available_isas())
     for (const auto type : exact_formats)
-      for (const auto* kv : {"f32", "f16", "bf16"}) {
+      for (const auto* kv : {"f32", "f16", "bf16", "q8_0", "q4_0"}) {
         if (std::string(kv) != "f16" && type != skald::DType::q8_0) continue;
         INFO(skald::to_string(isa) << " " << skald::to_string(type) << " kv " << kv);
         const skald_test::TinyShape shape{.type = type};

@@ -113,6 +113,28 @@ inline float rounded(DType type, float x) {
   return x;
 }
 
+/// A vector as pages of a type give it back; for coded types in blocks of 32, by the definition of KvPageLayout.
+inline void round_vector(DType type, float* x, int dims) {
+  if (!skald::KvPageLayout{.dtype = type}.coded()) {
+    for (int d = 0; d < dims; ++d) x[d] = rounded(type, x[d]);
+    return;
+  }
+  for (int begin = 0; begin < dims; begin += 32) {
+    const int end = std::min(begin + 32, dims);
+    float extreme = 0;
+    for (int d = begin; d < end; ++d) {
+      // Of equal magnitudes the positive one counts.
+      if (std::abs(x[d]) > std::abs(extreme) || (x[d] > 0 && x[d] == -extreme)) extreme = x[d];
+    }
+    const bool eight = type == DType::q8_0;
+    const float scale = rounded(DType::f16, eight ? std::abs(extreme) / 127.0F : extreme / -8.0F);
+    for (int d = begin; d < end; ++d) {
+      const float code = scale == 0 ? 0.0F : std::nearbyint(x[d] * (1.0F / scale));
+      x[d] = scale * (eight ? std::clamp(code, -127.0F, 127.0F) : std::clamp(code, -8.0F, 7.0F));
+    }
+  }
+}
+
 /// The data of a problem; the same seed and counts give the same numbers whatever the page size.
 class Problem {
  public:
@@ -134,12 +156,6 @@ class Problem {
     for (float& x : k_) x = normal(random);
     for (float& x : v_) x = normal(random);
     make_tree(random);
-    if (shape.values_in_keys) {
-      for (int token = 0; token < slots_ * shape.kv_heads; ++token) {
-        std::copy_n(k_.begin() + std::ptrdiff_t{token} * shape.dims_k, shape.dims_v,
-                    v_.begin() + std::ptrdiff_t{token} * shape.dims_v);
-      }
-    }
     const auto heads = static_cast<std::size_t>(shape.kv_heads * shape.heads);
     sinks_.resize(heads);
     slopes_.resize(heads);
@@ -154,8 +170,13 @@ class Problem {
     for (int slot = 0; slot < slots_; ++slot) {
       for (int head = 0; head < shape.kv_heads; ++head) write(slot, head, key(slot, head), value(slot, head));
     }
-    for (float& x : k_) x = rounded(shape.type, x);
-    for (float& x : v_) x = rounded(shape.type, x);
+    for (int token = 0; token < slots_ * shape.kv_heads; ++token) {
+      float* k = k_.data() + std::ptrdiff_t{token} * shape.dims_k;
+      float* v = v_.data() + std::ptrdiff_t{token} * shape.dims_v;
+      round_vector(shape.type, k, shape.dims_k);
+      if (shape.values_in_keys) std::copy_n(k, shape.dims_v, v);
+      else round_vector(shape.type, v, shape.dims_v);
+    }
   }
 
   void write(int slot, int head, const float* k, const float* v) {
@@ -290,7 +311,9 @@ class Problem {
     }
     constexpr double half_ulp = 0x1p-24;
     const double score_error = half_ulp * ((shape_.dims_k + 4) * magnitude + 8.0 * shape_.softcap + 4 * added);
-    result.bound = largest * (2 * score_error + half_ulp * (seen + 16));
+    // Queries become numbers of 16 bits where keys are coded.
+    const double steps = layout_.coded() ? 0x1p-15 * std::sqrt(shape_.dims_k) * shape_.magnitude * 8 : 0;
+    result.bound = 2 * largest * steps + largest * (2 * score_error + half_ulp * (seen + 16));
     return result;
   }
 

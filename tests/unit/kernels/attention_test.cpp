@@ -21,7 +21,9 @@ std::string describe(const Shape& s, skald::Isa isa) {
 Shape random_shape(std::mt19937& random, int longest) {
   const auto pick = [&](std::initializer_list<int> list) { return list.begin()[random() % list.size()]; };
   Shape s;
-  s.type = random() % 2 != 0 ? DType::f16 : random() % 2 != 0 ? DType::f32 : DType::bf16;
+  s.type = std::initializer_list<DType>{DType::f16,  DType::f16,  DType::f32, DType::bf16,
+                                        DType::q8_0, DType::q8_0, DType::q4_0}
+               .begin()[random() % 7];
   s.page_tokens = pick({16, 64, 256});
   s.kv_heads = pick({1, 1, 2, 3});
   s.heads = pick({1, 2, 3, 4, 5, 6, 7, 8});
@@ -244,6 +246,59 @@ TEST_CASE("kernels.attention: probabilities reach the score sink", "[kernels]") 
         kernel.scores(problem.task(0, row, row + 1, nullptr), 0, again.data(), scratch.data());
       }
       CHECK(same_bits(scores.data(), again.data(), slots));
+    }
+  }
+}
+
+TEST_CASE("kernels.attention: stores codes where the layout says, and touches no other token", "[kernels]") {
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal;
+  for (const IsaKernels& isa : available_kernels()) {
+    for (const DType type : {DType::q8_0, DType::q4_0}) {
+      for (const int dims : {32, 64, 80, 7, 128}) {
+        for (const bool in_keys : {false, true}) {
+          const int dims_v = in_keys ? dims / 2 : dims + 3;
+          const skald::KvPageLayout layout{type, 32, 2, dims, dims_v, in_keys};
+          const Guarded<std::byte> page(layout.page_bytes());
+          std::vector<float> k(static_cast<std::size_t>(dims)), v(static_cast<std::size_t>(dims_v));
+          for (float& x : k) x = random() % 9 == 0 ? 0.0F : 3 * normal(random);
+          for (float& x : v) x = random() % 50 == 0 ? 100.0F : 0.01F * normal(random);
+          isa.of(type).store(k.data(), v.data(), page.data(), layout, 1, 19);
+          INFO(skald::to_string(isa.isa) << " " << skald::to_string(type) << " " << dims << " in keys " << in_keys);
+          std::vector<float> expected_k = k, expected_v = v;
+          round_vector(type, expected_k.data(), dims);
+          round_vector(type, expected_v.data(), dims_v);
+          const auto read = [&](std::size_t offset, const skald::KvPageLayout::CodePlace& place) {
+            std::uint16_t scale;
+            std::memcpy(&scale, page.data() + offset + place.scale, 2);
+            const auto byte = std::to_integer<std::uint8_t>(page[offset + place.code]);
+            const int code = type == DType::q8_0 ? static_cast<std::int8_t>(byte) : (byte >> place.shift & 15) - 8;
+            return skald::f16_to_f32(scale) * static_cast<float>(code);
+          };
+          for (int d = 0; d < dims; ++d) {
+            CHECK(read(layout.keys_offset(1), layout.key_place(19, d)) == expected_k[static_cast<std::size_t>(d)]);
+          }
+          for (int d = 0; d < dims_v && !in_keys; ++d) {
+            CHECK(read(layout.values_offset(1), layout.value_place(19, d)) == expected_v[static_cast<std::size_t>(d)]);
+          }
+          // Exactly the bytes of the token's pieces have changed: none of the others, 0xFF before and after.
+          std::vector<bool> mine(layout.page_bytes(), false);
+          std::size_t bytes = 0;
+          layout.for_each_piece(1, 19, [&](std::size_t offset, std::size_t count) {
+            bytes += count;
+            for (std::size_t i = 0; i < count; ++i) {
+              CHECK_FALSE(mine[offset + i]);
+              mine[offset + i] = true;
+            }
+          });
+          CHECK(bytes == layout.token_bytes());
+          bool others_untouched = true;
+          for (std::size_t i = 0; i < mine.size(); ++i) {
+            others_untouched = others_untouched && (mine[i] || page[i] == std::byte{0xFF});
+          }
+          CHECK(others_untouched);
+        }
+      }
     }
   }
 }

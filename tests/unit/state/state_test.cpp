@@ -67,7 +67,7 @@ TEST_CASE("state.kv_pool: hands out each page once, refuses when empty, counts r
   CHECK(pool->take() == *pages.begin());
   CHECK(pool->peak_pages() == 3);
   CHECK_THROWS_AS(skald::KvPool(skald::make_reference_backend(), {skald::DType::f32, 24, 1, 4, 4}, 1), skald::UsageError);
-  CHECK_THROWS_AS(skald::KvPool(skald::make_reference_backend(), {skald::DType::q8_0, 16, 1, 4, 4}, 1),
+  CHECK_THROWS_AS(skald::KvPool(skald::make_reference_backend(), {skald::DType::q5_0, 16, 1, 4, 4}, 1),
                   skald::UnsupportedError);
 }
 
@@ -218,6 +218,8 @@ TEST_CASE("state.sequence: save and load carry everything, damaged data is refus
 
 TEST_CASE("state.kv_format: names give formats, others are refused by name", "[state]") {
   CHECK(skald::AnyKvFormat("bf16").dtype() == skald::DType::bf16);
+  CHECK(skald::AnyKvFormat("q8_0").dtype() == skald::DType::q8_0);
+  CHECK(skald::AnyKvFormat(skald::KvQ4{}).dtype() == skald::DType::q4_0);
   CHECK(skald::AnyKvFormat(skald::KvF16{}).dtype() == skald::DType::f16);
-  CHECK_THROWS_AS(skald::AnyKvFormat("q4_0"), skald::UnsupportedError);
+  CHECK_THROWS_AS(skald::AnyKvFormat("q4_1"), skald::UnsupportedError);
 }
