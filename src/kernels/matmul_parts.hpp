@@ -23,5 +23,33 @@ SKALD_DECLARE_MULTIPLY(q5_1);
 SKALD_DECLARE_MULTIPLY(q4_k);
 SKALD_DECLARE_MULTIPLY(q5_k);
 SKALD_DECLARE_MULTIPLY(q6_k);
+SKALD_DECLARE_MULTIPLY(iq4_nl);
+SKALD_DECLARE_MULTIPLY(mxfp4);
+
+/// Formats whose blocks are taken apart first (matmul_apart_formats.inl.hpp).
+#define SKALD_DECLARE_APART(name) \
+  SKALD_DECLARE_MULTIPLY(name);   \
+  void unpack_row_##name(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept
+#define SKALD_DEFINE_APART(name, format)                                                                          \
+  SKALD_DECLARE_MULTIPLY(name) {                                                                                  \
+    const ApartSource source{&format::take_apart, format::panel_block_bytes, format::offset};                     \
+    multiply_apart<format::Layout, format::range>(source, panels, row_count, cols, columns, out, out_stride, scratch); \
+  }                                                                                                               \
+  void unpack_row_##name(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept {               \
+    apart_unpack_row<format>(panel, row, cols, out);                                                              \
+  }
+
+SKALD_DECLARE_APART(q2_k);
+SKALD_DECLARE_APART(q3_k);
+SKALD_DECLARE_APART(iq4_xs);
+SKALD_DECLARE_APART(tq1_0);
+SKALD_DECLARE_APART(tq2_0);
+SKALD_DECLARE_APART(iq2_xxs);
+SKALD_DECLARE_APART(iq2_xs);
+SKALD_DECLARE_APART(iq2_s);
+SKALD_DECLARE_APART(iq3_xxs);
+SKALD_DECLARE_APART(iq3_s);
+SKALD_DECLARE_APART(iq1_s);
+SKALD_DECLARE_APART(iq1_m);
 
 }  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -1,5 +1,7 @@
+#include "kernels/matmul_apart_formats.inl.hpp"
 #include "kernels/matmul_drivers.inl.hpp"
 #include "kernels/matmul_float.inl.hpp"
+#include "kernels/matmul_nibble_formats.inl.hpp"
 #include "kernels/matmul_parts.hpp"
 
 namespace skald::inline v0::kernels::SKALD_ISA {
@@ -21,6 +23,35 @@ constexpr MatmulKernel float_kernel(DType type, Multiply multiply_panels) noexce
           &prepare_acts<ActsF32>, &no_scratch, multiply_panels, ActsF32::id};
 }
 
+template <class F>
+constexpr MatmulKernel apart_kernel(DType type, Multiply multiply_panels, decltype(MatmulKernel::unpack_row) unpack) noexcept {
+  return {type, group_columns, &apart_panel_bytes<F>, &apart_pack<F>, unpack, &acts_bytes<Acts256>,
+          &prepare_acts<Acts256>, &apart_scratch_bytes<typename F::Layout>, multiply_panels, Acts256::id};
+}
+
+constexpr MatmulKernel mxfp4_kernel() noexcept {
+  return {DType::mxfp4, group_columns, &panel_bytes<FormatMXFP4>, &FormatMXFP4::pack, &unpack_row<FormatMXFP4>,
+          &acts_bytes<Acts32>, &prepare_acts<Acts32>, &scratch_bytes<FormatMXFP4>, &multiply_mxfp4, Acts32::id};
+}
+
+/// Numbers that no file has matrices of become floats when packed.
+template <class T>
+void pack_as_floats(const std::byte* const* rows, std::int64_t cols, std::byte* panel) noexcept {
+  for (int r = 0; r < 16; ++r)
+    for (std::int64_t k = 0; k < cols; ++k) {
+      T value{};
+      if (rows[r]) __builtin_memcpy(&value, rows[r] + k * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+      const auto number = static_cast<float>(value);
+      __builtin_memcpy(panel + (16 * k + r) * 4, &number, 4);
+    }
+}
+template <class T>
+constexpr MatmulKernel plain_kernel(DType type) noexcept {
+  MatmulKernel kernel = float_kernel<ElementF32>(type, &multiply_f32);
+  kernel.pack = &pack_as_floats<T>;
+  return kernel;
+}
+
 constexpr MatmulKernel all_kernels[] = {
     float_kernel<ElementF32>(DType::f32, &multiply_f32),
     float_kernel<ElementF16>(DType::f16, &multiply_f16),
@@ -33,6 +64,24 @@ constexpr MatmulKernel all_kernels[] = {
     block_kernel<FormatQ4_K>(DType::q4_k, &multiply_q4_k),
     block_kernel<FormatQ5_K>(DType::q5_k, &multiply_q5_k),
     block_kernel<FormatQ6_K>(DType::q6_k, &multiply_q6_k),
+    block_kernel<FormatIQ4_NL>(DType::iq4_nl, &multiply_iq4_nl),
+    mxfp4_kernel(),
+    apart_kernel<ApartQ2_K>(DType::q2_k, &multiply_q2_k, &unpack_row_q2_k),
+    apart_kernel<ApartQ3_K>(DType::q3_k, &multiply_q3_k, &unpack_row_q3_k),
+    apart_kernel<ApartIQ4_XS>(DType::iq4_xs, &multiply_iq4_xs, &unpack_row_iq4_xs),
+    apart_kernel<ApartTQ1_0>(DType::tq1_0, &multiply_tq1_0, &unpack_row_tq1_0),
+    apart_kernel<ApartTQ2_0>(DType::tq2_0, &multiply_tq2_0, &unpack_row_tq2_0),
+    apart_kernel<ApartIQ2_XXS>(DType::iq2_xxs, &multiply_iq2_xxs, &unpack_row_iq2_xxs),
+    apart_kernel<ApartIQ2_XS>(DType::iq2_xs, &multiply_iq2_xs, &unpack_row_iq2_xs),
+    apart_kernel<ApartIQ2_S>(DType::iq2_s, &multiply_iq2_s, &unpack_row_iq2_s),
+    apart_kernel<ApartIQ3_XXS>(DType::iq3_xxs, &multiply_iq3_xxs, &unpack_row_iq3_xxs),
+    apart_kernel<ApartIQ3_S>(DType::iq3_s, &multiply_iq3_s, &unpack_row_iq3_s),
+    apart_kernel<ApartIQ1_S>(DType::iq1_s, &multiply_iq1_s, &unpack_row_iq1_s),
+    apart_kernel<ApartIQ1_M>(DType::iq1_m, &multiply_iq1_m, &unpack_row_iq1_m),
+    plain_kernel<double>(DType::f64),
+    plain_kernel<std::int8_t>(DType::i8),
+    plain_kernel<std::int16_t>(DType::i16),
+    plain_kernel<std::int32_t>(DType::i32),
 };
 
 }  // namespace

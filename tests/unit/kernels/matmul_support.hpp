@@ -17,6 +17,7 @@
 #include <skald/simd/isa.hpp>
 
 #include "kernels/kernel_table.hpp"
+#include "support/block_scales.hpp"
 #include "support/catch.hpp"
 
 namespace skald_test {
@@ -82,7 +83,12 @@ void for_each_kernel(F&& f) {
 }
 
 inline bool has_fma(Isa isa) { return isa != Isa::baseline; }
-inline bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
+/// Plain numbers, multiplied as floats.
+inline bool is_float(DType type) { return !skald::dtype_info(type).quantized; }
+/// Plain numbers whose panels hold floats.
+inline bool packs_floats(DType type) {
+  return is_float(type) && type != DType::f32 && type != DType::f16 && type != DType::bf16;
+}
 inline std::int64_t block_of(DType type) { return static_cast<std::int64_t>(skald::dtype_info(type).block_elements); }
 
 /// A weight in file format, one row after the other.
@@ -121,22 +127,12 @@ inline Weight random_bytes_weight(DType type, std::int64_t rows, std::int64_t co
   return weight;
 }
 
-/// Sets the binary16 fields of every block.
+/// Sets the scales and minimums of every block.
 inline void set_scales(Weight& weight, std::uint16_t scale, std::uint16_t minimum) {
   const auto block_bytes = skald::dtype_info(weight.type).block_bytes;
-  for (std::size_t at = 0; at < weight.bytes.size(); at += block_bytes) {
-    std::byte* block = weight.bytes.data() + at;
-    if (weight.type == DType::q6_k) {
-      std::memcpy(block + 208, &scale, 2);
-      continue;
-    }
-    std::memcpy(block, &scale, 2);
-    const bool two = weight.type == DType::q4_1 || weight.type == DType::q5_1 || weight.type == DType::q4_k ||
-                     weight.type == DType::q5_k;
-    if (two) std::memcpy(block + 2, &minimum, 2);
-  }
+  for (std::size_t at = 0; at < weight.bytes.size(); at += block_bytes)
+    set_block_scale(weight.type, weight.bytes.data() + at, scale, minimum);
 }
-
 
 inline void pack_weight(const MatmulKernel& kernel, const Weight& weight, std::byte* to) {
   for (std::int64_t first = 0; first < weight.rows; first += 16) {

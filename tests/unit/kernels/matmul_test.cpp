@@ -12,7 +12,10 @@ using skald::format_ops;
 namespace {
 
 const std::vector<DType> all_types{DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,
-                                   DType::q5_0, DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k};
+                                   DType::q5_0, DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::mxfp4,
+                                   DType::q2_k, DType::q3_k, DType::iq4_xs, DType::tq1_0, DType::tq2_0, DType::iq2_xxs,
+                                   DType::iq2_xs, DType::iq2_s, DType::iq3_xxs, DType::iq3_s, DType::iq1_s, DType::iq1_m,
+                                   DType::f64, DType::i8, DType::i16, DType::i32};
 
 /// One output as the scalar specification gives it; `fused` says whether product and sum are rounded together.
 float specified(const Weight& weight, std::int64_t row, const float* x, bool fused) {
@@ -62,7 +65,7 @@ TEST_CASE("kernels.matmul: panels take as many bytes as the file and give back w
       const std::int64_t cols = blocks * std::max<std::int64_t>(block_of(kernel.type), 1);
       for (const std::int64_t rows : {16, 17, 5}) {
         const Weight weight = random_bytes_weight(kernel.type, rows, cols, static_cast<unsigned>(7 * rows + cols));
-        REQUIRE(kernel.panel_bytes(cols) == 16 * weight.row_bytes());
+        REQUIRE(kernel.panel_bytes(cols) == (packs_floats(kernel.type) ? 64 * static_cast<std::size_t>(cols) : 16 * weight.row_bytes()));
         GuardedBytes panels(packed_bytes(kernel, weight));
         pack_weight(kernel, weight, panels.data());
         GuardedBytes out(static_cast<std::size_t>(cols) * 4);

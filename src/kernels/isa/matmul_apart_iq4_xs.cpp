@@ -1,0 +1,8 @@
+#include "kernels/matmul_apart_formats.inl.hpp"
+#include "kernels/matmul_parts.hpp"
+
+namespace skald::inline v0::kernels::SKALD_ISA {
+
+SKALD_DEFINE_APART(iq4_xs, ApartIQ4_XS)
+
+}  // namespace skald::inline v0::kernels::SKALD_ISA

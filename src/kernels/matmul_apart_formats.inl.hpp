@@ -1,0 +1,475 @@
+#pragma once
+
+// How the panel blocks of the low-bit formats lie and how they are taken apart (matmul_apart.inl.hpp). As in
+// matmul_formats.inl.hpp a panel block is the binary16 fields as [field][16], then the 32-bit words of the sixteen rows'
+// blocks as [word][16], as many bytes as in the file. File layouts: skald/quant/block_layout.hpp.
+
+#include "kernels/matmul_apart.inl.hpp"
+#include "kernels/matmul_lookup.inl.hpp"
+
+namespace skald::inline v0::kernels::SKALD_ISA {
+namespace {
+
+namespace codebooks = quant::codebooks;
+
+SKALD_INLINE f32x16 half_field(const std::byte* p, int field) noexcept {
+  return load_f16(reinterpret_cast<const std::uint16_t*>(p + 32 * field));
+}
+SKALD_INLINE i32x16 panel_word(const std::byte* p, int index) noexcept { return words(load_bytes(p + 64 * index)); }
+
+/// Writes a taken-apart block.
+template <class L>
+struct ApartWriter {
+  std::byte* to;
+  SKALD_INLINE void scale(f32x16 value) const noexcept { store(reinterpret_cast<float*>(to), value); }
+  SKALD_INLINE void minimum(f32x16 value) const noexcept { store(reinterpret_cast<float*>(to) + 16, value); }
+  SKALD_INLINE void codes(int group, u8x64 value) const noexcept { store_bytes(to + 64 * (L::code_line + group), value); }
+  SKALD_INLINE void sub(int j, i32x16 value) const noexcept {
+    store_bytes(to + 64 * (L::sub_line + j), bytes(apart_multiplier(value)));
+  }
+  /// Pairs of `values` (int16 in int32) in the order of the activations' pairs of sums.
+  SKALD_INLINE void pairs(const i32x16* values) const noexcept {
+    unroll<L::pairs>([&](auto i) SKALD_INLINE_LAMBDA {
+      constexpr int first = i.value / 2 * 4 + i.value % 2;
+      store_bytes(to + 64 * (L::pair_line + i), bytes((values[first] & set1(0xFFFF)) | shl<16>(values[first + 2])));
+    });
+  }
+  SKALD_INLINE void subs_and_pairs(const i32x16* values) const noexcept {
+    unroll<L::subs>([&](auto j) SKALD_INLINE_LAMBDA { sub(j, values[j]); });
+    pairs(values);
+  }
+};
+
+SKALD_INLINE i32x16 odd_scale(i32x16 s) noexcept { return s + s + set1(1); }
+/// Nibble j (constant) of consecutive words.
+SKALD_INLINE i32x16 nibble_of(const std::byte* words_at, int j) noexcept {
+  return shift_right(panel_word(words_at, j / 8), 4 * (j % 8)) & set1(15);
+}
+
+struct ApartQ2_K {
+  using Layout = ApartLayout<16, true>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 84, panel_block_bytes = 1344, offset = 0;
+  static constexpr int half_fields = 2, half_offsets[2] = {80, 82}, first_word = 0;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0));
+    out.minimum(half_field(p, 1));
+    const std::byte* at = p + 64;
+    i32x16 minimums[16];
+    unroll<16>([&](auto j) SKALD_INLINE_LAMBDA {
+      const i32x16 both = shr<8 * (j.value % 4)>(panel_word(at, j / 4));
+      out.sub(j, both & set1(15));
+      minimums[j] = shr<4>(both) & set1(15);
+    });
+    out.pairs(minimums);
+    for (int half = 0; half < 2; ++half)
+      for (int word = 0; word < 8; ++word) {
+        const i32x16 codes = panel_word(at, 4 + 8 * half + word);
+        unroll<4>([&](auto q) SKALD_INLINE_LAMBDA {
+          out.codes(32 * half + 8 * q + word, bytes(shr<2 * q.value>(codes) & set1(0x03030303)));
+        });
+      }
+  }
+};
+
+struct ApartQ3_K {
+  using Layout = ApartLayout<16, false>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 110, panel_block_bytes = 1760, offset = 4;
+  static constexpr int half_fields = 1, half_offsets[2] = {108, 0}, first_word = 0;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0));
+    const std::byte* at = p + 32;
+    i32x16 scales[16];
+    const i32x16 high = panel_word(at, 26);
+    unroll<16>([&](auto j) SKALD_INLINE_LAMBDA {
+      const i32x16 low = shr<8 * (j.value % 4) + (j.value < 8 ? 0 : 4)>(panel_word(at, 24 + j % 8 / 4)) & set1(15);
+      const i32x16 top = shr<8 * (j.value % 4) + 2 * (j.value / 4)>(high) & set1(3);
+      scales[j] = (low | shl<4>(top)) - set1(32);
+    });
+    out.subs_and_pairs(scales);
+    for (int word = 0; word < 8; ++word) {
+      const i32x16 third = panel_word(at, word);
+      unroll<2>([&](auto half) SKALD_INLINE_LAMBDA {
+        const i32x16 codes = panel_word(at, 8 + 8 * half + word);
+        unroll<4>([&](auto q) SKALD_INLINE_LAMBDA {
+          constexpr int bit = 4 * half.value + q.value;
+          const i32x16 upper = (bit < 2 ? shl<bit < 2 ? 2 - bit : 0>(third) : shr<bit < 2 ? 0 : bit - 2>(third)) & set1(0x04040404);
+          out.codes(32 * half + 8 * q + word, bytes((shr<2 * q.value>(codes) & set1(0x03030303)) | upper));
+        });
+      });
+    }
+  }
+};
+
+struct ApartTQ2_0 {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 66, panel_block_bytes = 1056, offset = 1;
+  static constexpr int half_fields = 1, half_offsets[2] = {64, 0}, first_word = 0;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0));
+    i32x16 ones[8];
+    unroll<8>([&](auto j) SKALD_INLINE_LAMBDA { ones[j] = set1(1); });
+    out.subs_and_pairs(ones);
+    for (int half = 0; half < 2; ++half)
+      for (int word = 0; word < 8; ++word) {
+        const i32x16 codes = panel_word(p + 32, 8 * half + word);
+        unroll<4>([&](auto q) SKALD_INLINE_LAMBDA {
+          out.codes(32 * half + 8 * q + word, bytes(shr<2 * q.value>(codes) & set1(0x03030303)));
+        });
+      }
+  }
+};
+
+struct ApartTQ1_0 {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 54, panel_block_bytes = 864, offset = 1;
+  static constexpr int half_fields = 1, half_offsets[2] = {52, 0}, first_word = 0;
+  /// The digits of four bytes, most significant first, one after the other to groups first, first + stride, ...
+  template <int Digits>
+  SKALD_INLINE static void digits(const ApartWriter<Layout>& out, i32x16 four, int first, int stride) noexcept {
+    const i32x16 low_bytes = set1(0x00FF00FF);
+    i32x16 even = four & low_bytes, odd = shr<8>(four) & low_bytes;
+    unroll<Digits>([&](auto n) SKALD_INLINE_LAMBDA {
+      // Three times the fraction: the digit is before the point, the rest behind it.
+      even = even + even + even;
+      odd = odd + odd + odd;
+      out.codes(first + stride * n, bytes((shr<8>(even) & low_bytes) | (odd & set1(static_cast<std::int32_t>(0xFF00FF00)))));
+      even = even & low_bytes;
+      odd = odd & low_bytes;
+    });
+  }
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0));
+    i32x16 ones[8];
+    unroll<8>([&](auto j) SKALD_INLINE_LAMBDA { ones[j] = set1(1); });
+    out.subs_and_pairs(ones);
+    for (int word = 0; word < 8; ++word) digits<5>(out, panel_word(p + 32, word), word, 8);
+    for (int word = 0; word < 4; ++word) digits<5>(out, panel_word(p + 32, 8 + word), 40 + word, 4);
+    digits<4>(out, panel_word(p + 32, 12), 60, 1);
+  }
+};
+
+/// The values of iq4_nl plus 128.
+alignas(16) inline constexpr std::uint8_t iq4_bytes[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                           129, 141, 153, 166, 181, 197, 217, 241};
+
+struct ApartIQ4_XS {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::eight;
+  static constexpr int file_bytes = 136, panel_block_bytes = 2176, offset = 128;
+  static constexpr int half_fields = 2, half_offsets[2] = {0, 2}, first_word = 4;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0));
+    // bfloat16 is the upper half of a float: the second field as bits 16..31.
+    const i32x16 high = bits(load_bf16(reinterpret_cast<const std::uint16_t*>(p + 32)));
+    const std::byte* at = p + 64;
+    const i32x16 low = panel_word(at, 0);
+    i32x16 scales[8];
+    unroll<8>([&](auto j) SKALD_INLINE_LAMBDA {
+      const i32x16 top = shr<16 + 2 * j.value>(high) & set1(3);
+      scales[j] = ((shr<4 * j.value>(low) & set1(15)) | shl<4>(top)) - set1(32);
+    });
+    out.subs_and_pairs(scales);
+    const ByteTable table(iq4_bytes);
+    const i32x16 nibbles = set1(0x0F0F0F0F);
+    for (int word = 0; word < 32; ++word) {
+      const i32x16 codes = panel_word(at, 1 + word);
+      const int group = 8 * (word / 4) + word % 4;
+      out.codes(group, lookup16(table, bytes(codes & nibbles)));
+      out.codes(group + 4, lookup16(table, bytes(shr<4>(codes) & nibbles)));
+    }
+  }
+};
+
+/// Codes of a group of four elements: levels of two or three bits in each byte, a sign bit above them.
+alignas(16) inline constexpr std::uint8_t iq2_bytes[16] = {51, 68, 86, 43, 35, 18, 0, 43};
+alignas(16) inline constexpr std::uint8_t iq3_xxs_bytes[16] = {66, 74, 82, 90, 98, 106, 114, 124,
+                                                               58, 50, 42, 34, 26, 18,  10,  0};
+alignas(16) inline constexpr std::uint8_t iq3_s_bytes[16] = {16, 18, 20, 22, 24, 26, 28, 30, 14, 12, 10, 8, 6, 4, 2, 0};
+alignas(16) inline constexpr std::uint8_t iq1_bytes[16] = {2, 10, 18, 9, 0, 8, 16, 9};
+
+/// Eight elements of an iq2 entry in the low 16 bits; signs in the low eight bits.
+template <class L>
+SKALD_INLINE void put_eight(const ApartWriter<L>& out, const ByteTable& table, int group, i32x16 entry,
+                            i32x16 signs) noexcept {
+  const i32x16 low = entry & set1(0xFF), high = shr<8>(entry) & set1(0xFF);
+  out.codes(group, lookup16(table, bytes(spread2(low) | spread_signs<2>(signs))));
+  out.codes(group + 1, lookup16(table, bytes(spread2(high) | spread_signs<2>(shr<4>(signs)))));
+}
+/// Four elements of an iq3 entry in the low 16 bits; signs in the low four bits.
+template <class L>
+SKALD_INLINE void put_four(const ApartWriter<L>& out, const ByteTable& table, int group, i32x16 entry,
+                           i32x16 signs) noexcept {
+  out.codes(group, lookup16(table, bytes(spread3(entry & set1(0xFFF)) | spread_signs<3>(signs))));
+}
+
+struct ApartIQ2_XXS {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::seven;
+  static constexpr int file_bytes = 66, panel_block_bytes = 1056, offset = 43;
+  static constexpr int half_fields = 1, half_offsets[2] = {0, 0}, first_word = 2;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0) * set1(0.125F));
+    const ByteTable table(iq2_bytes);
+    i32x16 scales[8];
+    for (int j = 0; j < 8; ++j) {
+      const i32x16 indices = panel_word(p + 32, 2 * j), rest = panel_word(p + 32, 2 * j + 1);
+      scales[j] = odd_scale(shr<28>(rest));
+      const i32x16 parity = parity_of_sevens(rest);
+      unroll<2>([&](auto pair) SKALD_INLINE_LAMBDA {
+        constexpr int l = 2 * pair.value;
+        const i32x16 two = shr<8 * l>(indices);
+        const i32x16 entries =
+            lookup_pair<256>(codebooks::iq2_xxs_grid, (two & set1(0xFF)) | (shl<8>(two) & set1(0xFF0000)));
+        const auto signs_of = [&](auto k) SKALD_INLINE_LAMBDA {
+          return (shr<7 * k.value>(rest) & set1(127)) | shl<7>(shr<7 * k.value>(parity) & set1(1));
+        };
+        put_eight(out, table, 8 * j + 2 * l, entries, signs_of(Index<l>{}));
+        put_eight(out, table, 8 * j + 2 * l + 2, shr<16>(entries), signs_of(Index<l + 1>{}));
+      });
+    }
+    out.subs_and_pairs(scales);
+  }
+};
+
+struct ApartIQ2_XS {
+  using Layout = ApartLayout<16, false>;
+  static constexpr CodeRange range = CodeRange::seven;
+  static constexpr int file_bytes = 74, panel_block_bytes = 1184, offset = 43;
+  static constexpr int half_fields = 1, half_offsets[2] = {0, 0}, first_word = 2;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0) * set1(0.125F));
+    const std::byte* at = p + 32;
+    i32x16 scales[16];
+    unroll<16>([&](auto j) SKALD_INLINE_LAMBDA { scales[j] = odd_scale(nibble_of(at + 64 * 16, j)); });
+    out.subs_and_pairs(scales);
+    const ByteTable table(iq2_bytes);
+    for (int word = 0; word < 16; ++word) {
+      const i32x16 codes = panel_word(at, word);
+      const i32x16 entries = lookup_pair<512>(codebooks::iq2_xs_grid, codes & set1(0x01FF01FF));
+      const i32x16 sevens = shr<9>(codes) & set1(0x007F007F);
+      const i32x16 twos = sevens ^ shr<1>(sevens), fours = twos ^ shr<2>(twos);
+      const i32x16 signs = sevens | shl<7>((fours ^ shr<4>(fours)) & set1(0x00010001));
+      put_eight(out, table, 4 * word, entries, signs);
+      put_eight(out, table, 4 * word + 2, shr<16>(entries), shr<16>(signs));
+    }
+  }
+};
+
+struct ApartIQ2_S {
+  using Layout = ApartLayout<16, false>;
+  static constexpr CodeRange range = CodeRange::seven;
+  static constexpr int file_bytes = 82, panel_block_bytes = 1312, offset = 43;
+  static constexpr int half_fields = 1, half_offsets[2] = {0, 0}, first_word = 2;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0) * set1(0.125F));
+    const std::byte* at = p + 32;
+    i32x16 scales[16];
+    unroll<16>([&](auto j) SKALD_INLINE_LAMBDA { scales[j] = odd_scale(nibble_of(at + 64 * 18, j)); });
+    out.subs_and_pairs(scales);
+    const ByteTable table(iq2_bytes);
+    for (int word = 0; word < 8; ++word) {
+      const i32x16 codes = panel_word(at, word), signs = panel_word(at, 8 + word);
+      const i32x16 high = shift_right(panel_word(at, 16 + word / 4), 8 * (word % 4));
+      unroll<2>([&](auto pair) SKALD_INLINE_LAMBDA {
+        constexpr int l = 2 * pair.value;
+        const i32x16 two = shr<8 * l>(codes), top = shr<2 * l>(high);
+        const i32x16 entries = lookup_pair<1024>(
+            codebooks::iq2_s_grid, (two & set1(0xFF)) | (shl<8>(two) & set1(0xFF0000)) | (shl<8>(top) & set1(0x300)) |
+                                       (shl<22>(top) & set1(0x3000000)));
+        put_eight(out, table, 8 * word + 2 * l, entries, shr<8 * l>(signs));
+        put_eight(out, table, 8 * word + 2 * l + 2, shr<16>(entries), shr<8 * l + 8>(signs));
+      });
+    }
+  }
+};
+
+struct ApartIQ3_XXS {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::seven;
+  static constexpr int file_bytes = 98, panel_block_bytes = 1568, offset = 62;
+  static constexpr int half_fields = 1, half_offsets[2] = {0, 0}, first_word = 2;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0) * set1(0.25F));
+    const std::byte* at = p + 32;
+    const ByteTable table(iq3_xxs_bytes);
+    i32x16 scales[8];
+    for (int j = 0; j < 8; ++j) {
+      const i32x16 rest = panel_word(at, 16 + j);
+      scales[j] = odd_scale(shr<28>(rest));
+      const i32x16 parity = parity_of_sevens(rest);
+      unroll<4>([&](auto k) SKALD_INLINE_LAMBDA {
+        const i32x16 two = shr<16 * (k.value % 2)>(panel_word(at, 2 * j + k / 2));
+        const i32x16 entries =
+            lookup_pair<256>(codebooks::iq3_xxs_grid, (two & set1(0xFF)) | (shl<8>(two) & set1(0xFF0000)));
+        const i32x16 upper = (shr<7 * k.value + 4>(rest) & set1(7)) | shl<3>(shr<7 * k.value>(parity) & set1(1));
+        put_four(out, table, 8 * j + 2 * k, entries, shr<7 * k.value>(rest));
+        put_four(out, table, 8 * j + 2 * k + 1, shr<16>(entries), upper);
+      });
+    }
+    out.subs_and_pairs(scales);
+  }
+};
+
+struct ApartIQ3_S {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 110, panel_block_bytes = 1760, offset = 15;
+  static constexpr int half_fields = 1, half_offsets[2] = {0, 0}, first_word = 2;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0));
+    const std::byte* at = p + 32;
+    i32x16 scales[8];
+    unroll<8>([&](auto j) SKALD_INLINE_LAMBDA { scales[j] = odd_scale(nibble_of(at + 64 * 26, j)); });
+    out.subs_and_pairs(scales);
+    const ByteTable table(iq3_s_bytes);
+    for (int j = 0; j < 8; ++j) {
+      const i32x16 high = shift_right(panel_word(at, 16 + j / 4), 8 * (j % 4)), signs = panel_word(at, 18 + j);
+      unroll<4>([&](auto k) SKALD_INLINE_LAMBDA {
+        const i32x16 two = shr<16 * (k.value % 2)>(panel_word(at, 2 * j + k / 2)), top = shr<2 * k.value>(high);
+        const i32x16 entries = lookup_pair<512>(
+            codebooks::iq3_s_grid, (two & set1(0xFF)) | (shl<8>(two) & set1(0xFF0000)) | (shl<8>(top) & set1(0x100)) |
+                                       (shl<23>(top) & set1(0x1000000)));
+        put_four(out, table, 8 * j + 2 * k, entries, shr<8 * k.value>(signs));
+        put_four(out, table, 8 * j + 2 * k + 1, shr<16>(entries), shr<8 * k.value + 4>(signs));
+      });
+    }
+  }
+};
+
+/// Eight elements of an iq1 entry in the low 16 bits; `down` has bit 2 of each byte set where the shift is negative.
+template <class L>
+SKALD_INLINE void put_iq1(const ApartWriter<L>& out, const ByteTable& table, int group, i32x16 entry, i32x16 down) noexcept {
+  out.codes(group, lookup16(table, bytes(spread2(entry & set1(0xFF)) | down)));
+  out.codes(group + 1, lookup16(table, bytes(spread2(shr<8>(entry) & set1(0xFF)) | down)));
+}
+
+struct ApartIQ1_S {
+  using Layout = ApartLayout<8, false>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 50, panel_block_bytes = 800, offset = 9;
+  static constexpr int half_fields = 1, half_offsets[2] = {0, 0}, first_word = 2;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    out.scale(half_field(p, 0) * set1(0.125F));
+    const std::byte* at = p + 32;
+    const ByteTable table(iq1_bytes);
+    i32x16 scales[8];
+    for (int j = 0; j < 8; ++j) {
+      const i32x16 codes = panel_word(at, j), field = shift_right(panel_word(at, 8 + j / 2), 16 * (j % 2));
+      scales[j] = odd_scale(shr<12>(field) & set1(7));
+      const i32x16 down = sra<31>(shl<16>(field)) & set1(0x04040404);
+      unroll<2>([&](auto pair) SKALD_INLINE_LAMBDA {
+        constexpr int l = 2 * pair.value;
+        const i32x16 two = shr<8 * l>(codes), top = shr<3 * l>(field);
+        const i32x16 entries = lookup_pair<2048>(
+            codebooks::iq1_grid, (two & set1(0xFF)) | (shl<8>(two) & set1(0xFF0000)) | (shl<8>(top) & set1(0x700)) |
+                                     (shl<21>(top) & set1(0x7000000)));
+        put_iq1(out, table, 8 * j + 2 * l, entries, down);
+        put_iq1(out, table, 8 * j + 2 * l + 2, shr<16>(entries), down);
+      });
+    }
+    out.subs_and_pairs(scales);
+  }
+};
+
+struct ApartIQ1_M {
+  using Layout = ApartLayout<16, false>;
+  static constexpr CodeRange range = CodeRange::five;
+  static constexpr int file_bytes = 56, panel_block_bytes = 896, offset = 9;
+  static constexpr int half_fields = 0, half_offsets[2] = {0, 0}, first_word = 0;
+  static void take_apart(const std::byte* p, std::byte* to) noexcept {
+    const ApartWriter<Layout> out{to};
+    const i32x16 first = panel_word(p, 12), second = panel_word(p, 13);
+    const i32x16 scale = (shr<12>(first) & set1(15)) | (shr<24>(first) & set1(0xF0)) | (shr<4>(second) & set1(0xF00)) |
+                         (shr<16>(second) & set1(0xF000));
+    std::int32_t wide[16];
+    std::uint16_t halves_of[16];
+    store(wide, scale);
+    for (int r = 0; r < 16; ++r) halves_of[r] = static_cast<std::uint16_t>(wide[r]);
+    out.scale(load_f16(halves_of) * set1(0.125F));
+    i32x16 scales[16];
+    unroll<16>([&](auto j) SKALD_INLINE_LAMBDA {
+      scales[j] = odd_scale(shr<16 * (j.value / 4 % 2) + 3 * (j.value % 4)>(j < 8 ? first : second) & set1(7));
+    });
+    out.subs_and_pairs(scales);
+    const ByteTable table(iq1_bytes);
+    for (int word = 0; word < 8; ++word) {
+      const i32x16 codes = panel_word(p, word), high = shift_right(panel_word(p, 8 + word / 2), 16 * (word % 2));
+      unroll<2>([&](auto pair) SKALD_INLINE_LAMBDA {
+        constexpr int l = 2 * pair.value;
+        const i32x16 two = shr<8 * l>(codes), top = shr<4 * l>(high);
+        const i32x16 entries = lookup_pair<2048>(
+            codebooks::iq1_grid, (two & set1(0xFF)) | (shl<8>(two) & set1(0xFF0000)) | (shl<8>(top) & set1(0x700)) |
+                                     (shl<20>(top) & set1(0x7000000)));
+        put_iq1(out, table, 8 * word + 2 * l, entries, sra<31>(shl<28>(top)) & set1(0x04040404));
+        put_iq1(out, table, 8 * word + 2 * l + 2, shr<16>(entries), sra<31>(shl<24>(top)) & set1(0x04040404));
+      });
+    }
+  }
+};
+
+// --- What the kernel table needs of each ---
+
+template <class F>
+std::size_t apart_panel_bytes(std::int64_t cols) noexcept {
+  return static_cast<std::size_t>(cols / 256) * F::panel_block_bytes;
+}
+
+template <class F>
+void apart_pack(const std::byte* const* rows, std::int64_t cols, std::byte* panel) noexcept {
+  constexpr int word_count = (F::file_bytes - 2 * F::half_fields) / 4;
+  static_assert(32 * F::half_fields + 64 * word_count == F::panel_block_bytes);
+  for (std::int64_t b = 0; b < cols / 256; ++b, panel += F::panel_block_bytes)
+    for (int r = 0; r < 16; ++r) {
+      std::byte zero[F::file_bytes];
+      const std::byte* block = zero;
+      if (rows[r]) block = rows[r] + b * F::file_bytes;
+      else __builtin_memset(zero, 0, sizeof(zero));
+      for (int h = 0; h < F::half_fields; ++h) __builtin_memcpy(panel + 32 * h + 2 * r, block + F::half_offsets[h], 2);
+      std::byte* to = panel + 32 * F::half_fields + 4 * r;
+      for (int w = 0; w < word_count; ++w) __builtin_memcpy(to + 64 * w, block + F::first_word + 4 * w, 4);
+    }
+}
+
+/// Decodes with the operations of block_layout.hpp, in their order.
+template <class F>
+void apart_unpack_row(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept {
+  using L = typename F::Layout;
+  alignas(64) std::byte block[L::bytes];
+  for (std::int64_t b = 0; b < cols / 256; ++b, panel += F::panel_block_bytes, out += 256) {
+    F::take_apart(panel, block);
+    const auto* floats = reinterpret_cast<const float*>(block);
+    const auto* ints = reinterpret_cast<const std::int32_t*>(block);
+    for (int i = 0; i < 256; ++i) {
+      const int sub = i * L::subs / 256;
+      const auto factor = static_cast<std::int16_t>(ints[16 * (L::sub_line + sub) + row]);
+      const float step = floats[row] * static_cast<float>(factor);
+      const int code = static_cast<int>(block[64 * (L::code_line + i / 4) + 4 * row + i % 4]);
+      if constexpr (L::has_minimum) {
+        const int pair = sub / 4 * 2 + sub % 2;
+        const auto both = static_cast<std::uint32_t>(ints[16 * (L::pair_line + pair) + row]);
+        const float low = floats[16 + row] * static_cast<float>((sub % 4 < 2 ? both : both >> 16) & 0xFFFF);
+        out[i] = step * static_cast<float>(code) - low;
+      } else {
+        out[i] = step * static_cast<float>(code - F::offset);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace skald::inline v0::kernels::SKALD_ISA
