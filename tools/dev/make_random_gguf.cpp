@@ -67,6 +67,20 @@ constexpr std::array mixtures{
     Mixture{"q5_k_s", DType::q5_k, DType::q6_k, DType::q5_k, 16},
     Mixture{"q5_k_m", DType::q5_k, DType::q6_k, DType::q6_k, 17},
     Mixture{"q6_k", DType::q6_k, DType::q6_k, DType::q6_k, 18},
+    Mixture{"q2_k", DType::q2_k, DType::q6_k, DType::q3_k, 10},
+    Mixture{"q3_k", DType::q3_k, DType::q6_k, DType::q3_k, 12},
+    Mixture{"iq2_xxs", DType::iq2_xxs, DType::q6_k, DType::iq2_xxs, 19},
+    Mixture{"iq2_xs", DType::iq2_xs, DType::q6_k, DType::iq2_xs, 20},
+    Mixture{"iq3_xxs", DType::iq3_xxs, DType::q6_k, DType::iq3_xxs, 23},
+    Mixture{"iq1_s", DType::iq1_s, DType::q6_k, DType::iq1_s, 24},
+    Mixture{"iq4_nl", DType::iq4_nl, DType::q6_k, DType::iq4_nl, 25},
+    Mixture{"iq3_s", DType::iq3_s, DType::q6_k, DType::iq3_s, 26},
+    Mixture{"iq2_s", DType::iq2_s, DType::q6_k, DType::iq2_s, 28},
+    Mixture{"iq4_xs", DType::iq4_xs, DType::q6_k, DType::iq4_xs, 30},
+    Mixture{"iq1_m", DType::iq1_m, DType::q6_k, DType::iq1_m, 31},
+    Mixture{"tq1_0", DType::tq1_0, DType::q6_k, DType::tq1_0, 36},
+    Mixture{"tq2_0", DType::tq2_0, DType::q6_k, DType::tq2_0, 37},
+    Mixture{"mxfp4", DType::mxfp4, DType::q6_k, DType::mxfp4, 38},
 };
 
 template <class T>
@@ -181,6 +195,69 @@ void make_block(skald::quant::BlockQ6_K& block, RowRandom& random, float spread)
   block.scale = half_bits(block_scale(random, spread / (18.5F * 73.6F), false));
 }
 
+/// Offset of a block's binary16 scale in the formats whose codes may be any bytes.
+std::size_t scale_offset(DType type) {
+  switch (type) {
+    case DType::q2_k: return 80;
+    case DType::q3_k: return 108;
+    case DType::tq1_0: return 52;
+    case DType::tq2_0: return 64;
+    default: return 0;
+  }
+}
+
+/// Sets the scale of a low-bit block; the minimum of q2_k is such that equal small scales and minimums cancel the mean.
+void set_scale(DType type, std::byte* block, float scale) {
+  const std::uint16_t bits = half_bits(scale);
+  if (type == DType::mxfp4) {
+    block[0] = static_cast<std::byte>(128 + std::ilogb(std::abs(scale)));
+    return;
+  }
+  if (type == DType::iq1_m) {
+    for (unsigned n = 0; n < 4; ++n)
+      block[49 + 2 * n] = (block[49 + 2 * n] & std::byte{15}) | static_cast<std::byte>(((bits >> (4 * n)) & 15U) << 4U);
+    return;
+  }
+  std::memcpy(block + scale_offset(type), &bits, 2);
+  if (type != DType::q2_k) return;
+  const std::uint16_t minimum = half_bits(1.5F * scale);
+  std::memcpy(block + 82, &minimum, 2);
+  for (int j = 0; j < 16; ++j) block[j] = (block[j] & std::byte{15}) | (block[j] << 4U);
+}
+
+/// Random codes of a low-bit block; the ternary format with two bits has no fourth value.
+void fill_codes(DType type, std::byte* block, std::size_t bytes, RowRandom& random) {
+  random.fill(block, bytes);
+  if (type != DType::tq2_0) return;
+  for (std::size_t i = 0; i < 64; ++i) block[i] &= ~((block[i] & block[i] >> 1U & std::byte{0x55}) << 1U);
+}
+
+/// Spread of the values of random blocks of a low-bit type with scale 1.
+float unit_spread(DType type) {
+  const auto& ops = skald::format_ops(type);
+  std::vector<std::byte> block(ops.block_bytes);
+  std::vector<float> values(ops.block_elements);
+  RowRandom random(1, 2, 3);
+  double squares = 0;
+  for (int i = 0; i < 64; ++i) {
+    fill_codes(type, block.data(), block.size(), random);
+    set_scale(type, block.data(), 1.0F);
+    ops.decode_row(block.data(), values.data(), values.size());
+    for (const float value : values) squares += static_cast<double>(value) * static_cast<double>(value);
+  }
+  return static_cast<float>(std::sqrt(squares / (64.0 * static_cast<double>(values.size()))));
+}
+
+void make_low_bits(DType type, std::span<std::byte> row, RowRandom& random, float spread) {
+  const auto& ops = skald::format_ops(type);
+  const float scale = spread / unit_spread(type);
+  for (std::size_t at = 0; at < row.size(); at += ops.block_bytes) {
+    fill_codes(type, row.data() + at, ops.block_bytes, random);
+    // The sign of the scale cancels the mean of uneven values; minimums need a positive one.
+    set_scale(type, row.data() + at, block_scale(random, scale, type != DType::q2_k));
+  }
+}
+
 template <class Block>
 void make_blocks(std::span<std::byte> row, RowRandom& random, float spread) {
   for (std::size_t at = 0; at < row.size(); at += sizeof(Block)) {
@@ -207,7 +284,10 @@ void make_row(DType type, std::span<std::byte> row, RowRandom random, float spre
     case DType::q4_k: return make_blocks<skald::quant::BlockQ4_K>(row, random, spread);
     case DType::q5_k: return make_blocks<skald::quant::BlockQ5_K>(row, random, spread);
     case DType::q6_k: return make_blocks<skald::quant::BlockQ6_K>(row, random, spread);
-    default: return make_floats(type, row, random, spread);
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16: return make_floats(type, row, random, spread);
+    default: return make_low_bits(type, row, random, spread);
   }
 }
 

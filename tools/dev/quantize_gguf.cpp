@@ -29,6 +29,20 @@ std::uint32_t file_type(DType type) {
     case DType::q5_k: return 16;
     case DType::q6_k: return 18;
     case DType::bf16: return 32;
+    case DType::q2_k: return 10;
+    case DType::q3_k: return 12;
+    case DType::iq2_xxs: return 19;
+    case DType::iq2_xs: return 20;
+    case DType::iq3_xxs: return 23;
+    case DType::iq1_s: return 24;
+    case DType::iq4_nl: return 25;
+    case DType::iq3_s: return 26;
+    case DType::iq2_s: return 28;
+    case DType::iq4_xs: return 30;
+    case DType::iq1_m: return 31;
+    case DType::tq1_0: return 36;
+    case DType::tq2_0: return 37;
+    case DType::mxfp4: return 38;
     default: throw skald::UsageError("quantize", "no file type is defined for " + std::string(skald::to_string(type)));
   }
 }

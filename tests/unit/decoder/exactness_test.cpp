@@ -42,6 +42,13 @@ const std::vector<skald::DType> exact_formats{skald::DType::f32,  skald::DType::
                                               skald::DType::q8_0, skald::DType::q4_0, skald::DType::q4_1,
                                               skald::DType::q5_0, skald::DType::q5_1, skald::DType::q4_k,
                                               skald::DType::q5_k, skald::DType::q6_k};
+/// All that matrices are stored in.
+const std::vector<skald::DType> all_formats = [] {
+  auto types = exact_formats;
+  for (const auto type : skald::block_formats())
+    if (std::find(types.begin(), types.end(), type) == types.end()) types.push_back(type);
+  return types;
+}();
 
 }  // namespace
 
@@ -196,8 +203,8 @@ TEST_CASE("decoder.exact: resumed, forked and truncated sessions equal fresh one
 TEST_CASE("decoder.exact: random ragged batches equal the sequences one token at a time", "[decoder][exact]") {
   const auto isas = skald::available_isas();
   for (const auto isa : isas)
-    for (std::size_t f = 0; f < exact_formats.size(); ++f) {
-      const auto type = exact_formats[f];
+    for (std::size_t f = 0; f < all_formats.size(); ++f) {
+      const auto type = all_formats[f];
       const int threads = 1 + static_cast<int>(f % 5);
       INFO(skald::to_string(isa) << " " << skald::to_string(type) << " " << threads << " threads");
       // Odd sizes: rows that are no multiple of 16, three layers, one KV head.

@@ -44,11 +44,6 @@ std::vector<skald::AnyBackend> backends() {
   return list;
 }
 
-bool lacks_kernels(const std::string& name, const skald::AnyBackend& backend) {
-  const auto type = name == "quant-Q2_K_M-mix" ? skald::DType::q2_k : skald::dtype_from_name(name.substr(6));
-  return type && backend->refuses_weight(*type, skald::WeightLayout::packed);
-}
-
 std::string title(const skald::AnyBackend& backend) { return backend->info().name + " " + backend->info().isa; }
 
 std::vector<float> all_logits(skald::Session& session, const std::vector<skald::TokenId>& tokens) {
@@ -129,7 +124,6 @@ TEST_CASE("decoder.golden: every weight format gives the reference logits", "[de
                            "quant-MXFP4", "quant-TQ2_0", "quant-IQ3_XXS", "quant-IQ2_XXS", "quant-IQ2_S", "quant-IQ1_S",
                            "quant-Q2_K_M-mix"})
     for (const auto& backend : backends()) {
-      if (lacks_kernels(name, backend)) continue;
       const std::string folder = "goldens/quants/logits";
       const auto description =
           json::parse(skald_test::read_text(skald_test::shared_path(folder + "/" + name + ".json")));
