@@ -11,20 +11,26 @@ namespace {
 alignas(16) inline constexpr std::uint8_t iq4_nl_bytes[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                               129, 141, 153, 166, 181, 197, 217, 241};
 
+/// Two groups of values of the nibbles of a line.
+SKALD_INLINE void run_of_sixteen(const std::uint8_t* values, const std::byte* lines, u8x64* codes) noexcept {
+  const ByteTable table(values);
+  run_of_4(lines, codes);
+  codes[0] = lookup16(table, codes[0]);
+  codes[1] = lookup16(table, codes[1]);
+}
+
 struct FormatIQ4_NL {
   static constexpr int block_k = 32, file_bytes = 18, panel_block_bytes = 288, bits = 8, offset_shift = 7, sub_blocks = 0;
   static constexpr bool packed = true, has_minimum = false;
   static constexpr int half_fields = 1, half_offsets[2] = {0, 0};
   SKALD_INLINE static f32x16 scale(const std::byte* p) noexcept { return load_f16(halves(p)); }
-  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept {
-    const u8x64 codes = j < 4 ? low_nibbles(line(p + 32, j)) : high_nibbles(line(p + 32, j - 4));
-    return lookup16(ByteTable(iq4_nl_bytes), codes);
+  static constexpr int run_groups = 2;
+  SKALD_INLINE static constexpr int run_group(int r, int i) noexcept { return r + 4 * i; }
+  SKALD_INLINE static void run(const std::byte* p, int r, u8x64* codes) noexcept {
+    run_of_sixteen(iq4_nl_bytes, p + 32 + 64 * r, codes);
   }
-  static std::uint32_t file_word(const std::byte* block, int word) noexcept {
-    std::uint32_t value;
-    __builtin_memcpy(&value, block + 2 + 4 * word, 4);
-    return value;
-  }
+  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return group_of_run<FormatIQ4_NL>(p, j % 4, j / 4); }
+  static std::uint32_t file_word(const std::byte* block, int word) noexcept { return word_at(block + 2 + 4 * word); }
 };
 
 /// Twice the 4-bit floats, plus 16.
@@ -49,10 +55,12 @@ struct FormatMXFP4 {
     const i32x16 subnormal = shl<21>(exponent + set1(1));
     return from_bits(select(greater(set1(2), exponent), subnormal, shl<23>(exponent - set1(1))));
   }
-  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept {
-    const u8x64 codes = j < 4 ? low_nibbles(line(p + 16, j)) : high_nibbles(line(p + 16, j - 4));
-    return lookup16(ByteTable(mxfp4_bytes), codes);
+  static constexpr int run_groups = 2;
+  SKALD_INLINE static constexpr int run_group(int r, int i) noexcept { return r + 4 * i; }
+  SKALD_INLINE static void run(const std::byte* p, int r, u8x64* codes) noexcept {
+    run_of_sixteen(mxfp4_bytes, p + 16 + 64 * r, codes);
   }
+  SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return group_of_run<FormatMXFP4>(p, j % 4, j / 4); }
   static void pack(const std::byte* const* rows, std::int64_t cols, std::byte* panel) noexcept {
     for (std::int64_t b = 0; b < cols / block_k; ++b, panel += panel_block_bytes)
       for (int r = 0; r < 16; ++r) {

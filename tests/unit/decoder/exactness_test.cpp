@@ -46,7 +46,7 @@ const std::vector<skald::DType> exact_formats{skald::DType::f32,  skald::DType::
 const std::vector<skald::DType> all_formats = [] {
   auto types = exact_formats;
   for (const auto type : skald::block_formats())
-    if (std::find(types.begin(), types.end(), type) == types.end()) types.push_back(type);
+    if (skald::dtype_info(type).quantized && std::find(types.begin(), types.end(), type) == types.end()) types.push_back(type);
   return types;
 }();
 
