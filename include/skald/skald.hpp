@@ -12,6 +12,7 @@
 #include <skald/core/progress.hpp>
 #include <skald/core/tensor.hpp>
 #include <skald/decoder/decoder.hpp>
+#include <skald/decoder/embed.hpp>
 #include <skald/decoder/embedding_rows.hpp>
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/generate/chat.hpp>

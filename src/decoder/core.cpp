@@ -23,7 +23,7 @@ Logits DecoderCore::forward_one(Session& session, std::span<const TokenId> token
                                 std::stop_token stop, const ProgressCallback& progress) {
   single_.clear();
   single_.add(session, tokens, wanted);
-  ForwardOptions options{std::move(stop), progress, nullptr};
+  ForwardOptions options{std::move(stop), progress, nullptr, nullptr};
   return forward(single_, options);
 }
 
@@ -85,6 +85,7 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
     options_.kv.capacity_tokens = (options_.context + page - 1) / page * page * options_.parallel;
   if (options_.kv.capacity_tokens < 1) refuse("kv.capacity_tokens must be positive");
   options_.batch_tokens = std::min(options_.batch_tokens, options_.context * options_.parallel);
+  causal_ = spec.causal();
   check_composition();
   make_pools(format);
   make_buffers();
@@ -104,6 +105,7 @@ void DecoderImpl::check_composition() const {
   if (traits.needs_scores && !model_.backend()->info().host_visible)
     clash("needs attention scores in memory that the host can see; backend '" + model_.backend()->info().name +
           "' has none");
+  if (traits.drops_tokens && !causal_) clash("drops tokens, but the model's tokens see those that come later");
   if (traits.reorders_positions) clash("renumbers positions, but keys are stored rotated");
   if (traits.score_window < 0 || traits.score_window > options_.kv.page_tokens)
     clash("scores the last " + std::to_string(traits.score_window) + " tokens of a page of kv.page_tokens " +
@@ -207,6 +209,7 @@ void DecoderImpl::ensure_logits(std::int64_t rows, const std::stop_token& stop) 
   if (rows <= logits_capacity_) return;
   logits_ = {};
   logits_capacity_ = 0;
+  if (!model_.spec().has_head) return;
   logits_ = model_.backend()->allocate(static_cast<std::size_t>(rows * model_.spec().vocabulary) * sizeof(float));
   // Fresh huge pages cost most of a millisecond each, and one unit of the head meets a hundred of them: taken here, where
   // a stop request is seen between any two.
@@ -228,7 +231,8 @@ void DecoderImpl::check_program() {
   for (const auto& layer : kv_) groups += static_cast<std::size_t>(layer.groups);
   tables_.assign(groups, KvTable{});
   head_rows_.assign(1, 0);
-  head_runs_.assign(1, HeadRun{0, 0, 1});
+  head_runs_.clear();
+  if (model_.spec().has_head) head_runs_.assign(1, HeadRun{0, 0, 1});
   emit(1, [&](const Op& op, int layer) {
     if (auto reason = model_.backend()->refuses(op)) {
       ErrorContext context{};
@@ -257,6 +261,7 @@ void DecoderImpl::describe() {
   config_.capacity_tokens = options_.kv.capacity_tokens;
   config_.context = options_.context;
   config_.batch_tokens = options_.batch_tokens;
+  config_.parallel = options_.parallel;
 }
 
 PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
@@ -311,6 +316,12 @@ void DecoderImpl::check_batch(const Batch& batch) const {
     auto& session = *entry.session;
     if (!owns(session)) refuse("a session of another decoder is in the batch");
     if (session.state().pending() != 0) refuse("a session has a token tree that was neither accepted nor truncated");
+    if (!spec.has_head && entry.wanted != LogitsWanted::none)
+      refuse("the model has no head that gives logits; ask for its hidden states");
+    if (!causal_ && entry.kind == EntryKind::tree) refuse("a token tree needs a model whose tokens see no later ones");
+    if (!causal_ && entry.count > options_.batch_tokens)
+      refuse("the model's tokens see each other, so the " + std::to_string(entry.count) +
+             " given together must fit batch_tokens " + std::to_string(options_.batch_tokens));
     if (session.length() + entry.count > options_.context)
       refuse("a session holds " + std::to_string(session.length()) + " tokens, " + std::to_string(entry.count) +
              " more would exceed the context of " + std::to_string(options_.context));
@@ -359,6 +370,8 @@ Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
                                                                                      : entry.count));
   ensure_logits(entry_rows_.back(), options.stop);
   entry_done_.assign(list.size(), 0);
+  hidden_ = options.hidden;
+  if (hidden_) hidden_->assign(static_cast<std::size_t>(batch.rows() * model_.spec().dim), 0.0F);
   scoring_ = options.scores != nullptr;
   if (scoring_) prepare_scores(batch, *options.scores);
   std::int64_t done = 0;
@@ -408,7 +421,7 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
     const std::int64_t left = entry.count - entry_done_[e];
     if (left == 0) continue;
     std::int64_t count = std::min(left, room);
-    if (entry.kind == EntryKind::tree && count < left) break;
+    if ((entry.kind == EntryKind::tree || !causal_) && count < left) break;
     if (eviction_.traits().drops_tokens && entry.kind != EntryKind::tree)
       count = std::min(count, border_after(entry.session->length()) - entry.session->length());
     Piece piece{entry.session, e, entry_done_[e], count, 0, 0, count == left, entry.kind == EntryKind::embeddings};
@@ -437,6 +450,7 @@ void DecoderImpl::run(const Batch& batch, const ForwardOptions& options) {
   prepare_rows(batch);
   prepare_tables(batch);
   emit(rows, [&](const Op& op, int) { stream_->enqueue(op); });
+  if (hidden_) emit_hidden(batch, rows, [&](const Op& op, int) { stream_->enqueue(op); });
   if (!logits_.host_visible())
     for (const auto& run : head_runs_)
       stream_->enqueue(DownloadOp{logits_matrix(run), host_logits_.data() + run.logits_row * model_.spec().vocabulary});

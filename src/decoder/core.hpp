@@ -97,6 +97,7 @@ class DecoderImpl final : public DecoderCore {
   void emit_experts(int layer, std::int64_t rows, OpSink sink);
   void emit_shared_inner(int layer, const Norm& norm, const Matrix& x, const Matrix& inner, OpSink sink);
   void emit_head(std::int64_t rows, OpSink sink);
+  void emit_hidden(const Batch& batch, std::int64_t rows, OpSink sink);
   [[nodiscard]] std::size_t first_table(int layer) const noexcept;
   [[nodiscard]] KvLayer kv_layer(int layer) const noexcept;
   void emit_attend(AttentionOp attend, int layer, OpSink sink);
@@ -107,6 +108,7 @@ class DecoderImpl final : public DecoderCore {
   AnyEviction eviction_;
   DecoderOptions options_;
   EffectiveConfig config_;
+  bool causal_ = true;  // no token sees a later one
   DecoderCounters counters_;
   ActivationSizes sizes_;
   std::vector<LayerKv> kv_;
@@ -137,6 +139,7 @@ class DecoderImpl final : public DecoderCore {
   std::vector<std::uint64_t> visible_;
   std::vector<KvTable> tables_;
   bool pass_has_embeddings_ = false;
+  std::vector<float>* hidden_ = nullptr;  // where hidden states go, if asked for
 
   // Attention scores, if asked for.
   Buffer score_memory_;

@@ -20,7 +20,8 @@ std::string EffectiveConfig::to_json() const {
                                     {"heads_per_group", heads_per_group},
                                     {"capacity_tokens", capacity_tokens},
                                     {"context", context},
-                                    {"batch_tokens", batch_tokens}};
+                                    {"batch_tokens", batch_tokens},
+                                    {"parallel", parallel}};
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

@@ -323,4 +323,17 @@ void DecoderImpl::emit_head(std::int64_t rows, OpSink sink) {
   }
 }
 
+/// Hidden states to the host, each piece to its rows of the batch.
+void DecoderImpl::emit_hidden(const Batch& batch, std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec();
+  const auto x = x_.matrix(0, rows, spec.dim);
+  if (spec.final_norm.kind != NormKind::none)
+    sink(NormOp{x, norm(spec.final_norm, Role::final_norm, Role::final_norm_bias, -1), x}, -1);
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    const std::int64_t row = entries(batch)[pieces_[i].entry].begin + pieces_[i].first;
+    const auto offset = static_cast<std::size_t>(segments_[i].row_begin * spec.dim) * sizeof(float);
+    sink(DownloadOp{x_.matrix(offset, segments_[i].row_count, spec.dim), hidden_->data() + row * spec.dim}, -1);
+  }
+}
+
 }  // namespace skald::inline v0::detail

@@ -42,6 +42,30 @@ std::vector<Architecture> architectures() {
                           .rope = RopeKind::none,
                           .activation = Activation::gelu_tanh,
                           .gated = Presence::never};
+  DecoderTraits bloom = gpt;
+  bloom.alibi = true;
+  bloom.embedding_norm = true;
+  DecoderTraits mpt = gpt;
+  mpt.norm_bias = Presence::if_present;
+  mpt.alibi = true;
+  mpt.clamp_qkv = true;
+  mpt.qk_norm = Presence::if_present;
+  mpt.qk_norm_scope = QkNormScope::projection;
+  mpt.learned_positions = Presence::if_present;
+  DecoderTraits bert = gpt;  // norms after the sums, no head
+  bert.pre_norm = false;
+  bert.residual_norm = true;
+  bert.causal = false;
+  bert.learned_positions = Presence::always;
+  bert.token_types = true;
+  bert.embedding_norm = true;
+  bert.final_norm = false;
+  bert.head = false;
+  DecoderTraits nomic_bert = bert;
+  nomic_bert.rope = RopeKind::half;
+  nomic_bert.learned_positions = Presence::never;
+  nomic_bert.activation = Activation::silu;
+  nomic_bert.gated = Presence::always;
   DecoderTraits gpt2 = gpt;
   gpt2.learned_positions = Presence::always;
   DecoderTraits neox = gpt;
@@ -78,10 +102,14 @@ std::vector<Architecture> architectures() {
 
   std::vector<Architecture> table;
   const auto add = [&](Architecture architecture) { table.push_back(std::move(architecture)); };
+  add(decoder("bert", "BERT, BGE, E5, MiniLM", bert));
+  add(decoder("bloom", "BLOOM", bloom));
   add(decoder("cohere2", "Command R7B, Command A", cohere2, one_norm()));
   add(decoder("command-r", "Command R", command_r, one_norm()));
   add(decoder("deci", "DeciLM, Llama-Nemotron (Puzzle)", {.missing_parts = true}));
   add({"deepseek2", "DeepSeek V2 and V3, R1, Kimi K2", read_deepseek2});
+  add(decoder("dream", "Dream (diffusion)",
+              {.rope = RopeKind::half, .causal = false, .qkv_bias = Presence::always}));
   add(decoder("falcon", "Falcon 7B to 180B", phi2, falcon_norms()));
   add(decoder("gemma", "Gemma 1, CodeGemma", gemma));
   add(decoder("gemma2", "Gemma 2", gemma2));
@@ -92,8 +120,11 @@ std::vector<Architecture> architectures() {
   add(decoder("granite", "Granite 3",
               {.rope_by_finetuned = true, .scales = true, .logit_scale = LogitScale::divide}));
   add({"granitemoe", "Granite 3 with experts", read_granitemoe});
+  add(decoder("llada", "LLaDA (diffusion)", {.causal = false}));
   add(decoder("llama", "Llama 1-3, Mistral, Mixtral, TinyLlama, SmolLM, Vicuna, Yi", {.experts = true}));
+  add(decoder("mpt", "MPT", mpt));
   add(decoder("nemotron", "Nemotron 3 and 4, Minitron", nemotron));
+  add(decoder("nomic-bert", "Nomic Embed", nomic_bert));
   add(decoder("olmo2", "OLMo 2 and 3",
               {.pre_norm = false,
                .post_norm = true,

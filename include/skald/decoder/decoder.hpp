@@ -34,6 +34,8 @@ struct ForwardOptions {
   std::stop_token stop{};
   ProgressCallback progress{};        ///< stage "forward", in rows
   AttentionScores* scores = nullptr;  ///< filled if not null
+  /// Filled if not null: the hidden states that the head reads, after the final norm, [rows of the batch, dim].
+  std::vector<float>* hidden = nullptr;
 };
 
 namespace detail {

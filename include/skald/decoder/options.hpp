@@ -61,6 +61,7 @@ struct EffectiveConfig {
   std::int64_t capacity_tokens = 0;
   std::int64_t context = 0;
   std::int64_t batch_tokens = 0;
+  std::int32_t parallel = 0;
   /// One JSON object with these fields.
   [[nodiscard]] SKALD_API std::string to_json() const;
 };
