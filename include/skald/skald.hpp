@@ -25,3 +25,5 @@
 #include <skald/text/chat_template.hpp>
 #include <skald/text/detokenizer.hpp>
 #include <skald/text/tokenizer.hpp>
+#include <skald/text/tokenizer_json.hpp>
+#include <skald/text/tool_calls.hpp>

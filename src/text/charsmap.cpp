@@ -26,7 +26,8 @@ Charsmap::Charsmap(std::string_view bytes) {
   if (bytes.size() < 4) refuse("is too short for its size field");
   const std::size_t size = little_endian(bytes, 0);
   if (size >= bytes.size() - 4) refuse("cannot hold an array of " + std::to_string(size) + " bytes and replacements");
-  if (size == 0 || size % 4 != 0) refuse("has an array of " + std::to_string(size) + " bytes, which is no multiple of 4");
+  if (size == 0 || size % 4 != 0)
+    refuse("has an array of " + std::to_string(size) + " bytes, which is no multiple of 4");
   if (bytes.back() != '\0') refuse("does not end with a zero");
   units_.reserve(size / 4);
   for (std::size_t at = 4; at < 4 + size; at += 4) units_.push_back(little_endian(bytes, at));

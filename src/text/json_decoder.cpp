@@ -26,16 +26,16 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
 // What the decoders WordPiece and CTC call cleaning up.
 void clean_up(std::string& text) {
   constexpr std::array<std::pair<std::string_view, std::string_view>, 11> rules = {{{" .", "."},
-                                                                                   {" ?", "?"},
-                                                                                   {" !", "!"},
-                                                                                   {" ,", ","},
-                                                                                   {" ' ", "'"},
-                                                                                   {" n't", "n't"},
-                                                                                   {" 'm", "'m"},
-                                                                                   {" do not", " don't"},
-                                                                                   {" 's", "'s"},
-                                                                                   {" 've", "'ve"},
-                                                                                   {" 're", "'re"}}};
+                                                                                    {" ?", "?"},
+                                                                                    {" !", "!"},
+                                                                                    {" ,", ","},
+                                                                                    {" ' ", "'"},
+                                                                                    {" n't", "n't"},
+                                                                                    {" 'm", "'m"},
+                                                                                    {" do not", " don't"},
+                                                                                    {" 's", "'s"},
+                                                                                    {" 've", "'ve"},
+                                                                                    {" 're", "'re"}}};
   for (const auto& [from, to] : rules) replace_all(text, from, to);
 }
 

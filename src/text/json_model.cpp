@@ -29,7 +29,8 @@ bool append_bytes(std::string_view text, const std::array<TokenId, 256>& bytes, 
 }
 
 bool skipped(const std::vector<bool>* skip, TokenId id) {
-  return skip != nullptr && id >= 0 && static_cast<std::size_t>(id) < skip->size() && (*skip)[static_cast<std::size_t>(id)];
+  return skip != nullptr && id >= 0 && static_cast<std::size_t>(id) < skip->size() &&
+         (*skip)[static_cast<std::size_t>(id)];
 }
 
 void read_vocabulary_object(const JsonNode& node, JsonVocabulary& vocabulary, TokenIndex& index) {
@@ -262,8 +263,8 @@ class WordPieceModel final : public JsonModel {
     if (spelled) return;
     tokens.resize(before);
     if (unknown_ < 0) {
-      throw FormatError("text.tokenizer_json", "the unknown token '" + printable(unknown_text_, 80) +
-                                                   "' is needed but not in the vocabulary");
+      throw FormatError("text.tokenizer_json",
+                        "the unknown token '" + printable(unknown_text_, 80) + "' is needed but not in the vocabulary");
     }
     tokens.push_back(unknown_);
   }
@@ -303,12 +304,13 @@ class WordLevelModel final : public JsonModel {
     unknown_text_ = node.string_or("unk_token", "<unk>");
     unknown_ = index.find(unknown_text_);
   }
-  void encode(std::string_view word, std::vector<TokenId>& tokens, Scratch&, const std::vector<bool>* skip) const override {
+  void encode(std::string_view word, std::vector<TokenId>& tokens, Scratch&,
+              const std::vector<bool>* skip) const override {
     TokenId id = index_->find(word);
     if (id < 0 || skipped(skip, id)) id = unknown_;
     if (id < 0) {
-      throw FormatError("text.tokenizer_json", "the unknown token '" + printable(unknown_text_, 80) +
-                                                   "' is needed but not in the vocabulary");
+      throw FormatError("text.tokenizer_json",
+                        "the unknown token '" + printable(unknown_text_, 80) + "' is needed but not in the vocabulary");
     }
     tokens.push_back(id);
   }
@@ -337,7 +339,8 @@ std::unique_ptr<const JsonModel> read_json_model(const JsonNode& node, JsonVocab
   if (type == "Unigram") return std::make_unique<UnigramModel>(node, vocabulary, index);
   if (type == "WordPiece") return std::make_unique<WordPieceModel>(node, vocabulary, index);
   if (type == "WordLevel") return std::make_unique<WordLevelModel>(node, vocabulary, index);
-  node.unsupported("model '" + printable(type, 80) + "' is not implemented; known are BPE, Unigram, WordPiece and WordLevel");
+  node.unsupported("model '" + printable(type, 80) +
+                   "' is not implemented; known are BPE, Unigram, WordPiece and WordLevel");
 }
 
 }  // namespace skald::inline v0::detail

@@ -47,7 +47,8 @@ class JsonNode {
   }
   [[nodiscard]] JsonNode at(std::size_t i) const {
     if (!value_->is_array()) fail(std::string("found ") + value_->type_name() + ", allowed is an array");
-    if (i >= value_->size()) fail("has " + std::to_string(value_->size()) + " elements; at least " + std::to_string(i + 1) + " are needed");
+    if (i >= value_->size())
+      fail("has " + std::to_string(value_->size()) + " elements; at least " + std::to_string(i + 1) + " are needed");
     return {(*value_)[i], path_ + "[" + std::to_string(i) + "]", *file_};
   }
   /// Checks that this is an array.
@@ -69,10 +70,13 @@ class JsonNode {
     return value_->get<double>();
   }
   [[nodiscard]] std::int64_t integer(std::int64_t least, std::int64_t most) const {
-    const bool fits = value_->is_number_integer() &&
-                      (!value_->is_number_unsigned() || value_->get<std::uint64_t>() <= static_cast<std::uint64_t>(most));
+    const bool fits = value_->is_number_integer() && (!value_->is_number_unsigned() ||
+                                                      value_->get<std::uint64_t>() <= static_cast<std::uint64_t>(most));
     if (!fits || value_->get<std::int64_t>() < least || value_->get<std::int64_t>() > most) {
-      fail("found " + printable(value_->is_structured() ? value_->type_name() : value_->dump(-1, ' ', false, Json::error_handler_t::replace), 40) +
+      fail("found " +
+           printable(value_->is_structured() ? value_->type_name()
+                                             : value_->dump(-1, ' ', false, Json::error_handler_t::replace),
+                     40) +
            ", allowed is " + std::to_string(least) + " to " + std::to_string(most));
     }
     return value_->get<std::int64_t>();

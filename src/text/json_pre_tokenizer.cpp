@@ -169,7 +169,8 @@ class MetaspaceSplit final : public JsonPreTokenizer {
     always_ = scheme == "always";
     first_ = scheme == "first";
     if (!always_ && !first_ && scheme != "never") {
-      node.at("prepend_scheme").unsupported("'" + printable(scheme, 80) + "' is not known; known are always, first and never");
+      node.at("prepend_scheme")
+          .unsupported("'" + printable(scheme, 80) + "' is not known; known are always, first and never");
     }
   }
   void apply(JsonWords& words) const override {

@@ -11,7 +11,9 @@
 namespace skald::inline v0::detail {
 
 /// Bytes that a step may make of a text of that size; a file whose steps make more is hostile.
-[[nodiscard]] constexpr std::size_t most_text(std::size_t original) noexcept { return (std::size_t{1} << 24) + 32 * original; }
+[[nodiscard]] constexpr std::size_t most_text(std::size_t original) noexcept {
+  return (std::size_t{1} << 24) + 32 * original;
+}
 /// Throws `FormatError` if `size` is more than `most`.
 void check_text_size(std::size_t size, std::size_t most);
 

@@ -25,7 +25,8 @@ std::pair<std::size_t, std::size_t> find(const Regex& regex, Regex::Matcher& mat
 }
 
 // Matches and the gaps between them become words.
-void split_by_matches(const Regex& regex, Regex::Matcher& matcher, std::string_view text, std::uint32_t base, Ends& ends) {
+void split_by_matches(const Regex& regex, Regex::Matcher& matcher, std::string_view text, std::uint32_t base,
+                      Ends& ends) {
   std::size_t at = 0;
   while (at < text.size()) {
     const auto [begin, end] = find(regex, matcher, text, at);

@@ -24,8 +24,7 @@ constexpr std::string_view word =
     R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
 
 [[noreturn]] void refuse(std::string_view pattern, std::string_view why) {
-  throw UnsupportedError(where,
-                         "the expression '" + printable(pattern) + "' is not supported: " + std::string(why));
+  throw UnsupportedError(where, "the expression '" + printable(pattern) + "' is not supported: " + std::string(why));
 }
 
 // Rewrites what PCRE2 would read in another way, and refuses what it cannot express.
@@ -157,8 +156,7 @@ std::optional<std::pair<std::size_t, std::size_t>> Regex::find(std::string_view 
                                                                Matcher& matcher) const {
   const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const auto& state = *matcher.state_;
-  int found =
-      pcre2_match(code_->code, subject, text.size(), start, PCRE2_NO_UTF_CHECK, state.data, state.context);
+  int found = pcre2_match(code_->code, subject, text.size(), start, PCRE2_NO_UTF_CHECK, state.data, state.context);
   if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
     found = pcre2_match(code_->code, subject, text.size(), start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, state.data,
                         state.context);

@@ -16,7 +16,7 @@ namespace skald::inline v0::detail {
 class Regex {
  public:
   enum class Syntax {
-    plain,      ///< of the built-in tables: \s and \S are the property White_Space, else PCRE2 without its Unicode classes
+    plain,  ///< of the built-in tables: \s and \S are the property White_Space, else PCRE2 without its Unicode classes
     oniguruma,  ///< of `tokenizer.json`: Unicode classes, ^ and $ at every line
   };
   /// How much work one search may do, per search and per byte of the text. What needs more is given up.

@@ -122,7 +122,8 @@ void SpecialTokens::find_leftmost(std::string_view text, std::vector<Match>& mat
   std::uint32_t state = 0;
   for (auto at = static_cast<std::uint32_t>(text.size()); at-- > 0;) {
     state = step(state, static_cast<unsigned char>(text[at]));
-    if (const std::uint32_t node = nodes_[state].longest) candidates.push_back({at, nodes_[node].depth, nodes_[node].token});
+    if (const std::uint32_t node = nodes_[state].longest)
+      candidates.push_back({at, nodes_[node].depth, nodes_[node].token});
   }
   std::uint32_t end = 0;
   for (auto candidate = candidates.rbegin(); candidate != candidates.rend(); ++candidate) {

@@ -126,7 +126,8 @@ void check_text(std::string_view text) {
     const std::string back = tokenizer.decode(ids);
     // Two families have unknown tokens; SentencePiece cannot tell U+2581 from a space.
     const bool lossy = tokenizer.model() == "t5" || tokenizer.model() == "bert";
-    check(lossy || back == text || (tokenizer.model() == "llama" && text.find("\xe2\x96\x81") != std::string_view::npos));
+    check(lossy || back == text ||
+          (tokenizer.model() == "llama" && text.find("\xe2\x96\x81") != std::string_view::npos));
     for (const TokenId id : ids) check(!tokenizer.is_control(id));
     check_streaming(tokenizer, tokenizer.encode(text, {.parse_special = true}));
   }

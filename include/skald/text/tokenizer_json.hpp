@@ -35,7 +35,7 @@ struct TokenizerConfig {
 
 /// The files of a Hugging Face directory that make a tokenizer.
 struct TokenizerFiles {
-  std::string_view tokenizer_json;          ///< text of `tokenizer.json`
+  std::string_view tokenizer_json;           ///< text of `tokenizer.json`
   std::string_view tokenizer_config_json{};  ///< text of `tokenizer_config.json`; empty if there is none
   /// Further tokens that end generation (`eos_token_id` of `generation_config.json` or `config.json`), whose first is
   /// the end of a sequence where `tokenizer_config.json` names none.

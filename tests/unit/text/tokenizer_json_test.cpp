@@ -201,7 +201,8 @@ TEST_CASE("text.tokenizer_json: refuses what it does not know by name, with the 
   refused<UnsupportedError>("$.post_processor", with("/post_processor/type", R"("Other")"));
   refused<UnsupportedError>("$.decoder", with("/decoder/type", R"("Other")"));
   for (const char* regex : {R"([a-z&&[^b]])", R"(\h+)", R"((a)", R"([[a]b])", R"(\C)"}) {
-    refused<UnsupportedError>("$.normalizer.pattern.Regex", with("/normalizer/pattern", Json{{"Regex", regex}}.dump().c_str()));
+    refused<UnsupportedError>("$.normalizer.pattern.Regex",
+                              with("/normalizer/pattern", Json{{"Regex", regex}}.dump().c_str()));
   }
 }
 
@@ -261,7 +262,8 @@ TEST_CASE("text.tokenizer_json: damaged files are refused or tokenize") {
     std::string damaged = whole;
     if (round % 3 == 0) damaged.resize(random.below(static_cast<std::uint32_t>(whole.size())));
     for (int i = 0; i < 3; ++i) {
-      if (!damaged.empty()) damaged[random.below(static_cast<std::uint32_t>(damaged.size()))] = "0123456789abx\"{}[],:"[random.below(20)];
+      if (!damaged.empty())
+        damaged[random.below(static_cast<std::uint32_t>(damaged.size()))] = "0123456789abx\"{}[],:"[random.below(20)];
     }
     try {
       const Tokenizer tokenizer = read(damaged);
