@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -19,7 +20,7 @@ constexpr std::string_view space = " \t\r\n\f\v";
 constexpr std::array<std::string_view, 8> format_names = {"none",         "hermes",      "llama3_json", "mistral",
                                                           "function_tag", "functionary", "deepseek",    "harmony"};
 
-using Markers = std::vector<std::string_view>;
+using Markers = std::span<const std::string_view>;
 
 // What begins a call; empty where a call has no marker of its own.
 std::string_view opener_of(ToolCallFormat format) noexcept {
@@ -36,20 +37,20 @@ std::string_view opener_of(ToolCallFormat format) noexcept {
   return {};
 }
 
-const Markers& closers_of(ToolCallFormat format) {
-  static const Markers nothing;
-  static const Markers hermes = {"</tool_call>"};
-  static const Markers function_tag = {"</function>"};
-  static const Markers functionary = {">>>"};
-  static const Markers deepseek = {"<｜tool▁calls▁end｜>"};
-  static const Markers harmony = {"<|end|>", "<|call|>", "<|return|>", "<|start|>"};
+constexpr std::array<std::string_view, 1> hermes_closers = {"</tool_call>"};
+constexpr std::array<std::string_view, 1> function_tag_closers = {"</function>"};
+constexpr std::array<std::string_view, 1> functionary_closers = {">>>"};
+constexpr std::array<std::string_view, 1> deepseek_closers = {"<｜tool▁calls▁end｜>"};
+constexpr std::array<std::string_view, 4> harmony_closers = {"<|end|>", "<|call|>", "<|return|>", "<|start|>"};
+
+Markers closers_of(ToolCallFormat format) noexcept {
   switch (format) {
-    case ToolCallFormat::hermes: return hermes;
-    case ToolCallFormat::function_tag: return function_tag;
-    case ToolCallFormat::functionary: return functionary;
-    case ToolCallFormat::deepseek: return deepseek;
-    case ToolCallFormat::harmony: return harmony;
-    default: return nothing;
+    case ToolCallFormat::hermes: return hermes_closers;
+    case ToolCallFormat::function_tag: return function_tag_closers;
+    case ToolCallFormat::functionary: return functionary_closers;
+    case ToolCallFormat::deepseek: return deepseek_closers;
+    case ToolCallFormat::harmony: return harmony_closers;
+    default: return {};
   }
 }
 
@@ -59,7 +60,7 @@ struct Found {
 };
 
 // The leftmost marker, the longest of those.
-Found find_first(std::string_view text, std::size_t from, const Markers& markers) {
+Found find_first(std::string_view text, std::size_t from, Markers markers) {
   Found best;
   for (const std::string_view marker : markers) {
     const std::size_t at = text.find(marker, from);
@@ -71,7 +72,7 @@ Found find_first(std::string_view text, std::size_t from, const Markers& markers
 }
 
 // How much of the end of the text may be the beginning of a marker.
-std::size_t unsure(std::string_view text, const Markers& markers) {
+std::size_t unsure(std::string_view text, Markers markers) {
   std::size_t most = 0;
   for (const std::string_view marker : markers) {
     for (std::size_t size = std::min(marker.size() - 1, text.size()); size > most; --size) {
@@ -133,7 +134,7 @@ struct MessageParser::Impl {
     const ToolCallFormat format = options.format;
     if (!options.reasoning_begin.empty()) begins.push_back(options.reasoning_begin);
     if (const auto opener = opener_of(format); !opener.empty()) openers.push_back(opener);
-    if (format == ToolCallFormat::harmony) openers = closers_of(format);
+    if (format == ToolCallFormat::harmony) openers.assign(harmony_closers.begin(), harmony_closers.end());
     begins.insert(begins.end(), openers.begin(), openers.end());
     if (format == ToolCallFormat::functionary) state = State::recipient;
     if (format == ToolCallFormat::harmony) state = State::header;
@@ -147,8 +148,8 @@ struct MessageParser::Impl {
   MessageParserOptions options;
   AssistantMessage message;
   std::vector<MessageEvent> events;
-  Markers begins;   // what ends text at the start of the message
-  Markers openers;  // what ends text later
+  std::vector<std::string_view> begins;   // what ends text at the start of the message
+  std::vector<std::string_view> openers;  // what ends text later
   State state = State::text;
   std::string held;         // not understood yet
   std::string spaces;       // white space that may turn out to be dropped
@@ -205,7 +206,7 @@ struct MessageParser::Impl {
         return true;
       }
     }
-    const Markers& markers = at_start() && !reasoned && message.tool_calls.empty() ? begins : openers;
+    const Markers markers = at_start() && !reasoned && message.tool_calls.empty() ? begins : openers;
     const Found found = find_first(held, 0, markers);
     if (found.at == std::string_view::npos) {
       const std::size_t keep = last ? 0 : unsure(held, markers);
@@ -264,7 +265,7 @@ struct MessageParser::Impl {
       }
       if (!last && std::string_view(options.reasoning_begin).starts_with(rest)) return false;
     }
-    const Markers markers = {options.reasoning_end};
+    const std::array<std::string_view, 1> markers = {options.reasoning_end};
     const Found found = find_first(held, 0, markers);
     const bool more = found.at == std::string_view::npos;
     const std::size_t size = more ? held.size() - (last ? 0 : unsure(held, markers)) : found.at;
@@ -279,7 +280,7 @@ struct MessageParser::Impl {
   // Takes the body of the call off `held` if it is complete: its size, and the size of what closes it.
   bool body_complete(std::size_t& size, std::size_t& closing) {
     closing = 0;
-    if (const Markers& closers = closers_of(options.format); !closers.empty()) {
+    if (const Markers closers = closers_of(options.format); !closers.empty()) {
       std::size_t longest = 0;
       for (const std::string_view closer : closers) longest = std::max(longest, closer.size());
       const Found found = find_first(held, scanned, closers);
@@ -446,7 +447,7 @@ struct MessageParser::Impl {
 
   // Reasoning and text of channels end in the same ways.
   bool in_channel() {
-    const Markers& markers = closers_of(options.format);
+    const Markers markers = closers_of(options.format);
     const Found found = find_first(held, 0, markers);
     const bool more = found.at == std::string_view::npos;
     const std::size_t size = more ? held.size() - (last ? 0 : unsure(held, markers)) : found.at;

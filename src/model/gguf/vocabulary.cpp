@@ -156,4 +156,19 @@ Vocabulary vocabulary_from_metadata(const Metadata& metadata) {
   return vocabulary;
 }
 
+std::vector<NamedChatTemplate> chat_templates_from_metadata(const Metadata& metadata) {
+  constexpr std::string_view single = "tokenizer.chat_template";
+  std::vector<NamedChatTemplate> templates;
+  for (const auto& entry : metadata.entries()) {
+    const std::string_view key = entry.key;
+    if (!key.starts_with(single)) continue;
+    if (key == single) {
+      templates.push_back({"default", std::string(metadata.get_string(key))});
+    } else if (key[single.size()] == '.' && key.size() > single.size() + 1) {
+      templates.push_back({std::string(key.substr(single.size() + 1)), std::string(metadata.get_string(key))});
+    }
+  }
+  return templates;
+}
+
 }  // namespace skald::inline v0

@@ -88,6 +88,39 @@ TEST_CASE("model.gguf: lets the special tokens of phi-3 files swallow the white 
   CHECK(vocabulary.strip_right == std::vector<TokenId>{2, 4});
 }
 
+TEST_CASE("model.gguf: reads the normalization table and the flags of unigram vocabularies") {
+  auto metadata = sentence_piece();
+  metadata.set(key("model"), std::string("t5"));
+  metadata.set(key("remove_extra_whitespaces"), true);
+  metadata.set(key("precompiled_charsmap"), MetadataArray{std::vector<std::int8_t>{4, 0, 0, 0, -1, 0}});
+  auto vocabulary = vocabulary_from_metadata(metadata);
+  CHECK(vocabulary.unk == 2);
+  CHECK(vocabulary.eos == 1);
+  CHECK(vocabulary.pad == 0);
+  CHECK(vocabulary.remove_extra_whitespaces == true);
+  CHECK(vocabulary.precompiled_charsmap == std::string("\x04\0\0\0\xff\0", 6));
+  metadata.set(key("precompiled_charsmap"), MetadataArray{std::vector<std::uint8_t>{4, 0, 0, 0, 255, 0}});
+  CHECK(vocabulary_from_metadata(metadata).precompiled_charsmap == vocabulary.precompiled_charsmap);
+  metadata.set(key("precompiled_charsmap"), MetadataArray{std::vector<float>{4}});
+  CHECK_THROWS_AS(vocabulary_from_metadata(metadata), FormatError);
+}
+
+TEST_CASE("model.gguf: lists the chat templates by name") {
+  auto metadata = sentence_piece();
+  CHECK(skald::chat_templates_from_metadata(metadata).empty());
+  metadata.set("tokenizer.chat_template", std::string("D"));
+  metadata.set("tokenizer.chat_template.tool_use", std::string("T"));
+  metadata.set("tokenizer.chat_templates", strings({"tool_use"}));
+  const auto templates = skald::chat_templates_from_metadata(metadata);
+  REQUIRE(templates.size() == 2);
+  CHECK(templates[0].name == "default");
+  CHECK(templates[0].source == "D");
+  CHECK(templates[1].name == "tool_use");
+  CHECK(templates[1].source == "T");
+  metadata.set("tokenizer.chat_template.rag", std::uint32_t{1});
+  CHECK_THROWS_AS(skald::chat_templates_from_metadata(metadata), FormatError);
+}
+
 TEST_CASE("model.gguf: refuses vocabulary keys of the wrong type, length or range, naming the key") {
   const auto refused = [](Metadata metadata, std::string_view field, skald::MetadataValue value) {
     metadata.set(key(field), std::move(value));
