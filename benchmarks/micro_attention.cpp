@@ -64,6 +64,12 @@ struct Pool {
   Pool(DType type, int heads, int length, int layers) : layout{type, page_tokens, heads, dims, dims} {
     const auto pages = static_cast<std::uint32_t>((length + page_tokens - 1) / page_tokens);
     bytes = skald::AlignedBuffer(static_cast<std::size_t>(layers) * pages * layout.page_bytes());
+    if (layout.coded()) {
+      // Codes of 17 or 1, and scales of 0x1.44p-11.
+      std::memset(bytes.data(), 0x11, bytes.size());
+      fill_tables(layers, pages);
+      return;
+    }
     std::minstd_rand random(1);
     const std::size_t n = bytes.size() / layout.element_bytes();
     for (std::size_t i = 0; i < n; ++i) {
@@ -72,6 +78,9 @@ struct Pool {
       if (type == DType::f32) std::memcpy(bytes.data() + 4 * i, &x, 4);
       else std::memcpy(bytes.data() + 2 * i, &half, 2);
     }
+    fill_tables(layers, pages);
+  }
+  void fill_tables(int layers, std::uint32_t pages) {
     for (int layer = 0; layer < layers; ++layer) {
       std::vector<std::uint32_t>& table = tables.emplace_back(pages);
       for (std::uint32_t page = 0; page < pages; ++page) table[page] = static_cast<std::uint32_t>(layer) * pages + page;
@@ -122,7 +131,8 @@ void prefill(benchmark::State& state, const AttentionKernel* kernel, int length)
 }
 
 void decode(benchmark::State& state, const AttentionKernel* kernel, int length) {
-  const double layer_bytes = 2.0 * length * dims * kv_heads * (kernel->type == DType::f32 ? 4 : 2);
+  const skald::KvPageLayout one{kernel->type, page_tokens, 1, dims, dims};
+  const double layer_bytes = 1.0 * length * kv_heads * static_cast<double>(one.token_bytes());
   const int layers = std::max(2, static_cast<int>(160e6 / layer_bytes));  // more than the caches hold
   const Pool pool(kernel->type, kv_heads, length, layers);
   const std::vector<float> q = random_floats(query_heads * dims);
@@ -222,7 +232,7 @@ void register_all() {
           ->UseRealTime();
     }
 #endif
-    for (const DType type : {DType::f16, DType::bf16, DType::f32}) {
+    for (const DType type : {DType::f16, DType::bf16, DType::f32, DType::q8_0, DType::q4_0}) {
       const AttentionKernel* kernel = find_kernel(isa, type);
       const std::string name = std::string(skald::to_string(isa)) + "/" + std::string(skald::to_string(type)) + "/";
       for (const int length : {512, 2048, 8192}) {

@@ -149,6 +149,8 @@ void code_tile(const CodePiece& piece, const typename Element::Stored* const* ke
       }
       q += NQ;
     }
+    prefetch_far(next);  // the groups' scales, 32 bytes for each block, lie between their codes
+    next += step * (32 / Element::pair_bytes);
     SKALD_UNROLL for (int v = 0; v < NV; ++v) {
       const f32x16 scale = load_f16(key_scales[v]);
       key_scales[v] += 16;

@@ -160,8 +160,9 @@ Cost cost_of(const skald::Model& model, skald::DType kv) {
       add(role, layer);
     const auto& attention = spec.layers[static_cast<std::size_t>(layer)].attention;
     if (!attention) continue;
-    const double element = kv == skald::DType::f32 ? 4.0 : 2.0;
-    cost.kv_bytes_per_token += element * static_cast<double>(attention->k_cols() + attention->v_cols());
+    const skald::KvPageLayout page{
+        .dtype = kv, .head_dim_k = attention->head_dim_k, .head_dim_v = attention->head_dim_v};
+    cost.kv_bytes_per_token += static_cast<double>(attention->kv_heads) * static_cast<double>(page.token_bytes());
     cost.attention_operations += 2.0 * attention->heads * (attention->head_dim_k + attention->head_dim_v);
   }
   add(skald::Role::head, -1);

@@ -498,6 +498,18 @@ void stage_values_of_keys(const Block& b, int from, int to, int dim, int dims) n
   }
 }
 
+/// Fetches the scales of coded values in slots [begin, end) long before they are converted.
+void prefetch_scales(const Block& b, int begin, int end) noexcept {
+  if (b.task->layout.values_in_keys) return;
+  const int page = b.task->layout.page_tokens;
+  for (int slot = begin, stop; slot < end; slot = stop) {
+    stop = least(end, (slot / page + 1) * page);
+    const auto* first = reinterpret_cast<const std::byte*>(b.scales_of(slot));
+    const std::ptrdiff_t bytes = std::ptrdiff_t{2} * (stop - slot) * blocks_of(b.dims_v);
+    for (std::ptrdiff_t at = 0; at < bytes; at += 64) prefetch_far(first + at);
+  }
+}
+
 /// Converts the scales of coded values in slots [from, to).
 void read_scales(const Block& b, int from, int to) noexcept {
   const int blocks = blocks_of(b.dims_v);
@@ -631,6 +643,7 @@ template <class Element>
 void block_chunk(const Block& b, int base, const std::byte* next) noexcept {
   const int begin = most(base, b.low(0));
   const int end = least(base + chunk_slots, b.high(b.rows - 1));
+  if (Element::coded && begin < end) prefetch_scales(b, begin, end);
   if (begin < end) score_chunk<Element>(b, base, begin, end);
   soften_chunk(b, base);
   value_chunk<Element>(b, base, begin, end, next);
