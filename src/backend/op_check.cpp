@@ -369,8 +369,8 @@ struct EnqueueCheck {
     matrix(op.out, "out");
     limit(op.logits.cols, limits.experts, "experts");
     limit(op.used, limits.used, "experts per token");
-    limit(op.x.cols, limits.max_cols, "columns");
-    limit(op.inner.cols, limits.max_cols, "columns of inner");
+    limit(op.x.cols, limits.expert_cols, "columns");
+    limit(op.inner.cols, limits.expert_cols, "columns of inner");
     need(op.inner.data != nullptr || op.x.rows == 0, "inner");
     need(op.products.data != nullptr || op.x.rows == 0, "products");
     need(op.gate != nullptr, "gate");

@@ -172,7 +172,7 @@ void DecoderImpl::make_buffers() {
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
   stopped_.request_stop();
   stream_ = backend.new_stream(
-      stream_limits(spec, rows, options_.context, options_.parallel, model_.weight_types()));
+      stream_limits(spec, rows, options_.context, options_.parallel, model_.weight_types(), model_.expert_types()));
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
   positions_.resize(static_cast<std::size_t>(rows));

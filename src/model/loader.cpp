@@ -97,6 +97,7 @@ void ModelLoader::check() {
     log(LogLevel::warning, fmt::format("key '{}' is not used", printable(key)));
 
   impl_->weight_types = multiplied_types(bound_, impl_->spec.has_head);
+  impl_->expert_types = expert_types(bound_);
   for (const RopeSpec& rope : impl_->spec.ropes)
     impl_->ropes.push_back(rope.kind == RopeKind::none ? RopeFrequencies{} : rope_frequencies(rope));
   const std::size_t slots = (impl_->spec.layers.size() + 1) * static_cast<std::size_t>(role_count);

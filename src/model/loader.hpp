@@ -26,6 +26,7 @@ struct Model::Impl {
   std::array<std::uint64_t, 2> fingerprint{};
   std::vector<RopeFrequencies> ropes{};
   std::vector<DType> weight_types{};
+  std::vector<DType> expert_types{};
 
   std::shared_ptr<const ModelFile> file{};  ///< kept only if weights use its memory in place
   std::vector<std::shared_ptr<const Weight>> weights{};
@@ -84,6 +85,8 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
                       const BackendInterface& backend, WeightLayout layout);
 /// Formats of the matrices that multiply, each once, in ascending order.
 [[nodiscard]] std::vector<DType> multiplied_types(const BoundTensors& bound, bool has_head);
+/// Formats of the experts' matrices, each once, in ascending order.
+[[nodiscard]] std::vector<DType> expert_types(const BoundTensors& bound);
 /// Estimate of what a tokenizer takes for the vocabulary of a file.
 [[nodiscard]] std::uint64_t tokenizer_bytes(const Metadata& metadata);
 /// Bytes that a vector of f32 takes in the common buffer.

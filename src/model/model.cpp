@@ -49,6 +49,7 @@ const ModelSpec& Model::spec() const noexcept { return impl_->spec; }
 const AnyBackend& Model::backend() const noexcept { return impl_->backend; }
 WeightLayout Model::layout() const noexcept { return impl_->layout; }
 std::span<const DType> Model::weight_types() const noexcept { return impl_->weight_types; }
+std::span<const DType> Model::expert_types() const noexcept { return impl_->expert_types; }
 const Metadata& Model::metadata() const noexcept { return impl_->metadata; }
 const ModelInfo& Model::info() const noexcept { return impl_->info; }
 std::array<std::uint64_t, 2> Model::fingerprint() const noexcept { return impl_->fingerprint; }

@@ -73,7 +73,7 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
 
 // Everything but weights, vectors and tokenizer.
 void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptions& options,
-                        std::span<const DType> weight_types) {
+                        std::span<const DType> weight_types, std::span<const DType> expert_types) {
   const std::int64_t pages = (options.context + options.page_tokens - 1) / options.page_tokens;
   Bytes kv = 0;
   Bytes per_token = 0;
@@ -96,7 +96,7 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   plan.kv_per_token = per_token.value();
   plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
   plan.stream = options.backend->stream_bytes(
-      stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types));
+      stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types, expert_types));
 }
 
 void check_total(const MemoryPlan& plan) {
@@ -173,12 +173,14 @@ std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens, s
 }
 
 StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std::int64_t context,
-                           std::int64_t sequences, std::span<const DType> weight_types) {
+                           std::int64_t sequences, std::span<const DType> weight_types,
+                           std::span<const DType> expert_types) {
   StreamLimits limits{.tokens = batch_tokens,
                       .max_cols = spec.dim,
                       .context = context,
                       .segments = sequences,
-                      .weight_types = weight_types};
+                      .weight_types = weight_types,
+                      .expert_types = expert_types};
   for (const LayerSpec& layer : spec.layers) {
     if (layer.attention) {
       const AttentionSpec& attention = *layer.attention;
@@ -194,6 +196,7 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
     if (layer.ffn) limits.max_cols = std::max(limits.max_cols, layer.ffn->width);
     if (!layer.ffn || !layer.ffn->experts) continue;
     limits.max_cols = std::max(limits.max_cols, layer.ffn->experts->shared_width);
+    limits.expert_cols = std::max({limits.expert_cols, spec.dim, layer.ffn->width});
     limits.experts = std::max<std::int64_t>(limits.experts, layer.ffn->experts->count);
     limits.used = std::max<std::int64_t>(limits.used, layer.ffn->experts->used);
   }
@@ -239,6 +242,17 @@ std::vector<DType> multiplied_types(const BoundTensors& bound, bool has_head) {
   return types;
 }
 
+std::vector<DType> expert_types(const BoundTensors& bound) {
+  std::vector<DType> types;
+  for (const BoundTensor& each : bound.used) {
+    const Role role = each.binding.role;
+    if (role != Role::expert_gate && role != Role::expert_up && role != Role::expert_down) continue;
+    if (std::ranges::find(types, each.tensor->type) == types.end()) types.push_back(each.tensor->type);
+  }
+  std::ranges::sort(types);
+  return types;
+}
+
 std::uint64_t tokenizer_bytes(const Metadata& metadata) {
   // A token is kept as text, in a hash table and with its properties; a merge as an entry of a hash table. The numbers
   // are those measured on vocabularies of 1,500 to 50,000 tokens.
@@ -266,7 +280,7 @@ MemoryPlan plan(const ModelFile& file, const PlanOptions& given) {
   MemoryPlan result;
   add_tensor_bytes(result, file, bound, *options.backend, options.layout);
   result.tokenizer = tokenizer_bytes(file.metadata());
-  add_state_and_work(result, spec, options, multiplied_types(bound, spec.has_head));
+  add_state_and_work(result, spec, options, multiplied_types(bound, spec.has_head), expert_types(bound));
   check_total(result);
   return result;
 }
@@ -298,7 +312,7 @@ MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& given) 
   }
   result.weights = matrices.value();
   result.vectors = vectors.value();
-  add_state_and_work(result, spec, options, std::span(&weights, 1));
+  add_state_and_work(result, spec, options, std::span(&weights, 1), {});
   check_total(result);
   return result;
 }

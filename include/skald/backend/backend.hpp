@@ -103,9 +103,12 @@ struct StreamLimits {
   std::int64_t segments = 1;  ///< sequences in one batch
   std::int64_t experts = 0;   ///< experts to choose from
   std::int64_t used = 0;      ///< experts that a token uses
-  std::int64_t head_cols = 0; ///< inner dimension of any HeadLinearOp
+  std::int64_t expert_cols = 0;  ///< inner dimension of any matrix of an ExpertsOp
+  std::int64_t head_cols = 0;    ///< inner dimension of any HeadLinearOp
   /// Formats of the weights that LinearOps and ExpertsOps multiply with; empty: any. Read only during the call.
   std::span<const DType> weight_types{};
+  /// Those of them that ExpertsOps multiply with; empty: any of them.
+  std::span<const DType> expert_types{};
 };
 
 /// An ordered queue of ops. Ops run in the order given, each seeing the results of those before it. A stream is used

@@ -94,6 +94,8 @@ class SKALD_API Model {
 
   /// Formats of the matrices that multiply (all but an embedding table that is not the head), each once.
   [[nodiscard]] std::span<const DType> weight_types() const noexcept;
+  /// Those of the experts' matrices, each once.
+  [[nodiscard]] std::span<const DType> expert_types() const noexcept;
 
   [[nodiscard]] bool has_tokenizer() const noexcept;
   /// @throws UsageError if the model was loaded without one or the file has none.

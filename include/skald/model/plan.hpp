@@ -68,10 +68,11 @@ struct ActivationSizes {
                                                      std::int64_t logits_rows);
 
 /// Largest sizes that a stream must handle for a pipeline. `weight_types` are the formats that it multiplies with
-/// (Model::weight_types; empty: any); the result refers to them.
+/// (Model::weight_types; empty: any), `expert_types` those of experts (empty: any of them); the result refers to both.
 [[nodiscard]] SKALD_API StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens,
                                                    std::int64_t context, std::int64_t sequences,
-                                                   std::span<const DType> weight_types = {});
+                                                   std::span<const DType> weight_types = {},
+                                                   std::span<const DType> expert_types = {});
 
 /// The plan of a model, from metadata and the tensor table alone.
 /// @throws as read_spec; UsageError for options out of range; UnsupportedError if the backend refuses a tensor's

@@ -41,12 +41,14 @@ class CpuStream final : public Stream {
       : core_(std::move(core)),
         limits_(limits),
         weight_types_(limits.weight_types.begin(), limits.weight_types.end()),
+        expert_types_(limits.expert_types.begin(), limits.expert_types.end()),
         state_{.kernels = core_->kernels,
                .participants = core_->participants,
                .sizes = work_sizes(core_->kernels, limits, core_->participants),
                .memory = {}},
         runner_(core_->participants) {
     limits_.weight_types = {};
+    limits_.expert_types = {};
     state_.memory = AlignedBuffer(state_.sizes.total, core_->memory);
   }
 
@@ -60,7 +62,13 @@ class CpuStream final : public Stream {
     }
     if (const auto* heads = std::get_if<HeadLinearOp>(&op)) check_weight(op, heads->weight, true);
     if (const auto* experts = std::get_if<ExpertsOp>(&op)) {
-      for (const Weight* weight : {experts->gate, experts->up, experts->down}) check_weight(op, weight, true);
+      for (const Weight* weight : {experts->gate, experts->up, experts->down}) {
+        check_weight(op, weight, true);
+        if (!expert_types_.empty() &&
+            std::find(expert_types_.begin(), expert_types_.end(), weight->type()) == expert_types_.end()) {
+          fail(op, fmt::format("the stream was not made for experts of type {}", to_string(weight->type())));
+        }
+      }
     }
     ops_.push_back(op);
   }
@@ -116,6 +124,7 @@ class CpuStream final : public Stream {
   std::shared_ptr<const Core> core_;
   StreamLimits limits_;
   std::vector<DType> weight_types_;
+  std::vector<DType> expert_types_;
   StreamState state_;
   PhaseRunner runner_;
   std::vector<Op> ops_;

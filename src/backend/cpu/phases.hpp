@@ -33,6 +33,7 @@ struct WorkSizes {
     std::size_t shared_offset = 0;
     std::size_t private_offset = 0;
     std::size_t expert_offset = 0;  ///< shared, all columns of all experts
+    std::size_t token_offset = 0;   ///< shared, the columns of all tokens, each alone
   };
   std::array<Acts, max_ids> acts{};
   int acts_count = 0;
@@ -56,6 +57,7 @@ struct WorkSizes {
   std::size_t partials_offset = 0;
   std::size_t partials_bytes = 0;
   std::size_t expert_acts_offset = 0;
+  std::size_t token_acts_offset = 0;
   std::size_t routes_offset = 0;
   std::int64_t routed_pairs = 0;    ///< most pairs of a token and an expert of it
   std::int64_t routed_experts = 0;  ///< most experts
@@ -92,6 +94,7 @@ struct StreamState {
 
   [[nodiscard]] std::byte* shared_acts() noexcept { return memory.data() + sizes.shared_acts_offset; }
   [[nodiscard]] std::byte* expert_acts() noexcept { return memory.data() + sizes.expert_acts_offset; }
+  [[nodiscard]] std::byte* token_acts() noexcept { return memory.data() + sizes.token_acts_offset; }
   [[nodiscard]] std::byte* partials() noexcept { return memory.data() + sizes.partials_offset; }
 };
 

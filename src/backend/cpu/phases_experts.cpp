@@ -1,13 +1,14 @@
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "backend/cpu/expert_choice.hpp"
 #include "backend/cpu/phases.hpp"
 
-// A mixture of experts in phases: choose (each token its experts; the last lines sort the pairs of a token and an
-// expert by expert), prepare the columns of every expert, widen, prepare again, narrow, combine. A lone token needs no
-// order: every thread chooses and prepares for itself, and what narrows adds to the output at once. Both ways take the
-// same operations for every number.
+// A mixture of experts in phases: choose (each token its experts, and its column is prepared once; the last lines sort
+// the pairs of a token and an expert by expert), gather the columns of every expert, widen, prepare, narrow, combine. A
+// lone token needs no order: every thread chooses and prepares for itself, and what narrows adds to the output at once.
+// Both ways take the same operations for every number.
 
 namespace skald::inline v0::cpu {
 
@@ -93,19 +94,6 @@ struct Choice {
         shares(reinterpret_cast<float*>(chosen + experts_op(phase).used)) {}
 };
 
-void run_choose(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
-  const auto& phase = static_cast<const Phase&>(head);
-  const ExpertsOp& op = experts_op(phase);
-  const Routes routes = routes_of(phase);
-  const std::int64_t begin = unit * phase.experts.unit_tokens;
-  const std::int64_t end = std::min(begin + phase.experts.unit_tokens, op.x.rows);
-  const Choice choice(phase, me);
-  for (std::int64_t t = begin; t < end; ++t) {
-    choose_experts(op, t, choice.scores, routes.chosen + t * op.used, routes.shares + t * op.used);
-  }
-  if (phase.units == 1) sort_pairs(phase);
-}
-
 void run_sort(const PhaseHead& head, std::int64_t /*unit*/, Participant& /*me*/) noexcept {
   sort_pairs(static_cast<const Phase&>(head));
 }
@@ -129,21 +117,26 @@ float* normalized_row(const Phase& phase, std::int64_t token, std::int64_t index
   return to;
 }
 
-/// Prepares columns [begin, end) of an expert's inputs for one weight.
-void prepare_inputs(const Phase& phase, const CpuWeight& weight, const Block& block, std::int64_t end,
-                    std::byte* memory) noexcept {
-  const ExpertsOp& op = experts_op(phase);
-  const WorkSizes& sizes = phase.state->sizes;
+/// The columns of tokens, each prepared alone for one weight.
+std::byte* token_column(const Phase& phase, const CpuWeight& weight, std::int64_t token) noexcept {
+  const WorkSizes::Acts& place = *phase.state->sizes.find_acts(weight.kernel().activation_id);
+  return phase.state->token_acts() + place.token_offset + acts_offset(weight, token);
+}
+
+/// Puts columns [block.begin, end) of an expert's inputs together.
+void gather_inputs(const Phase& phase, const CpuWeight& weight, const Block& block, std::int64_t end) noexcept {
   const Routes routes = routes_of(phase);
   const std::int64_t first = routes.first[block.expert];
-  const MatmulKernel& kernel = weight.kernel();
   std::byte* acts = acts_place(phase, weight, phase.state->expert_acts(), false) + acts_offset(weight, first);
-  const std::int64_t step = std::max<std::int64_t>(sizes.row_count / kernel.column_block, 1) * kernel.column_block;
-  for (std::int64_t c = block.begin; c < end; c += step) {
-    const std::int64_t last = std::min(end, c + step);
-    for (std::int64_t i = c; i < last; ++i) normalized_row(phase, routes.pair[first + i] / op.used, i - c, memory);
-    kernel.prepare(reinterpret_cast<const float*>(memory + sizes.rows_offset), sizes.row_stride, weight.cols(), c, last,
-                   acts, routes.columns(block.expert));
+  std::array<const std::byte*, 48> columns{};
+  for (std::int64_t c = block.begin; c < end;) {
+    const std::int64_t last = std::min(end, c + static_cast<std::int64_t>(columns.size()));
+    for (std::int64_t i = c; i < last; ++i) {
+      columns[static_cast<std::size_t>(i - c)] =
+          token_column(phase, weight, routes.pair[first + i] / experts_op(phase).used);
+    }
+    weight.kernel().gather(columns.data(), weight.cols(), c, last, acts, routes.columns(block.expert));
+    c = last;
   }
 }
 
@@ -151,8 +144,26 @@ bool same_acts(const CpuWeight& a, const CpuWeight& b) noexcept {
   return a.kernel().activation_id == b.kernel().activation_id;
 }
 
+void run_choose(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const ExpertsOp& op = experts_op(phase);
+  const Routes routes = routes_of(phase);
+  const std::int64_t begin = unit * phase.experts.unit_tokens;
+  const std::int64_t end = std::min(begin + phase.experts.unit_tokens, op.x.rows);
+  const Choice choice(phase, me);
+  for (std::int64_t t = begin; t < end; ++t) {
+    choose_experts(op, t, choice.scores, routes.chosen + t * op.used, routes.shares + t * op.used);
+    const float* x = normalized_row(phase, t, 0, me.memory);
+    for (const CpuWeight* weight : {phase.experts.gate, phase.experts.up}) {
+      if (weight == phase.experts.up && same_acts(*phase.experts.gate, *phase.experts.up)) continue;
+      weight->kernel().prepare(x, 0, weight->cols(), 0, 1, token_column(phase, *weight, t), 1);
+    }
+  }
+  if (phase.units == 1) sort_pairs(phase);
+}
+
 template <bool Wide>
-void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
   const ExpertsPlan& plan = phase.experts;
   const Routes routes = routes_of(phase);
@@ -161,8 +172,8 @@ void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& me) noex
   const std::int64_t columns = routes.columns(block.expert);
   const std::int64_t end = std::min(block.begin + plan.column_block, columns);
   if (!Wide) {
-    prepare_inputs(phase, *plan.gate, block, end, me.memory);
-    if (!same_acts(*plan.gate, *plan.up)) prepare_inputs(phase, *plan.up, block, end, me.memory);
+    gather_inputs(phase, *plan.gate, block, end);
+    if (!same_acts(*plan.gate, *plan.up)) gather_inputs(phase, *plan.up, block, end);
     return;
   }
   const Matrix& inner = experts_op(phase).inner;
@@ -369,7 +380,7 @@ void plan_experts(StreamState& state, const Op& whole, std::vector<Phase>& phase
   const std::int64_t pairs = tokens * op.used;
   const std::int64_t active = std::min(op.logits.cols, pairs);  // at most
   const std::int64_t blocks = std::min(pairs, pairs / plan.column_block + active);
-  plan.unit_tokens = std::max<std::int64_t>(1, 4096 / op.logits.cols);
+  plan.unit_tokens = std::max<std::int64_t>(1, 8192 / (op.logits.cols + op.x.cols));
   const std::int64_t choices = ceil_div(tokens, plan.unit_tokens);
   push(phases, phase, choices, run_choose);
   if (choices > 1) push(phases, phase, 1, run_sort);

@@ -17,6 +17,18 @@ bool wanted(const StreamLimits& limits, DType type) noexcept {
          std::find(limits.weight_types.begin(), limits.weight_types.end(), type) != limits.weight_types.end();
 }
 
+/// Whether experts may be of a weight format with these activations.
+bool expert_format(const StreamLimits& limits, const KernelSet& kernels, int activation_id) noexcept {
+  for (const MatmulKernel& kernel : kernels.all_matmul()) {
+    if (kernel.activation_id != activation_id || !wanted(limits, kernel.type)) continue;
+    if (limits.expert_types.empty() ||
+        std::find(limits.expert_types.begin(), limits.expert_types.end(), kernel.type) != limits.expert_types.end()) {
+      return true;
+    }
+  }
+  return false;
+}
+
 /// Most bytes over the batch sizes that a stream may meet: small ones, and the largest.
 template <class F>
 std::size_t most_over_counts(std::int64_t tokens, const F& bytes) {
@@ -29,6 +41,7 @@ struct Matmuls {
   std::size_t private_acts = 0;
   std::size_t shared_acts = 0;
   std::size_t expert_acts = 0;
+  std::size_t token_acts = 0;
   std::size_t heads = 0;
   std::size_t multiply = 0;
   std::size_t panel = 0;
@@ -52,10 +65,16 @@ Matmuls measure_matmuls(const KernelSet& kernels, const StreamLimits& limits, Wo
     }
     if (sizes.find_acts(kernel.activation_id) != nullptr || sizes.acts_count == WorkSizes::max_ids) continue;
     WorkSizes::Acts& place = sizes.acts[static_cast<std::size_t>(sizes.acts_count++)];
-    place = {kernel.activation_id, most.shared_acts, most.private_acts, most.expert_acts};
+    place = {kernel.activation_id, most.shared_acts, most.private_acts, most.expert_acts, 0};
     const auto acts = [&](std::int64_t n) { return kernel.acts_bytes(cols, n); };
     // A lone token's experts have a column each.
-    const std::size_t lone = positive(limits.used) * acts(1);
+    std::size_t lone = 0;
+    if (limits.used > 0 && expert_format(limits, kernels, kernel.activation_id)) {
+      const std::size_t column = kernel.acts_bytes(round_up(limits.expert_cols, 256), 1);
+      lone = positive(limits.used) * column;
+      place.token_offset = most.token_acts;
+      if (limits.tokens > 1) most.token_acts += positive(limits.tokens) * column;
+    }
     most.private_acts +=
         aligned(std::max(lone, most_over_counts(std::min(limits.tokens, private_columns), acts)));
     // The columns of an expert begin where its first pair would if each had memory of its own.
@@ -136,6 +155,7 @@ WorkSizes work_sizes(const KernelSet& kernels, const StreamLimits& limits, int p
     sizes.routed_pairs = limits.tokens * limits.used;
     sizes.routed_experts = limits.experts;
     sizes.expert_acts_offset = place(matmuls.expert_acts);
+    sizes.token_acts_offset = place(matmuls.token_acts);
     sizes.routes_offset = place(route_bytes(sizes.routed_pairs, sizes.routed_experts));
   }
   sizes.total = at;

@@ -108,7 +108,7 @@ TEST_CASE("backend.cpu: experts allocate nothing in the steady state", "[backend
     const DeviceMatrix logits(*backend, rows, 4, random);
     const DeviceMatrix inner(*backend, 2 * rows, 256);
     const DeviceMatrix products(*backend, 2 * rows, 256);
-    const auto stream = backend->new_stream({.tokens = rows, .max_cols = 256, .experts = 4, .used = 2});
+    const auto stream = backend->new_stream({.tokens = rows, .max_cols = 256, .experts = 4, .used = 2, .expert_cols = 256});
     const auto step = [&] {
       stream->enqueue(ExpertsOp{.x = x.matrix(),
                                 .norm = {.kind = NormKind::rms, .epsilon = 1e-5F},

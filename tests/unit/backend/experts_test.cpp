@@ -81,7 +81,7 @@ struct Setting {
 };
 
 StreamLimits expert_limits(std::int64_t tokens, std::int64_t experts, std::int64_t used) {
-  return {.tokens = tokens, .max_cols = 768, .experts = experts, .used = used};
+  return {.tokens = tokens, .max_cols = 768, .experts = experts, .used = used, .expert_cols = 768};
 }
 
 /// The chosen experts of a row, found by sorting, and their shares.
@@ -351,7 +351,7 @@ TEST_CASE("backend.experts: contradictory, oversized and overlapping ops are ref
     const DeviceMatrix products(backend, 6, 32);
     const DeviceMatrix out(backend, 3, 32, random);
     const ExpertsOp good = setting.op(x, logits, 2, inner, products, out);
-    const auto stream = backend.new_stream({.tokens = 3, .max_cols = 48, .experts = 4, .used = 2});
+    const auto stream = backend.new_stream({.tokens = 3, .max_cols = 48, .experts = 4, .used = 2, .expert_cols = 48});
     CHECK_NOTHROW(stream->enqueue(good));
     const auto refused = [&](const char* what, auto change) {
       INFO(what);
@@ -385,7 +385,7 @@ TEST_CASE("backend.experts: contradictory, oversized and overlapping ops are ref
     not_queued("no memory for inner", [](ExpertsOp& op) { op.inner.data = nullptr; });
     not_queued("products over x", [](ExpertsOp& op) { op.products.data = op.x.data; });
     not_queued("out a part of x", [](ExpertsOp& op) { op.out.data = op.x.data + 1; });
-    const auto few = backend.new_stream({.tokens = 3, .max_cols = 48, .experts = 4, .used = 1});
+    const auto few = backend.new_stream({.tokens = 3, .max_cols = 48, .experts = 4, .used = 1, .expert_cols = 48});
     CHECK_THROWS_AS(few->enqueue(good), UsageError);
     const auto none = backend.new_stream({.tokens = 3, .max_cols = 48});
     CHECK_THROWS_AS(none->enqueue(good), UsageError);
