@@ -92,6 +92,20 @@ ModelSpec read_qwen3moe(HyperParameters& parameters) {
   return spec;
 }
 
+ModelSpec read_olmoe(HyperParameters& parameters) {
+  ModelSpec spec = read_frame(parameters, RopeKind::half);
+  FfnSpec ffn;
+  ExpertsSpec& experts = ffn.experts.emplace(read_counts(parameters));
+  experts.renormalize = false;
+  ffn.width = parameters.integer("feed_forward_length", 1, limits::ffn_width);
+  set_experts(spec, ffn);
+  for (LayerSpec& layer : spec.layers) {
+    layer.attention->q_norm = layer.attention->k_norm = spec.final_norm;
+    layer.attention->qk_norm_scope = QkNormScope::projection;
+  }
+  return spec;
+}
+
 ModelSpec read_granitemoe(HyperParameters& parameters) {
   ModelSpec spec = read_frame(parameters, RopeKind::interleaved);
   FfnSpec ffn;

@@ -29,6 +29,7 @@ struct AttentionSizes {
 // Mixtures of experts.
 [[nodiscard]] ModelSpec read_qwen2moe(HyperParameters& parameters);
 [[nodiscard]] ModelSpec read_qwen3moe(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_olmoe(HyperParameters& parameters);
 [[nodiscard]] ModelSpec read_gpt_oss(HyperParameters& parameters);
 [[nodiscard]] ModelSpec read_deepseek2(HyperParameters& parameters);
 [[nodiscard]] ModelSpec read_granitemoe(HyperParameters& parameters);

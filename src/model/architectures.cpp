@@ -114,7 +114,7 @@ std::vector<Architecture> architectures() {
   add(decoder("gemma", "Gemma 1, CodeGemma", gemma));
   add(decoder("gemma2", "Gemma 2", gemma2));
   add(decoder("gemma3", "Gemma 3 (text)", gemma3));
-  add({"gpt-oss", "gpt-oss 20B and 120B", read_gpt_oss});
+  add({"gpt-oss", "gpt-oss 20B and 120B", read_gpt_oss, {.roles = {{Role::ffn_norm, {"post_attention_norm.weight"}}}}});
   add(decoder("gpt2", "GPT-2", gpt2));
   add(decoder("gptneox", "GPT-NeoX, Pythia, RedPajama, Dolly", neox));
   add(decoder("granite", "Granite 3",
@@ -133,6 +133,7 @@ std::vector<Architecture> architectures() {
                .window_period = 4,
                .qk_norm = Presence::always,
                .qk_norm_scope = QkNormScope::projection}));
+  add({"olmoe", "OLMoE", read_olmoe, {}});
   add(decoder("phi2", "Phi 1, 1.5 and 2", phi2, one_norm()));
   add(decoder("phi3", "Phi 3, 3.5 and 4", {.rope = RopeKind::half}));
   add(decoder("qwen2", "Qwen 1.5, 2 and 2.5", {.rope = RopeKind::half, .qkv_bias = Presence::always}));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <thread>
 
@@ -172,8 +173,60 @@ void ModelLoader::load_weights() {
     impl_->weight_table[impl_->slot(Role::head, -1)] = impl_->weight_table[impl_->slot(Role::token_embedding, -1)];
 }
 
+void ModelLoader::keep_weight(const BoundTensor& bound, std::shared_ptr<const Weight> weight) {
+  throw_if_stopped(options_.stop, where);  // the request may have come while the last pieces were on their way
+  impl_->weight_table[impl_->slot(bound.binding.role, bound.binding.layer)] = weight.get();
+  impl_->info.weight_bytes += weight->bytes();
+  impl_->weights.push_back(std::move(weight));
+}
+
+void ModelLoader::load_grouped(const BoundTensor& bound) {
+  const TensorInfo& tensor = *bound.tensor;
+  const TensorBinding& binding = bound.binding;
+  const std::uint64_t before = limit_bytes_;
+  limit_bytes_ += bound.bytes();
+  const auto columns = static_cast<std::size_t>(tensor.columns());
+  const std::size_t file_row = row_bytes(tensor.type, columns);
+  const std::int64_t rows_each = binding.shape[0] / binding.matrices;
+  const auto first_of = [&](std::int64_t matrix) { return matrix * binding.group_rows + binding.group_first; };
+  // Of a transposed stack the rows of one matrix at a time, decoded: rows_each columns by group_count() rows.
+  std::vector<float> decoded;
+  if (binding.transposed) {
+    decoded.resize(static_cast<std::size_t>(binding.matrices * bound.group_count()) * columns);
+    std::vector<std::byte> row(file_row);
+    for (std::int64_t r = 0; r < binding.matrices * bound.group_count(); ++r) {
+      read_rows(tensor, first_of(r / bound.group_count()) + r % bound.group_count(), row);
+      decode_row(tensor.type, row, std::span(decoded).subspan(static_cast<std::size_t>(r) * columns, columns));
+    }
+  }
+  const auto read = [&](std::int64_t first, std::int64_t count, std::span<std::byte> out) {
+    const std::size_t out_row = out.size() / static_cast<std::size_t>(count);
+    for (std::int64_t r = first; r < first + count; ++r) {
+      const auto to = out.subspan(static_cast<std::size_t>(r - first) * out_row, out_row);
+      if (!binding.transposed) {
+        read_rows(tensor, first_of(r / rows_each) + r % rows_each, to);
+        continue;
+      }
+      const float* matrix = decoded.data() + static_cast<std::size_t>(r / rows_each * bound.group_count()) * columns;
+      for (std::int64_t i = 0; i < bound.group_count(); ++i)
+        std::memcpy(to.data() + static_cast<std::size_t>(i) * sizeof(float),
+                    matrix + static_cast<std::size_t>(i) * columns + r % rows_each, sizeof(float));
+    }
+  };
+  keep_weight(bound, impl_->backend->make_weight({.type = bound.type(),
+                                                  .rows = binding.shape[0],
+                                                  .cols = binding.shape[1],
+                                                  .matrices = binding.matrices,
+                                                  .mapped = {},
+                                                  .read = read},
+                                                 options_.layout, options_.stop));
+  done_bytes_ = before + bound.bytes();
+  report(limit_bytes_);
+}
+
 void ModelLoader::load_weight(const BoundTensor& bound) {
   throw_if_stopped(options_.stop, where);
+  if (bound.grouped) return load_grouped(bound);
   const TensorInfo& tensor = *bound.tensor;
   const std::uint64_t before = limit_bytes_;
   limit_bytes_ += bound.bytes();
@@ -196,11 +249,7 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
     if (!source.mapped.empty()) impl_->file = file_;
     if (!source.mapped.empty() && options_.check_weights) check_rows(tensor, bound.first_row, view);
   }
-  auto weight = impl_->backend->make_weight(source, options_.layout, options_.stop);
-  throw_if_stopped(options_.stop, where);  // the request may have come while the last pieces were on their way
-  impl_->weight_table[impl_->slot(bound.binding.role, bound.binding.layer)] = weight.get();
-  impl_->info.weight_bytes += weight->bytes();
-  impl_->weights.push_back(std::move(weight));
+  keep_weight(bound, impl_->backend->make_weight(source, options_.layout, options_.stop));
   if (source.mapped.empty() && !view.empty())
     file_->sources()[tensor.source].release(tensor.offset + begin, bound.bytes());
   // Backends may read rows twice, or use them in place and read none.

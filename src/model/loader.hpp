@@ -62,6 +62,8 @@ class ModelLoader {
   void finish();
 
   void load_weight(const BoundTensor& bound);
+  void load_grouped(const BoundTensor& bound);
+  void keep_weight(const BoundTensor& bound, std::shared_ptr<const Weight> weight);
   void read_rows(const TensorInfo& tensor, std::int64_t first, std::span<std::byte> out);
   void check_rows(const TensorInfo& tensor, std::int64_t first, std::span<const std::byte> rows) const;
   void step(std::uint64_t bytes);  // counts bytes, reports when called on the caller's thread

@@ -213,13 +213,13 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
     const TensorInfo& tensor = *each.tensor;
     if (each.binding.use == TensorUse::vector) vectors = vectors + vector_bytes(each.rows);
     if (each.binding.use != TensorUse::matrix) continue;
-    if (const auto reason = backend.refuses_weight(tensor.type, layout))
+    if (const auto reason = backend.refuses_weight(each.type(), layout))
       throw UnsupportedError(
           where,
-          fmt::format("the {} backend refuses {} weights: {}", backend.info().name, to_string(tensor.type), *reason),
+          fmt::format("the {} backend refuses {} weights: {}", backend.info().name, to_string(each.type()), *reason),
           {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});
     const std::int64_t matrices = each.binding.matrices;
-    weights = weights + size(matrices) * backend.weight_bytes(tensor.type, each.rows / matrices, each.binding.shape[1],
+    weights = weights + size(matrices) * backend.weight_bytes(each.type(), each.rows / matrices, each.binding.shape[1],
                                                               layout);
   }
   plan.weights = weights.value();
@@ -236,7 +236,7 @@ std::vector<DType> multiplied_types(const BoundTensors& bound, bool has_head) {
     const Role role = each.binding.role;
     if (role == Role::token_embedding && own_head) continue;
     if (role == Role::position_embedding || role == Role::token_type_embedding) continue;
-    if (std::ranges::find(types, each.tensor->type) == types.end()) types.push_back(each.tensor->type);
+    if (std::ranges::find(types, each.type()) == types.end()) types.push_back(each.type());
   }
   std::ranges::sort(types);
   return types;

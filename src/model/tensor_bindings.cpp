@@ -72,6 +72,14 @@ class Binder {
     binding.first_row = first;
     binding.fused_rows = rows;
   }
+  /// Says that the latest binding, a stack, may share a tensor with another.
+  void grouped(std::string_view name, std::int64_t rows, std::int64_t first, bool transposed) {
+    TensorBinding& binding = bindings_.back();
+    binding.grouped_name = prefix_ + std::string(name);
+    binding.group_rows = rows;
+    binding.group_first = first;
+    binding.transposed = transposed;
+  }
   void norm(const NormSpec& norm, Role weight, Role bias, std::string_view name, std::int64_t elements) {
     if (norm.kind == NormKind::none) return;
     vector_if(norm.weight, weight, std::string(name) + ".weight", elements);
@@ -99,8 +107,12 @@ class Binder {
     }
     matrix(Role::latent_down, "attn_kv_a_mqa.weight", latent.rank + latent.rope_dims, spec_.dim);
     norm(latent.norm, Role::latent_norm, Role::latent_norm, "attn_kv_a_norm", latent.rank);
-    stack(Role::latent_key, "attn_k_b.weight", heads, latent.rank, attention.head_dim_k - latent.rope_dims);
+    // Older files keep both in one tensor: of each head the keys' rows, one per element of a key, then the values'.
+    const std::int64_t plain = attention.head_dim_k - latent.rope_dims;
+    stack(Role::latent_key, "attn_k_b.weight", heads, latent.rank, plain);
+    grouped("attn_kv_b.weight", plain + attention.head_dim_v, 0, true);
     stack(Role::latent_value, "attn_v_b.weight", heads, attention.head_dim_v, latent.rank);
+    grouped("attn_kv_b.weight", plain + attention.head_dim_v, plain, false);
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
   }
@@ -183,9 +195,7 @@ class Binder {
            "attn_output_norm", spec_.dim);
     }
     if (layer.ffn) {
-      // gpt-oss files call it so.
-      const std::string_view name = spec_.architecture == "gpt-oss" ? "post_attention_norm" : "ffn_norm";
-      norm(layer.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, name, spec_.dim);
+      norm(layer.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, "ffn_norm", spec_.dim);
       ffn(*layer.ffn);
       norm(layer.ffn_post_norm, Role::ffn_post_norm, Role::ffn_post_norm_bias, "post_ffw_norm", spec_.dim);
       norm(layer.ffn_residual_norm, Role::ffn_residual_norm, Role::ffn_residual_norm_bias, "layer_output_norm",
@@ -219,6 +229,11 @@ BoundTensor find_tensor(const ModelFile& file, TensorBinding binding) {
   if (!bound.tensor) bound.tensor = file.find(binding.name);
   for (auto name = binding.other_names.begin(); !bound.tensor && name != binding.other_names.end(); ++name)
     bound.tensor = file.find(*name);
+  if (!bound.tensor && !binding.grouped_name.empty()) {
+    bound.tensor = file.find(binding.grouped_name);
+    bound.grouped = bound.tensor != nullptr;
+    if (bound.grouped) bound.first_row = binding.group_first;
+  }
   bound.binding = std::move(binding);
   return bound;
 }
@@ -227,6 +242,13 @@ void check_shape(const ModelFile& file, const BoundTensor& bound) {
   const TensorBinding& binding = bound.binding;
   const TensorInfo& tensor = *bound.tensor;
   const bool matrix = binding.use == TensorUse::matrix;
+  if (bound.grouped) {
+    const std::int64_t cols = binding.transposed ? binding.shape[0] / binding.matrices : binding.shape[1];
+    const std::int64_t all = binding.matrices * binding.group_rows;
+    if (tensor.dims != std::array<std::int64_t, 4>{cols, all, 1, 1})
+      file.fail(tensor, fmt::format("found shape {}, allowed is [{}, {}]", tensor.shape(), cols, all));
+    return;
+  }
   // Files list the innermost dimension first, so a matrix reads [columns, rows], a stack [columns, rows, matrices].
   const std::int64_t outer = bound.part ? binding.fused_rows : binding.shape[0];
   const std::int64_t columns = matrix ? binding.shape[1] : outer / binding.matrices;
@@ -255,6 +277,7 @@ void check_type(const ModelFile& file, const TensorBinding& binding, const Tenso
 std::uint64_t BoundTensor::bytes() const {
   const bool matrix = binding.use == TensorUse::matrix;
   const auto columns = static_cast<std::size_t>(matrix ? tensor->columns() : 1);
+  if (grouped) return static_cast<std::uint64_t>(binding.matrices * group_count()) * row_bytes(tensor->type, columns);
   return static_cast<std::uint64_t>(rows) * row_bytes(tensor->type, columns);
 }
 

@@ -37,6 +37,11 @@ struct TensorBinding {
   std::string fused_unless{};   ///< the common tensor is used if the file has no tensor of this name
   std::int64_t first_row = 0;   ///< of the common tensor, first row (or element) of this part
   std::int64_t fused_rows = 0;  ///< rows (or elements) of the common tensor
+  // The matrices of two stacks may lie in one tensor, those of the same number together (keys and values of a latent row).
+  std::string grouped_name{};    ///< the common tensor, used if the file has no `name`; empty: there is none
+  std::int64_t group_rows = 0;   ///< rows of one matrix of each stack
+  std::int64_t group_first = 0;  ///< of them the first of this stack
+  bool transposed = false;       ///< in the common tensor; the weight is made in f32 then
   bool fused_must_fit = false;  ///< the name may also be that of one part alone: only a tensor of this size is common
 };
 
@@ -75,6 +80,14 @@ struct BoundTensor {
   std::int64_t first_row = 0;  ///< first row (of a vector: element) that is used
   std::int64_t rows = 0;       ///< rows of the tensor that are used, over all matrices (of a vector: elements)
 
+  bool grouped = false;        ///< the tensor is that of binding.grouped_name
+
+  /// Rows of the tensor that one matrix of a grouped stack takes.
+  [[nodiscard]] std::int64_t group_count() const noexcept {
+    return binding.transposed ? binding.shape[1] : binding.shape[0] / binding.matrices;
+  }
+  /// Format of the weight that is made of it.
+  [[nodiscard]] DType type() const noexcept { return grouped && binding.transposed ? DType::f32 : tensor->type; }
   /// Elements that are used.
   [[nodiscard]] std::uint64_t elements() const noexcept {
     const auto count = static_cast<std::uint64_t>(rows);

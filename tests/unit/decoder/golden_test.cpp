@@ -91,7 +91,7 @@ TEST_CASE("decoder.golden: every f32 model gives the reference engine's logits a
   if (!skald_test::have_shared("goldens/models")) return;
   for (const std::string name :
        {"llama2-spm", "llama3-ropefreqs", "llama-yarn", "llama-linear-bias", "mixtral", "qwen2", "qwen3", "qwen2moe",
-        "qwen3moe", "granitemoe", "gpt-oss", "deepseek3", "gemma",
+        "qwen3moe", "granitemoe", "gpt-oss", "deepseek3", "deepseek2-legacy-kvb", "olmoe", "gemma",
         "gemma2", "gemma3", "phi2", "phi3-long", "phi3-short", "gpt2", "gptneox", "falcon", "stablelm", "starcoder2",
         "olmo2", "olmo3-swa", "command-r", "cohere2", "granite", "smollm3", "deci", "bloom", "mpt", "dream", "llada"}) {
     const std::string folder = "goldens/logits";
@@ -115,6 +115,17 @@ TEST_CASE("decoder.golden: a model of many layers that amplify rounding gives th
   for (const auto& backend : backends())
     check_golden("goldens/logits", "goldens/models/deepseek2-lite.gguf", "deepseek2-lite", ".f32", {5e-3, 0}, 0.0,
                  backend);
+}
+
+TEST_CASE("decoder.golden: experts in MXFP4 give the reference logits", "[decoder][golden]") {
+  if (!skald_test::have_shared("goldens/models")) return;
+  for (const auto& backend : backends()) {
+    if (backend->refuses_weight(skald::DType::mxfp4, skald::WeightLayout::packed)) continue;
+    // The reference engine rounds activations to 8 bits, as the cpu backend does; float64 does not.
+    const bool floats = backend->info().name == "reference";
+    check_golden("goldens/logits", "goldens/models/gpt-oss-mxfp4.gguf", "gpt-oss-mxfp4",
+                 floats ? ".ref64.f32" : ".f32", {floats ? 5e-4 : 1.0, 0}, floats ? 0.0 : 1.0, backend);
+  }
 }
 
 TEST_CASE("decoder.golden: every weight format gives the reference logits", "[decoder][golden]") {
