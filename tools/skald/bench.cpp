@@ -160,10 +160,12 @@ Cost cost_of(const skald::Model& model, skald::DType kv) {
       add(role, layer);
     const auto& attention = spec.layers[static_cast<std::size_t>(layer)].attention;
     if (!attention) continue;
-    const skald::KvPageLayout page{
-        .dtype = kv, .head_dim_k = attention->head_dim_k, .head_dim_v = attention->head_dim_v};
+    const skald::KvPageLayout page{.dtype = kv,
+                                   .head_dim_k = attention->stored_dim_k(),
+                                   .head_dim_v = attention->stored_dim_v(),
+                                   .values_in_keys = attention->latent.has_value()};
     cost.kv_bytes_per_token += static_cast<double>(attention->kv_heads) * static_cast<double>(page.token_bytes());
-    cost.attention_operations += 2.0 * attention->heads * (attention->head_dim_k + attention->head_dim_v);
+    cost.attention_operations += 2.0 * attention->heads * (attention->stored_dim_k() + attention->stored_dim_v());
   }
   add(skald::Role::head, -1);
   return cost;
