@@ -170,6 +170,6 @@ TEST_CASE("model.gguf: refuses vocabularies without tokens or merges") {
 
 TEST_CASE("model.gguf: leaves it to the tokenizer to name models it does not know") {
   Metadata metadata("file.gguf");
-  metadata.set(key("model"), std::string("bert"));
+  metadata.set(key("model"), std::string("plamo2"));
   CHECK_THROWS_AS(Tokenizer(vocabulary_from_metadata(metadata)), skald::UnsupportedError);
 }
