@@ -44,10 +44,6 @@ struct MatmulKernel {
   /// Prepares tokens [begin, end) of x (stride in floats) into `acts`, made for `count` tokens. Token begin is x row 0.
   void (*prepare)(const float* x, std::int64_t x_stride, std::int64_t cols, std::int64_t begin, std::int64_t end,
                   std::byte* acts, std::int64_t count) noexcept;
-  /// Columns [begin, end) of `acts`, made for `count` tokens, from columns that were prepared alone: columns[i] is what
-  /// `prepare` wrote for token begin + i with a count of 1.
-  void (*gather)(const std::byte* const* columns, std::int64_t cols, std::int64_t begin, std::int64_t end,
-                 std::byte* acts, std::int64_t count) noexcept;
   /// Bytes of scratch that one caller of `multiply` needs for `count` columns.
   std::size_t (*scratch_bytes)(std::int64_t cols, std::int64_t count) noexcept;
   /// `scratch` is aligned to 64 bytes; it need not be cleared.

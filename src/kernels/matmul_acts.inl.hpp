@@ -194,34 +194,5 @@ void prepare_acts(const float* x, std::int64_t x_stride, std::int64_t cols, std:
   }
 }
 
-/// Words of N columns that lie alone, to a group of `width`.
-template <int N>
-SKALD_INLINE void gather_words(const std::byte* const* columns, std::ptrdiff_t words, std::byte* to,
-                               std::ptrdiff_t width) noexcept {
-  for (std::ptrdiff_t i = 0; i < words; ++i, to += 4 * width)
-    for (int c = 0; c < N; ++c) __builtin_memcpy(to + 4 * c, columns[c] + 4 * i, 4);
-}
-
-/// Every format of activations is a list of words for each column, interleaved by column.
-template <class A>
-void gather_acts(const std::byte* const* columns, std::int64_t cols, std::int64_t begin, std::int64_t end,
-                 std::byte* acts, std::int64_t count) noexcept {
-  const auto words = static_cast<std::ptrdiff_t>(A::group_bytes(cols, 16) / 64);
-  const std::size_t full_bytes = A::group_bytes(cols, group_columns);
-  for (std::int64_t t = begin; t < end;) {
-    const std::int64_t group = t / group_columns;
-    const auto inside = static_cast<int>(t % group_columns);
-    const int width = width_of_group(count, group);
-    std::byte* to = acts + static_cast<std::size_t>(group) * full_bytes + 4 * inside;
-    if (inside == 0 && width == group_columns && end - t >= group_columns) {
-      gather_words<group_columns>(columns + (t - begin), words, to, group_columns);
-      t += group_columns;
-    } else {
-      gather_words<1>(columns + (t - begin), words, to, width);
-      ++t;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <array>
+#include <cstring>
 #include <numeric>
 
 #include "backend/cpu/expert_choice.hpp"
@@ -123,20 +123,30 @@ std::byte* token_column(const Phase& phase, const CpuWeight& weight, std::int64_
   return phase.state->token_acts() + place.token_offset + acts_offset(weight, token);
 }
 
+/// Copies a column that was prepared alone to column `inside` of a group of `width`. Every format of activations is a list
+/// of 32-bit words per column, interleaved by column, so this needs to know nothing else of it. Groups are rounded up to
+/// 64 bytes: what is copied beyond the last word stays within both.
+void gather_column(const MatmulKernel& kernel, std::int64_t cols, const std::byte* column, std::byte* group,
+                   std::int64_t inside, std::int64_t width) noexcept {
+  const std::size_t stride = 4 * static_cast<std::size_t>(width);
+  const std::size_t words = std::min(kernel.acts_bytes(cols, 1) / 4, kernel.acts_bytes(cols, width) / stride);
+  std::byte* to = group + 4 * inside;
+  for (std::size_t i = 0; i < words; ++i, to += stride) std::memcpy(to, column + 4 * i, 4);
+}
+
 /// Puts columns [block.begin, end) of an expert's inputs together.
 void gather_inputs(const Phase& phase, const CpuWeight& weight, const Block& block, std::int64_t end) noexcept {
   const Routes routes = routes_of(phase);
+  const MatmulKernel& kernel = weight.kernel();
   const std::int64_t first = routes.first[block.expert];
+  const std::int64_t columns = routes.columns(block.expert);
+  const std::size_t group_bytes = kernel.acts_bytes(weight.cols(), kernel.column_block);
   std::byte* acts = acts_place(phase, weight, phase.state->expert_acts(), false) + acts_offset(weight, first);
-  std::array<const std::byte*, 48> columns{};
-  for (std::int64_t c = block.begin; c < end;) {
-    const std::int64_t last = std::min(end, c + static_cast<std::int64_t>(columns.size()));
-    for (std::int64_t i = c; i < last; ++i) {
-      columns[static_cast<std::size_t>(i - c)] =
-          token_column(phase, weight, routes.pair[first + i] / experts_op(phase).used);
-    }
-    weight.kernel().gather(columns.data(), weight.cols(), c, last, acts, routes.columns(block.expert));
-    c = last;
+  for (std::int64_t c = block.begin; c < end; ++c) {
+    const std::int64_t group = c / kernel.column_block;
+    const std::int64_t width = std::min<std::int64_t>(kernel.column_block, columns - group * kernel.column_block);
+    gather_column(kernel, weight.cols(), token_column(phase, weight, routes.pair[first + c] / experts_op(phase).used),
+                  acts + static_cast<std::size_t>(group) * group_bytes, c - group * kernel.column_block, width);
   }
 }
 

@@ -14,13 +14,13 @@ template <class F>
 constexpr MatmulKernel block_kernel(DType type, Multiply multiply_panels) noexcept {
   using A = typename ActsOf<F::block_k>::type;
   return {type, group_columns, &panel_bytes<F>, &pack<F>, &unpack_row<F>, &acts_bytes<A>, &prepare_acts<A>,
-          &gather_acts<A>, &scratch_bytes<F>, multiply_panels, A::id};
+          &scratch_bytes<F>, multiply_panels, A::id};
 }
 
 template <class E>
 constexpr MatmulKernel float_kernel(DType type, Multiply multiply_panels) noexcept {
   return {type, group_columns, &float_panel_bytes<E>, &float_pack<E>, &float_unpack_row<E>, &acts_bytes<ActsF32>,
-          &prepare_acts<ActsF32>, &gather_acts<ActsF32>, &no_scratch, multiply_panels, ActsF32::id};
+          &prepare_acts<ActsF32>, &no_scratch, multiply_panels, ActsF32::id};
 }
 
 template <class F>
