@@ -96,39 +96,42 @@ std::size_t acts_bytes(std::int64_t cols, std::int64_t count) noexcept {
   return static_cast<std::size_t>(full) * A::group_bytes(cols, group_columns) + (rest ? A::group_bytes(cols, rest) : 0);
 }
 
-/// Quantizes N elements (32 or 256) to codes; returns the scale.
+/// Quantizes N elements (32 or 256) to codes and the sums of each 16; returns the scale.
 template <int N>
-SKALD_INLINE float quantize_block(const float* x, std::int8_t* codes) noexcept {
+SKALD_INLINE float quantize_block(const float* x, std::int8_t* codes, std::int32_t* sums) noexcept {
   const i32x16 magnitude_mask = set1(INT32_MAX);
   i32x16 top = zero_i32();
   for (int i = 0; i < N; i += 16) top = max(top, bits(load(x + i)) & magnitude_mask);
   const std::int32_t top_bits = reduce_max(top);
   if (top_bits >= 0x7F800000 || top_bits < 0x0D800000) {  // infinite or NaN; below 2^-100
     for (int i = 0; i < N; ++i) codes[i] = 0;
+    for (int i = 0; i < N / 16; ++i) sums[i] = 0;
     return top_bits >= 0x7F800000 ? __builtin_nanf("") : 0.0F;
   }
   float largest;
   __builtin_memcpy(&largest, &top_bits, 4);
+  // No product is beyond 127 by more than its rounding.
   const f32x16 inverse = set1(127.0F / largest);
-  const i32x16 limit = set1(127), lower = set1(-127);
-  for (int i = 0; i < N; i += 16)
-    store_i8(codes + i, max(min(round_to_i32(load(x + i) * inverse), limit), lower));
+  for (int i = 0; i < N; i += 16) {
+    const i32x16 rounded = round_to_i32(load(x + i) * inverse);
+    store_i8(codes + i, rounded);
+    sums[i / 16] = reduce_add(rounded);
+  }
   return largest / 127.0F;
 }
 
-SKALD_INLINE std::int32_t sum_of_16(const std::int8_t* codes) noexcept {
-  std::int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += codes[i];
-  return sum;
-}
 SKALD_INLINE std::int32_t pair_of(std::int32_t low, std::int32_t high) noexcept {
   return static_cast<std::int32_t>((static_cast<std::uint32_t>(high) << 16) |
                                    (static_cast<std::uint32_t>(low) & 0xFFFFu));
 }
-/// Spreads N codes over the four-byte fields of a column.
+/// Quantizes N elements into the four-byte fields of a column; returns the scale.
 template <int N>
-SKALD_INLINE void store_codes(std::byte* to, const std::int8_t* codes, std::ptrdiff_t width) noexcept {
+SKALD_INLINE float quantize_codes(const float* x, std::byte* to, std::ptrdiff_t width, std::int32_t* sums) noexcept {
+  if (width == 1) return quantize_block<N>(x, reinterpret_cast<std::int8_t*>(to), sums);
+  alignas(64) std::int8_t codes[N];
+  const float scale = quantize_block<N>(x, codes, sums);
   for (int i = 0; i < N; i += 4) __builtin_memcpy(to + i * width, codes + i, 4);
+  return scale;
 }
 
 SKALD_INLINE void prepare_token(ActsF32*, const float* x, std::int64_t cols, std::byte* group, int width,
@@ -147,10 +150,9 @@ SKALD_INLINE void prepare_token(Acts32*, const float* x, std::int64_t cols, std:
   auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
   auto* sums = reinterpret_cast<std::int32_t*>(group + cols * width) + blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
-    alignas(64) std::int8_t codes[32];
-    scales[b * width] = quantize_block<32>(x + 32 * b, codes);
-    store_codes<32>(group + 32 * b * width + 4 * column, codes, width);
-    sums[b * width] = -(sum_of_16(codes) + sum_of_16(codes + 16));
+    std::int32_t s16[2];
+    scales[b * width] = quantize_codes<32>(x + 32 * b, group + 32 * b * width + 4 * column, width, s16);
+    sums[b * width] = -(s16[0] + s16[1]);
   }
 }
 
@@ -162,14 +164,9 @@ SKALD_INLINE void prepare_token(Acts256*, const float* x, std::int64_t cols, std
   auto* pairs16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 5 * blocks * width + column;
   auto* sums16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 13 * blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
-    alignas(64) std::int8_t codes[256];
-    scales[b * width] = quantize_block<256>(x + 256 * b, codes);
-    store_codes<256>(group + 256 * b * width + 4 * column, codes, width);
     std::int32_t s16[16], s32[8];
-    for (int i = 0; i < 16; ++i) {
-      s16[i] = sum_of_16(codes + 16 * i);
-      sums16[(16 * b + i) * width] = -s16[i];
-    }
+    scales[b * width] = quantize_codes<256>(x + 256 * b, group + 256 * b * width + 4 * column, width, s16);
+    for (int i = 0; i < 16; ++i) sums16[(16 * b + i) * width] = -s16[i];
     for (int i = 0; i < 8; ++i) s32[i] = s16[2 * i] + s16[2 * i + 1];
     for (int i = 0; i < 4; ++i) {
       const int first = i / 2 * 4 + i % 2;

@@ -25,14 +25,15 @@ SKALD_INLINE void dot_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 
                            [[maybe_unused]] i32x16 multiplier) noexcept {
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
   if constexpr (Bits == 8) {
-    acc = dot2(acc, madd_signed(w ^ bytes(set1(static_cast<std::int32_t>(0x80808080))), a), multiplier);
+    acc = in_order(dot2(acc, madd_signed(w ^ bytes(set1(static_cast<std::int32_t>(0x80808080))), a), multiplier));
   } else {
     // Largest int16 sum of a run: (2^Bits - 1) * 127 * 2 per step.
     constexpr int limit = Bits == 4 ? 8 : Bits == 5 ? 4 : 2;
     static_assert(limit * ((1 << Bits) - 1) * 254 <= 32767);
     const i32x16 products = maddubs(w, a);
-    partial = S % limit == 0 ? products : add16(partial, products);
-    if constexpr (S % limit == limit - 1) acc = dot2(acc, partial, multiplier);
+    if constexpr (S % limit == 0) partial = in_order(products);
+    else partial = in_order(add16(partial, products));
+    if constexpr (S % limit == limit - 1) acc = in_order(dot2(acc, partial, multiplier));
   }
 #else
   acc = dot4(acc, w, a);
@@ -163,6 +164,11 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
   });
 }
 
+/// Sums of sub-blocks of 16 start with the offset's part, unless multipliers apply to neighbouring products before they are
+/// added up.
+template <class S>
+inline constexpr bool offsets_start_sums = S::offset_shift >= 0 && S::sub_blocks == 16 && !paired_multiplier;
+
 /// Sums of the activations times the multipliers of sub-blocks of 16: what an offset of one adds to the total.
 template <class S>
 SKALD_INLINE i32x16 offsets_of(const std::byte* panel, const Acts256& a, std::ptrdiff_t width, int column) noexcept {
@@ -185,6 +191,7 @@ template <class S, int P, int N>
 SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, float* acc,
                              const std::byte* ahead) noexcept {
   constexpr int groups = 64 / S::sub_blocks;
+  constexpr bool offset_in_sums = offsets_start_sums<S>;
   const std::ptrdiff_t width = a.width;
   i32x16 total[P * N];
   unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
@@ -209,7 +216,12 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
         if constexpr (S::packed) factor[p] = load(factors + 16 * (p * S::sub_blocks + sub));
         else factor[p] = S::sub_scale(w + p * panel_stride, sub);
       });
-      if constexpr (!paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
+      if constexpr (!paired_multiplier)
+        unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+          i32x16 start = zero_i32();
+          if constexpr (offset_in_sums) start = shl<S::offset_shift>(set1(a.negated_sums16[sub * width + c]));
+          unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
+        });
       unroll<groups>([&](auto step) SKALD_INLINE_LAMBDA {
         constexpr int g = in_chunk.value * groups + step.value;
         const std::byte* codes_of_group = a.codes + 4 * (chunk * S::chunk_subs * groups + g) * width;
@@ -234,7 +246,7 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
     const f32x16 scale = S::scale(panel);
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
       i32x16 sum = total[p * N + c];
-      if constexpr (S::offset_shift >= 0) sum = sum - shl<S::offset_shift>(offsets_of<S>(panel, a, width, c));
+      if constexpr (S::offset_shift >= 0 && !offset_in_sums) sum = sum - shl<S::offset_shift>(offsets_of<S>(panel, a, width, c));
       float* out = acc + 16 * (p * N + c);
       const f32x16 token = set1(a.scales[c]);
       f32x16 result = fma(to_f32(sum), scale * token, load(out));
@@ -249,7 +261,8 @@ template <class S, int P, int N, int Width>
 SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, f32x16 (&acc)[P * N],
                             const std::byte* ahead) noexcept {
   const std::ptrdiff_t width = Width > 0 ? Width : a.width;
-  for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch(ahead + i);
+  if constexpr (S::packed)
+    for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch(ahead + i);
   i32x16 sum[P * N], partial[P * N];
   constexpr bool starts_at_zero = (paired_multiplier && S::bits == 8) || S::offset_shift < 0;
   unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
@@ -287,8 +300,7 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
                             const std::byte* ahead) noexcept {
   const std::ptrdiff_t width = Width > 0 ? Width : a.width;
   constexpr int groups = 64 / S::sub_blocks, lines = (S::panel_block_bytes + 63) / 64, run_count = 64 / S::run_groups;
-  // Integer multipliers apply to whole sums, or to neighbouring products on their way into the total.
-  constexpr bool offset_in_sums = S::offset_shift >= 0 && S::sub_blocks == 16 && !paired_multiplier;
+  constexpr bool offset_in_sums = offsets_start_sums<S>;
   i32x16 total[P * N];
   if constexpr (paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
   unroll<S::sub_blocks>([&](auto sub) SKALD_INLINE_LAMBDA {
@@ -362,6 +374,9 @@ struct Expanded : F {
   SKALD_INLINE static i32x16 scale_pair(const std::byte* p, int i) noexcept { return line(p, 1 + multipliers + i); }
   SKALD_INLINE static u8x64 group(const std::byte* p, int j) noexcept { return load_bytes(p + 64 * (first_code_line + j)); }
 
+  static constexpr int run_groups = 1;
+  SKALD_INLINE static constexpr int run_group(int r, int) noexcept { return r; }
+  SKALD_INLINE static void run(const std::byte* p, int r, u8x64* codes) noexcept { codes[0] = group(p, r); }
   SKALD_INLINE static u8x64 chunk_group(const std::byte* p, int chunk, int g) noexcept {
     return group(p, chunk * (64 / F::sub_blocks) + g);
   }

@@ -14,9 +14,9 @@ inline constexpr std::ptrdiff_t prefetch_distance = 3072;
 
 #if SKALD_VEC_REGISTERS == 1
 inline constexpr int direct_columns = 12, tile_panels = 2;
-/// The K formats keep a second set of integer sums: half as many columns keep both in registers.
+/// Integer sums and what they are folded into (floats, or integers of the K formats) stay in registers.
 template <int BlockK>
-inline constexpr int tile_columns = BlockK == 256 ? 6 : 12;
+inline constexpr int tile_columns = 6;
 #elif SKALD_VEC_REGISTERS == 2
 inline constexpr int direct_columns = 4, tile_panels = 1;
 template <int>
@@ -119,15 +119,26 @@ void tile_group(const std::byte* expanded, std::ptrdiff_t panel_stride, std::int
   using E = Expanded<F>;
   constexpr int n = tile_columns<F::block_k>;
   for (int c0 = 0; c0 < group_columns; c0 += n) {
-    alignas(64) float acc[P * n * 16];
-    __builtin_memset(acc, 0, sizeof(acc));
     typename ActsOf<F::block_k>::type acts(group, cols, group_columns, c0);
-    for (std::int64_t b = 0; b < cols / F::block_k; ++b, acts.next()) {
-      acts.width = group_columns;  // a constant in the code of the block
-      fold_block<E, P, n>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc, nullptr);
+    acts.width = group_columns;  // a constant in the code of the block
+    if constexpr (F::block_k == 32 && SKALD_VEC_REGISTERS == 1) {
+      f32x16 acc[P * n];
+      unroll<P * n>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = zero_f32(); });
+      for (std::int64_t b = 0; b < cols / F::block_k; ++b, acts.next())
+        fold_runs<E, P, n, group_columns>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc, nullptr);
+      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+        unroll<n>([&](auto c) SKALD_INLINE_LAMBDA { write_rows(out, p, c0 + c, acc[p * n + c]); });
+      });
+    } else {
+      alignas(64) float acc[P * n * 16];
+      __builtin_memset(acc, 0, sizeof(acc));
+      for (std::int64_t b = 0; b < cols / F::block_k; ++b, acts.next()) {
+        acts.width = group_columns;
+        fold_block<E, P, n>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc, nullptr);
+      }
+      for (int p = 0; p < P; ++p)
+        for (int c = 0; c < n; ++c) write_rows(out, p, c0 + c, load(acc + 16 * (p * n + c)));
     }
-    for (int p = 0; p < P; ++p)
-      for (int c = 0; c < n; ++c) write_rows(out, p, c0 + c, load(acc + 16 * (p * n + c)));
   }
 }
 
@@ -175,8 +186,14 @@ void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols
         for (int p = 0; p < now; ++p)
           Expanded<F>::expand(panels + static_cast<std::size_t>(row / 16 + p) * bytes_per_panel, cols,
                               scratch + p * expanded_bytes);
+        // The panels that come next are fetched meanwhile, a piece with each group.
+        const std::byte* next = panels + static_cast<std::size_t>(row / 16 + now) * bytes_per_panel;
+        const std::byte* const next_end = next + (row + 16 * now < row_count ? now * bytes_per_panel : 0);
+        const std::size_t piece = static_cast<std::size_t>(now) * bytes_per_panel * group_columns /
+                                      static_cast<std::size_t>(tiled_end - columns.begin) + 64;
         for (std::int64_t c = columns.begin; c < tiled_end; c += group_columns) {
           const std::byte* group = columns.acts + static_cast<std::size_t>(c / group_columns) * full_bytes;
+          for (const std::byte* end = next + piece; next < end && next < next_end; next += 64) prefetch_later(next);
           const Output to{out + c * out_stride + row, out_stride, row_count - row};
           if (now == tile_panels) tile_group<F, tile_panels>(scratch, expanded_bytes, cols, group, to);
           else tile_group<F, 1>(scratch, expanded_bytes, cols, group, to);

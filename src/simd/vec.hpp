@@ -85,6 +85,8 @@ SKALD_INLINE void store_bf16_n(std::uint16_t* p, f32x16 a, int n) noexcept {
 }
 
 SKALD_INLINE void prefetch(const void* p) noexcept { __builtin_prefetch(p, 0, 3); }
+/// Into the second-level cache.
+SKALD_INLINE void prefetch_later(const void* p) noexcept { __builtin_prefetch(p, 0, 2); }
 
 /// Compile-time index for unroll().
 template <int I>

@@ -219,6 +219,11 @@ SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
   return {_mm256_maddubs_epi16(_mm256_abs_epi8(w.lo), _mm256_sign_epi8(a.lo, w.lo)),
           _mm256_maddubs_epi16(_mm256_abs_epi8(w.hi), _mm256_sign_epi8(a.hi, w.hi))};
 }
+/// Keeps the compiler from changing the order of a sum of integers: it would hold many terms at once, in memory.
+SKALD_INLINE i32x16 in_order(i32x16 a) noexcept {
+  asm("" : "+x"(a.lo), "+x"(a.hi));
+  return a;
+}
 /// Prefetches once `tied` has this value: the compiler moves a plain prefetch to the start of straight code, and a burst
 /// of them fills the queue of outstanding misses.
 SKALD_INLINE void prefetch_with(const std::byte* p, i32x16& tied) noexcept {

@@ -168,6 +168,11 @@ SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
 /// acc + the four products of unsigned bytes w and signed bytes a of each lane.
 SKALD_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 a) noexcept { return {_mm512_dpbusd_epi32(acc.r, w.r, a.r)}; }
 #endif
+/// Keeps the compiler from changing the order of a sum of integers: it would hold many terms at once, in memory.
+SKALD_INLINE i32x16 in_order(i32x16 a) noexcept {
+  asm("" : "+v"(a.r));
+  return a;
+}
 /// Prefetches once `tied` has this value: the compiler moves a plain prefetch to the start of straight code, and a burst
 /// of them fills the queue of outstanding misses.
 SKALD_INLINE void prefetch_with(const std::byte* p, i32x16& tied) noexcept {

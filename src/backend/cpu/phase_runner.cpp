@@ -49,6 +49,10 @@ class PhaseRunner::Region {
       if (done.load(std::memory_order_acquire) == units) continue;
       me.phase = p;
       if (const std::int64_t mine = work(p, me); mine > 0) done.fetch_add(mine, std::memory_order_release);
+      if (p + 1 < count_ && phases_[p + 1]->warm != nullptr) {
+        const Division division(phases_[p + 1]->units, participants_);
+        phases_[p + 1]->warm(*phases_[p + 1], std::min(index * division.share, phases_[p + 1]->units - 1));
+      }
       if (!wait(done, units)) return;
     }
   }

@@ -54,6 +54,9 @@ struct Participant {
 struct PhaseHead {
   void (*run)(const PhaseHead& phase, std::int64_t unit, Participant& participant) noexcept = nullptr;
   std::int64_t units = 0;
+  /// Optional: has the memory's first part for `unit` fetched, by one whose first unit it will be and who waits for the
+  /// phase before. Must not touch what earlier phases write.
+  void (*warm)(const PhaseHead& phase, std::int64_t unit) noexcept = nullptr;
 };
 
 class PhaseRunner {

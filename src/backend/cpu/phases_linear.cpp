@@ -12,6 +12,9 @@ using kernels::MatmulColumns;
 using kernels::MatmulKernel;
 using kernels::panel_rows;
 
+/// What a core reads while participants wait for each other and prepare activations.
+constexpr std::size_t warm_bytes = std::size_t{24} << 10;
+
 const LinearOp& linear_op(const Phase& phase) noexcept { return *std::get_if<LinearOp>(phase.op); }
 
 /// Normalizes and prepares columns [begin, end) of an op into `acts`, made for all its columns.
@@ -110,6 +113,24 @@ void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std
   }
 }
 
+/// The part that a unit belongs to.
+std::size_t part_of(const LinearPlan& plan, std::int64_t unit) noexcept {
+  std::size_t index = 0;
+  while (index + 1 < static_cast<std::size_t>(plan.part_count) && unit >= plan.parts[index + 1].unit_begin) ++index;
+  return index;
+}
+
+/// Fetches the first weights of a unit into the second-level cache.
+void warm_multiply(const PhaseHead& head, std::int64_t unit) noexcept {
+  const LinearPlan& plan = static_cast<const Phase&>(head).linear;
+  const LinearPartPlan& part = plan.parts[part_of(plan, unit)];
+  if (!part.weight->packed()) return;
+  const std::int64_t panel = (unit - part.unit_begin) % part.panel_ranges * plan.unit_panels;
+  const std::size_t left = static_cast<std::size_t>(part.weight->panels() - panel) * part.weight->panel_bytes();
+  const std::byte* weights = part.weight->panel(panel);
+  for (std::size_t i = 0; i < std::min(left, warm_bytes); i += 64) __builtin_prefetch(weights + i, 0, 2);
+}
+
 void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
   const LinearPlan& plan = phase.linear;
@@ -121,8 +142,7 @@ void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noe
       me.prepared = me.phase;
     }
   }
-  std::size_t index = 0;
-  while (index + 1 < static_cast<std::size_t>(plan.part_count) && unit >= plan.parts[index + 1].unit_begin) ++index;
+  const std::size_t index = part_of(plan, unit);
   const LinearPartPlan& part = plan.parts[index];
   const std::int64_t local = unit - part.unit_begin;
   Tile tile{};
@@ -152,11 +172,11 @@ void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_p
     plan.unit_columns = plan.columns;
     return;
   }
-  // Weights are expanded two panels at a time.
+  // Weights are expanded two panels at a time, and again for each range of columns.
   plan.unit_panels = std::clamp<std::int64_t>(panels / wanted / 2 * 2, 2, 4);
   constexpr std::int64_t cache_bytes = 3 << 18;
   const std::int64_t in_cache =
-      std::max<std::int64_t>(48, cache_bytes / std::max<std::int64_t>(act_bytes_per_column, 1));
+      std::max<std::int64_t>(132, cache_bytes / std::max<std::int64_t>(act_bytes_per_column, 1));
   const std::int64_t ranges =
       std::max(ceil_div(plan.columns, in_cache), ceil_div(wanted, ceil_div(panels, plan.unit_panels)));
   plan.unit_columns = std::max<std::int64_t>(24, ceil_div(plan.columns, ranges));
@@ -219,6 +239,7 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
     phases.push_back(prepare);
   }
   phase.run = run_multiply;
+  if (plan.private_acts) phase.warm = warm_multiply;
   for (int p = 0; p < plan.part_count; ++p) {
     LinearPartPlan& part = plan.parts[static_cast<std::size_t>(p)];
     part.unit_begin = phase.units;
