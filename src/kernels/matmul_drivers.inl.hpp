@@ -186,10 +186,10 @@ void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols
         for (int p = 0; p < now; ++p)
           Expanded<F>::expand(panels + static_cast<std::size_t>(row / 16 + p) * bytes_per_panel, cols,
                               scratch + p * expanded_bytes);
-        // The panels that come next are fetched meanwhile, a piece with each group.
+        // The panels that come next, here or in the caller's next part, are fetched meanwhile, a piece with each group.
         const std::byte* next = panels + static_cast<std::size_t>(row / 16 + now) * bytes_per_panel;
-        const std::byte* const next_end = next + (row + 16 * now < row_count ? now * bytes_per_panel : 0);
-        const std::size_t piece = static_cast<std::size_t>(now) * bytes_per_panel * group_columns /
+        const std::byte* const next_end = next + static_cast<std::size_t>(now) * bytes_per_panel;
+        const std::size_t piece = static_cast<std::size_t>(next_end - next) * group_columns /
                                       static_cast<std::size_t>(tiled_end - columns.begin) + 64;
         for (std::int64_t c = columns.begin; c < tiled_end; c += group_columns) {
           const std::byte* group = columns.acts + static_cast<std::size_t>(c / group_columns) * full_bytes;
