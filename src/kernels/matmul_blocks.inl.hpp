@@ -335,7 +335,7 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
     if constexpr (!paired_multiplier)
       unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA {
         const i32x16 product = sum[i] * factor[i.value / N];
-        total[i] = sub.value == 0 ? product : total[i] + product;
+        total[i] = in_order(sub.value == 0 ? product : total[i] + product);
       });
   });
   unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
