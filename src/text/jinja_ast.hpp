@@ -45,7 +45,7 @@ enum class NodeType : std::uint8_t {
   output,
   branches,      // children: branch…
   branch,        // children[0]: condition or null; body
-  loop,          // children: target, source, filter or null; body, other
+  loop,          // children: target, source, filter or null; body, other; flag: recursive
   set,           // children: target, value
   set_block,     // children: target, filter or null; body
   macro,         // symbol, value (name), parameters; body

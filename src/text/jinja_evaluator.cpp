@@ -241,8 +241,34 @@ std::int64_t Evaluator::length(Loop& loop) {
 }
 
 Evaluator::Flow Evaluator::run_loop(const Node& node, const ScopePtr& scope, TextBuilder& out) {
+  return run_items(node, evaluate(*node.children[1], scope), 1, scope, out);
+}
+
+// `{% for … recursive %}`: calling the loop runs it over other items, one level deeper.
+Value Evaluator::call_loop(const Loop& loop, const CallArguments& arguments) {
+  if (loop.node == nullptr || !loop.node->flag) runtime_.fail("'loop' is called in a loop that is not recursive");
+  if (arguments.positional.size() != 1 || !arguments.named.empty()) runtime_.fail("'loop' takes one argument");
+  if (macro_depth_ >= max_depth) {
+    runtime_.fail("a loop is called deeper than the limit of " + std::to_string(max_depth));
+  }
+  ++macro_depth_;
+  struct Leave {
+    int& depth;
+    ~Leave() { --depth; }
+  } const leave{macro_depth_};
+  const Deeper deeper(*this);
+  const ScopePtr scope = loop.scope;
+  TextBuilder out(runtime_);
+  run_items(*loop.node, arguments.positional.front(), loop.level + 1, scope, out);
+  return out.value();
+}
+
+Evaluator::Flow Evaluator::run_items(const Node& node, const Value& source, std::int64_t level, const ScopePtr& scope,
+                                     TextBuilder& out) {
   auto loop = std::make_shared<Loop>();
-  loop->source = iterate_shared(runtime_, evaluate(*node.children[1], scope));
+  loop->source = iterate_shared(runtime_, source);
+  loop->node = &node;
+  loop->level = level;
   loop->own(&runtime_, 400);
   loop->depth = loop->source.depth() + 1;
   if (loop->depth > max_depth) runtime_.fail("values nest deeper than the limit of " + std::to_string(max_depth));
@@ -254,6 +280,7 @@ Evaluator::Flow Evaluator::run_loop(const Node& node, const ScopePtr& scope, Tex
     Loop* loop;
     ~Close() {
       loop->scope.reset();
+      loop->node = nullptr;
       loop->filter = nullptr;
       loop->next = loop->source.sequence().items.size();
     }
@@ -286,8 +313,8 @@ Value Evaluator::loop_attribute(Loop& loop, const Value& name) {
   if (text == "length") return Value::integer(length(loop));
   if (text == "revindex") return Value::integer(length(loop) - loop.index0);
   if (text == "revindex0") return Value::integer(length(loop) - loop.index0 - 1);
-  if (text == "depth") return Value::integer(1);
-  if (text == "depth0") return Value::integer(0);
+  if (text == "depth") return Value::integer(loop.level);
+  if (text == "depth0") return Value::integer(loop.level - 1);
   if (text == "previtem") return loop.index0 == 0 ? Value::undefined(name, true) : loop.before;
   if (text == "nextitem") return peek(loop) ? loop.after : Value::undefined(name, true);
   if (text == "cycle" || text == "changed") runtime_.unsupported("'loop." + text + "' other than in a call");

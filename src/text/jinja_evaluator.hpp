@@ -43,6 +43,8 @@ class Evaluator {
   /// A running loop, which is what the variable `loop` refers to.
   struct Loop : Object {
     Value source;
+    const Node* node = nullptr;  // while it runs
+    std::int64_t level = 1;
     const Node* filter = nullptr;
     const Node* target = nullptr;
     ScopePtr scope;
@@ -79,6 +81,7 @@ class Evaluator {
   Flow execute(const Node& node, const ScopePtr& scope, TextBuilder& out);
   Flow run_branches(const Node& node, const ScopePtr& scope, TextBuilder& out);
   Flow run_loop(const Node& node, const ScopePtr& scope, TextBuilder& out);
+  Flow run_items(const Node& node, const Value& source, std::int64_t level, const ScopePtr& scope, TextBuilder& out);
   void run_set_block(const Node& node, const ScopePtr& scope);
   void run_call_block(const Node& node, const ScopePtr& scope, TextBuilder& out);
   void run_filter_block(const Node& node, const ScopePtr& scope, TextBuilder& out);
@@ -97,6 +100,7 @@ class Evaluator {
   bool advance(Loop& loop);
   std::int64_t length(Loop& loop);
   Value loop_attribute(Loop& loop, const Value& name);
+  Value call_loop(const Loop& loop, const CallArguments& arguments);
   Value call_loop_method(Loop& loop, const std::string& name, const CallArguments& arguments);
 
   // expressions

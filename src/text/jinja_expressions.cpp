@@ -148,7 +148,7 @@ Value Evaluator::call(const Value& callee, CallArguments arguments) {
     case Kind::undefined: fail_undefined(runtime_, callee);
     case Kind::macro: return call_macro(*static_cast<const Macro*>(callee.as_pointer()), std::move(arguments));
     case Kind::method: return call_method(runtime_, callee.method().self, callee.method().name, arguments);
-    case Kind::loop: runtime_.unsupported("a recursive loop");
+    case Kind::loop: return call_loop(*static_cast<const Loop*>(callee.object().get()), arguments);
     case Kind::function: {
       const auto function = static_cast<Function>(callee.as_int());
       return function == Function::space ? make_namespace(arguments) : call_function(runtime_, function, arguments);

@@ -230,7 +230,7 @@ Node* Parser::parse_for() {
   expect_word("in");
   node->children.push_back(parse_tuple(false, false));
   node->children.push_back(skip_word("if") ? parse_expression() : nullptr);
-  if (current_.word("recursive")) unsupported_at(current_.line, "a recursive loop");
+  node->flag = skip_word("recursive");
   ++loops_;
   node->body = parse_block({"endfor", "else"}, false);
   --loops_;
