@@ -6,6 +6,8 @@
 
 #include <skald/core/error.hpp>
 #include <skald/model/gguf/reader.hpp>
+#include <skald/model/huggingface/directory.hpp>
+#include <skald/model/quantize.hpp>
 
 #include "model/loader.hpp"
 
@@ -30,7 +32,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
   return load_or_out_of_memory(path, [&] {
     // Packed weights are copied anyway: positioned reads cost no more than a mapping, leave no pages of the file in
     // the process, and survive a file that shrinks.
-    return load(open_gguf(path, {.map = options.map && options.layout == WeightLayout::rows}), options);
+    return load(open_model(path, options.map && options.layout == WeightLayout::rows), options);
   });
 }
 
@@ -42,7 +44,10 @@ Model Model::load(AnyByteSource source, const LoadOptions& options) {
 
 Model Model::load(ModelFile file, const LoadOptions& options) {
   const std::string name = file.name();
-  return load_or_out_of_memory(name, [&] { return ModelLoader(std::move(file), options).run(); });
+  return load_or_out_of_memory(name, [&] {
+    if (!options.quantize.empty()) file = quantized(file, options.quantize);
+    return ModelLoader(std::move(file), options).run();
+  });
 }
 
 const ModelSpec& Model::spec() const noexcept { return impl_->spec; }

@@ -28,6 +28,9 @@ class ChatTemplate;
 struct LoadOptions {
   AnyBackend backend{};  ///< null: make_cpu_backend()
   WeightLayout layout = WeightLayout::packed;
+  /// Encode the matrices in this type while loading: one of quantization_names(), e.g. "q4_k" or "q4_k_m"; empty: keep
+  /// those of the file.
+  std::string quantize{};
   /// With WeightLayout::rows, use the file's pages in place: a mapped file that another process truncates ends this
   /// process (SIGBUS), so switch off for files that may change. Packed weights are always read piecewise.
   /// Applies to loading from a path.
@@ -65,7 +68,7 @@ struct ModelInfo {
 /// safe to use from several threads at once.
 class SKALD_API Model {
  public:
-  /// Opens a GGUF file (of a split model, any shard). Everything that metadata and tensor shapes can tell is checked
+  /// Opens a GGUF file (of a split model, any shard) or a Hugging Face folder (see open_huggingface). Everything that metadata and tensor shapes can tell is checked
   /// before any tensor data is read.
   /// @throws FormatError naming key or tensor; UnsupportedError (architecture, tensor type, tokenizer family); IoError;
   /// OutOfMemoryError with need and budget; CancelledError within 50 ms after a stop request; what `progress` throws.
