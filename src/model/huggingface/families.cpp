@@ -17,8 +17,9 @@ using enum Form;
   {"layers.{}.input_layernorm", "blk.{}.attn_norm"}, {"layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"}
 #define SKALD_DECODER_ATTENTION                                                        \
   {"layers.{}.self_attn.q_proj", "blk.{}.attn_q"}, {"layers.{}.self_attn.k_proj", "blk.{}.attn_k"},           \
-      {"layers.{}.self_attn.v_proj", "blk.{}.attn_v"}, {"layers.{}.self_attn.o_proj", "blk.{}.attn_output"},  \
-      {"layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"}, {"layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"}
+      {"layers.{}.self_attn.v_proj", "blk.{}.attn_v"}, {"layers.{}.self_attn.o_proj", "blk.{}.attn_output"}
+#define SKALD_DECODER_HEAD_NORMS                                                       \
+  {"layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"}, {"layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"}
 #define SKALD_ROTARY_ATTENTION                                                                                 \
   {"layers.{}.self_attn.q_proj", "blk.{}.attn_q", rotary_q}, {"layers.{}.self_attn.k_proj", "blk.{}.attn_k", rotary_k}, \
       {"layers.{}.self_attn.v_proj", "blk.{}.attn_v"}, {"layers.{}.self_attn.o_proj", "blk.{}.attn_output"}
@@ -38,9 +39,9 @@ constexpr Rule llama[] = {SKALD_DECODER_ENDS, SKALD_DECODER_NORMS, SKALD_ROTARY_
                           {"layers.{}.block_sparse_moe.experts.{e}.w2.weight", "blk.{}.ffn_down_exps.weight", experts}};
 
 // Families that rotate as the original does, so that no rows move.
-constexpr Rule plain[] = {SKALD_DECODER_ENDS, SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_MLP};
+constexpr Rule plain[] = {SKALD_DECODER_ENDS, SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_HEAD_NORMS, SKALD_DECODER_MLP};
 
-constexpr Rule moe[] = {SKALD_DECODER_ENDS,    SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_MLP,
+constexpr Rule moe[] = {SKALD_DECODER_ENDS,    SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_HEAD_NORMS, SKALD_DECODER_MLP,
                         SKALD_DECODER_EXPERTS,
                         {"layers.{}.mlp.shared_expert.gate_proj", "blk.{}.ffn_gate_shexp"},
                         {"layers.{}.mlp.shared_expert.up_proj", "blk.{}.ffn_up_shexp"},
@@ -79,6 +80,7 @@ constexpr Rule olmo2[] = {SKALD_DECODER_ENDS,
                           {"layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm"},
                           {"layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm"},
                           SKALD_DECODER_ATTENTION,
+                          SKALD_DECODER_HEAD_NORMS,
                           SKALD_DECODER_MLP};
 
 constexpr Rule phi[] = {
@@ -183,6 +185,7 @@ constexpr Rule nomic_bert[] = {{"embeddings.word_embeddings", "token_embd"},
 #undef SKALD_DECODER_ENDS
 #undef SKALD_DECODER_NORMS
 #undef SKALD_DECODER_ATTENTION
+#undef SKALD_DECODER_HEAD_NORMS
 #undef SKALD_ROTARY_ATTENTION
 #undef SKALD_DECODER_MLP
 #undef SKALD_DECODER_EXPERTS
