@@ -14,6 +14,7 @@
 #include <skald/quant/row_codec.hpp>
 #include <skald/text/chat_template.hpp>
 #include <skald/text/tokenizer.hpp>
+#include <skald/text/tokenizer_json.hpp>
 
 #include "model/fingerprint.hpp"
 
@@ -108,10 +109,33 @@ void ModelLoader::check() {
 
 void ModelLoader::load_text() {
   const Metadata& metadata = file_->metadata();
-  if (!options_.tokenizer || !metadata.contains("tokenizer.ggml.model")) return;
+  if (!options_.tokenizer) return;
+  if (!metadata.contains("tokenizer.ggml.model")) {
+    if (metadata.contains("tokenizer.huggingface.json")) load_tokenizer_json();
+    return;
+  }
   const std::string_view kind = metadata.get_string("tokenizer.ggml.model");
   if (kind == "no_vocab" || kind == "none") return;  // how GGUF says that there is none
   impl_->tokenizer = std::make_shared<const Tokenizer>(vocabulary_from_metadata(metadata));
+  throw_if_stopped(options_.stop, where);
+  load_chat_template();
+}
+
+void ModelLoader::load_tokenizer_json() {
+  const Metadata& metadata = file_->metadata();
+  constexpr std::string_view key = "tokenizer.huggingface.json";
+  TokenizerFiles files;
+  files.tokenizer_json = metadata.get_string(key);
+  files.source = fmt::format("{}, {}", file_->name(), key);
+  if (const auto* config = metadata.find_string("tokenizer.huggingface.config_json"))
+    files.tokenizer_config_json = *config;
+  if (const auto ends = metadata.find_array<std::int32_t>("tokenizer.ggml.eos_token_ids"))
+    files.eos_token_ids.assign(ends->begin(), ends->end());
+  else if (const auto end = metadata.find_u32("tokenizer.ggml.eos_token_id", 0, INT32_MAX))
+    files.eos_token_ids.push_back(static_cast<TokenId>(*end));
+  if (const auto begin = metadata.find_u32("tokenizer.ggml.bos_token_id", 0, INT32_MAX))
+    files.bos_token_id = static_cast<TokenId>(*begin);
+  impl_->tokenizer = std::make_shared<const Tokenizer>(read_tokenizer_json(files));
   throw_if_stopped(options_.stop, where);
   load_chat_template();
 }

@@ -56,6 +56,7 @@ class ModelLoader {
  private:
   void check();  // all that metadata and shapes can tell
   void load_text();
+  void load_tokenizer_json();
   void load_chat_template();
   void load_vectors();
   void load_weights();

@@ -101,6 +101,7 @@ void add_tokenize(CLI::App& app, Global& global, std::vector<Command>& commands)
 void add_detokenize(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_logits(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_inspect(CLI::App& app, Global& global, std::vector<Command>& commands);
+void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_perplexity(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands);
 

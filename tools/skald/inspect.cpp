@@ -3,6 +3,7 @@
 
 #include <skald/model/architecture.hpp>
 #include <skald/model/gguf/vocabulary.hpp>
+#include <skald/model/huggingface/directory.hpp>
 
 #include "common.hpp"
 
@@ -116,7 +117,7 @@ int list_isas() {
 int run(const InspectFlags& flags) {
   if (flags.isas) return list_isas();
   if (flags.path.empty()) throw skald::UsageError("cli.inspect", "give a model with -m, or --isas");
-  const auto file = skald::open_gguf(flags.path);
+  const auto file = skald::open_model(flags.path);
   ordered_json json{{"file", flags.path}, {"tensor_count", file.tensors().size()}};
   if (flags.metadata || flags.json) json["metadata"] = metadata_list(file.metadata());
   if (flags.tensors || flags.json) json["tensors"] = tensor_list(file);
@@ -147,7 +148,7 @@ int run(const InspectFlags& flags) {
 void add_inspect(CLI::App& app, Global&, std::vector<Command>& commands) {
   auto* command = app.add_subcommand("inspect", "What a model file is: spec, tensors, metadata and the memory plan");
   auto flags = std::make_shared<InspectFlags>();
-  command->add_option("-m,--model", flags->path, "GGUF model file");
+  command->add_option("-m,--model", flags->path, "GGUF file or Hugging Face folder");
   command->add_flag("--json", flags->json, "Print everything as one JSON object");
   command->add_flag("--tensors", flags->tensors, "List the tensors");
   command->add_flag("--metadata", flags->metadata, "List the metadata");

@@ -129,6 +129,7 @@ int main(int argc, char** argv) {
   add_chat(app, global, commands);
   add_bench(app, global, commands);
   add_inspect(app, global, commands);
+  add_convert(app, global, commands);
   add_perplexity(app, global, commands);
   add_tokenize(app, global, commands);
   add_detokenize(app, global, commands);

@@ -25,7 +25,10 @@ class TextFiles {
     const auto generation = parse("generation_config.json");
     const auto tokenizer = parse("tokenizer_config.json");
     ids(generation);
-    if (tokenizer) tokenizer_config(*tokenizer);
+    if (tokenizer) {
+      tokenizer_config(*tokenizer);
+      metadata_.set("tokenizer.huggingface.config_json", text("tokenizer_config.json"));
+    }
     if (generation) sampling(Config(*generation, path("generation_config.json")));
     if (exists("chat_template.jinja")) metadata_.set("tokenizer.chat_template", text("chat_template.jinja"));
     if (const auto pooling = parse("1_Pooling/config.json")) read_pooling(Config(*pooling, path("1_Pooling/config.json")));

@@ -1,0 +1,63 @@
+// skald convert: a model in another form, GGUF or a Hugging Face folder, as one GGUF file.
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <skald/model/gguf/writer.hpp>
+#include <skald/model/huggingface/directory.hpp>
+#include <skald/model/quantize.hpp>
+
+#include "common.hpp"
+
+namespace skald_cli {
+
+namespace {
+
+struct ConvertFlags {
+  std::string path;
+  std::string output;
+  std::string type;
+};
+
+int run(const ConvertFlags& flags, const Global& global) {
+  auto file = skald::open_model(flags.path, false);
+  const auto before = file.tensor_bytes();
+  if (!flags.type.empty()) file = skald::quantized(file, flags.type);
+
+  const InterruptGuard guard;
+  const std::stop_token stop = stop_on_interrupt();
+  ProgressLine line(global.quiet);
+  const auto progress = line.callback("converting");
+  std::uint64_t done = 0;
+  skald::GgufWriter writer;
+  writer.set_all(file.metadata());
+  for (const auto& tensor : file.tensors()) {
+    std::vector<std::int64_t> dims(tensor.dims.begin(), tensor.dims.begin() + static_cast<std::ptrdiff_t>(tensor.rank));
+    writer.add_tensor(tensor.name, tensor.type, std::move(dims), [&](std::uint64_t offset, std::span<std::byte> out) {
+      skald::throw_if_stopped(stop, "cli.convert");
+      file.read(tensor, offset, out);
+      done += out.size();
+      if (progress) progress({.stage = "convert", .done = done, .total = file.tensor_bytes()});
+    });
+  }
+  writer.write_file(flags.output);
+  line.show("");
+  write_out(fmt::format("{}: {} tensors, {} (from {})\n", skald::printable(flags.output, 4096), file.tensors().size(),
+                        human_bytes(file.tensor_bytes()), human_bytes(before)));
+  return exit_ok;
+}
+
+}  // namespace
+
+void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands) {
+  auto* command = app.add_subcommand("convert", "Writes a GGUF file from a Hugging Face folder or another GGUF file");
+  auto flags = std::make_shared<ConvertFlags>();
+  command->add_option("-m,--model", flags->path, "GGUF file or folder")->required();
+  command->add_option("-o,--output", flags->output, "GGUF file to write; it is replaced when everything is there")->required();
+  command->add_option("--type", flags->type,
+                      fmt::format("Type of the matrices (default: as they are): {}", fmt::join(skald::quantization_names(), ", ")));
+  commands.push_back({command, [flags, &global] { return run(*flags, global); }});
+}
+
+}  // namespace skald_cli
