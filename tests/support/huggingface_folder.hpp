@@ -330,6 +330,7 @@ class FolderWriter {
       json["num_key_value_heads"] = kv_heads_;
     }
     if (!gpt && !bloom && !mpt && !is({"falcon"})) json["intermediate_size"] = integer("feed_forward_length");
+    // Of falcon and bloom the width follows from the tensors.
     if (gpt) json["n_inner"] = integer("feed_forward_length");
     if (has("attention.layer_norm_rms_epsilon")) json["rms_norm_eps"] = number("attention.layer_norm_rms_epsilon");
     if (has("attention.layer_norm_epsilon"))

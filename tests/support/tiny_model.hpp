@@ -12,6 +12,7 @@
 #include <skald/core/random.hpp>
 #include <skald/model/gguf/writer.hpp>
 #include <skald/model/model.hpp>
+#include <skald/text/vocabulary.hpp>
 #include <skald/quant/row_codec.hpp>
 
 namespace skald_test {

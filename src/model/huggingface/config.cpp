@@ -139,10 +139,9 @@ class Translator {
       kv_heads = config_.flag_or({"multi_query"}, true) ? 1 : heads_;
     if (const auto attention = config_.object({"attn_config"}))
       if (const auto own = attention->find_integer({"kv_n_heads"})) kv_heads = own;
-    if (kv_heads) set("attention.head_count_kv", *kv_heads, "num_key_value_heads");
+    set("attention.head_count_kv", kv_heads.value_or(heads_), "num_key_value_heads");
     auto width = config_.find_integer({"intermediate_size", "n_inner", "ffn_hidden_size"});
-    if (is({"mpt"})) width = dim_ * config_.integer_or({"expansion_ratio"}, 4);
-    set("feed_forward_length", width.value_or(4 * dim_), "intermediate_size");
+    if (width) set("feed_forward_length", *width, "intermediate_size");  // else from the tensors
     head_dim_ = config_.find_integer({"head_dim"}).value_or(dim_ / heads_);
     if (config_.has({"head_dim"}) && !is({"granite", "granitemoe", "granitemoeshared"})) {
       set("attention.key_length", head_dim_, "head_dim");
@@ -172,7 +171,7 @@ class Translator {
       if (const auto* layers = config_.find({"mlp_only_layers"}); layers && layers->array() && !layers->array()->empty())
         config_.unsupported("mlp_only_layers", "layers without experts are not implemented for this type");
     }
-    if (is({"granitemoeshared"})) copy_integer("expert_shared_feed_forward_length", {"shared_intermediate_size"});
+    if (is({"granitemoe", "granitemoeshared"})) copy_integer("expert_shared_feed_forward_length", {"shared_intermediate_size"});
   }
 
   [[nodiscard]] std::optional<Config> rope_parameters() const {

@@ -73,6 +73,7 @@ class FolderReader {
     read_counts(config);
     for (const hf::Rule& rule : family_->rules) apply(rule);
     for (auto& [name, values] : reading.tensors) add(from_values(name, std::move(values), config_file_));
+    derive_width();
     tie_head(whole, config);
     add_rest();
     hf::add_text_files(folder_, whole, metadata_);
@@ -270,6 +271,14 @@ class FolderReader {
   void add(const TensorView& view) {
     if (!names_.insert(view.name).second) refuse(view, "two tensors of the folder have this meaning");
     infos_.push_back(add_view(view, sources_));
+  }
+
+  /// Some configurations leave the width of the feed-forward network out.
+  void derive_width() {
+    const std::string key = fmt::format("{}.feed_forward_length", family_->architecture);
+    const auto up = std::ranges::find(infos_, "blk.0.ffn_up.weight", &TensorInfo::name);
+    if (!metadata_.contains(key) && up != infos_.end() && up->dims[1] <= limits::ffn_width)
+      metadata_.set(key, static_cast<std::uint32_t>(up->dims[1]));
   }
 
   void tie_head(const hf::Config& whole, const hf::Config& config) {
