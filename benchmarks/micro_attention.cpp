@@ -44,6 +44,7 @@ const AttentionKernel* find_kernel(skald::Isa isa, DType type) {
 #if defined(__x86_64__)
     case skald::Isa::avx2: kernels = skald::kernels::avx2::attention_kernels(&count); break;
     case skald::Isa::avx512: kernels = skald::kernels::avx512::attention_kernels(&count); break;
+    case skald::Isa::avx512bf16:
     case skald::Isa::avx512vnni: kernels = skald::kernels::avx512vnni::attention_kernels(&count); break;
 #else
     default: break;

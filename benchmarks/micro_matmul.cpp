@@ -45,6 +45,7 @@ const MatmulKernel* find_kernel(Isa isa, DType type) {
 #if defined(__x86_64__)
     case Isa::avx2: all = kernels::avx2::matmul_kernels(&count); break;
     case Isa::avx512: all = kernels::avx512::matmul_kernels(&count); break;
+    case Isa::avx512bf16: all = kernels::avx512bf16::matmul_kernels(&count); break;
     case Isa::avx512vnni: all = kernels::avx512vnni::matmul_kernels(&count); break;
 #endif
     default: all = kernels::baseline::matmul_kernels(&count); break;

@@ -1,7 +1,7 @@
-# Compiles src/kernels/isa/*.cpp once per instruction set, each with its own flags and its own namespace.
+# Compiles the sources of a folder of src/kernels (isa/, mostly) for an instruction set, each with its own flags and its own namespace.
 # The flags never leave these object libraries.
-function(skald_kernel_library isa)
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/kernels/isa/*.cpp)
+function(skald_kernel_library isa folder)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/kernels/${folder}/*.cpp)
   if(NOT sources)
     return()
   endif()
@@ -21,12 +21,15 @@ function(skald_kernel_library isa)
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  skald_kernel_library(baseline -mno-avx -mno-sse3)
-  skald_kernel_library(avx2 -mavx2 -mfma -mf16c -mbmi2 -mno-avx512f)
-  skald_kernel_library(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mf16c -mbmi2
+  skald_kernel_library(baseline isa -mno-avx -mno-sse3)
+  skald_kernel_library(avx2 isa -mavx2 -mfma -mf16c -mbmi2 -mno-avx512f)
+  skald_kernel_library(avx512 isa -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mf16c -mbmi2
                        -mprefer-vector-width=512 -mno-avx512vnni)
-  skald_kernel_library(avx512vnni -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx512vnni -mfma -mf16c
+  skald_kernel_library(avx512vnni isa -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx512vnni -mfma -mf16c
                        -mbmi2 -mprefer-vector-width=512)
+  # Only what differs from avx512vnni.
+  skald_kernel_library(avx512bf16 isa_bf16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx512vnni
+                       -mavx512bf16 -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
 else()
-  skald_kernel_library(baseline)
+  skald_kernel_library(baseline isa)
 endif()

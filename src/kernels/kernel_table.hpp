@@ -142,5 +142,9 @@ SKALD_DECLARE_ISA(avx2)
 SKALD_DECLARE_ISA(avx512)
 SKALD_DECLARE_ISA(avx512vnni)
 #undef SKALD_DECLARE_ISA
+/// Extends avx512vnni: its kernels replace those of the same type.
+namespace avx512bf16 {
+const MatmulKernel* matmul_kernels(int* count) noexcept;
+}
 
 }  // namespace skald::inline v0::kernels

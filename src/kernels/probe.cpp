@@ -23,6 +23,7 @@ const kernels::ProbeKernels& probes_of(Isa isa) {
 #if defined(__x86_64__)
     case Isa::avx2: return *kernels::avx2::probe_kernels();
     case Isa::avx512: return *kernels::avx512::probe_kernels();
+    case Isa::avx512bf16:
     case Isa::avx512vnni: return *kernels::avx512vnni::probe_kernels();
 #endif
     default: return *kernels::baseline::probe_kernels();
@@ -95,6 +96,16 @@ double measure_int8_peak(const AnyExecutor& executor, const ProbeOptions& option
 
 double measure_f32_peak(const AnyExecutor& executor, const ProbeOptions& options) {
   return best_rate<float>(executor, options, probes_of(options.isa).fma_f32);
+}
+
+double measure_bf16_peak(const AnyExecutor& executor, const ProbeOptions& options) {
+#if defined(__x86_64__)
+  if (options.isa == Isa::avx512bf16) {
+    static_cast<void>(probes_of(options.isa));
+    return best_rate<float>(executor, options, kernels::avx512bf16::dot_bf16);
+  }
+#endif
+  return measure_f32_peak(executor, options);
 }
 
 }  // namespace skald::inline v0

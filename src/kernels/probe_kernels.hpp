@@ -26,5 +26,8 @@ SKALD_DECLARE_PROBES(avx2)
 SKALD_DECLARE_PROBES(avx512)
 SKALD_DECLARE_PROBES(avx512vnni)
 #undef SKALD_DECLARE_PROBES
+namespace avx512bf16 {
+double dot_bf16(std::int64_t iterations, float* sink) noexcept;
+}
 
 }  // namespace skald::inline v0::kernels

@@ -17,7 +17,7 @@ namespace skald::inline v0 {
 namespace {
 
 constexpr std::array isa_names{std::string_view("baseline"), std::string_view("avx2"), std::string_view("avx512"),
-                               std::string_view("avx512vnni")};
+                               std::string_view("avx512vnni"), std::string_view("avx512bf16")};
 
 #if defined(SKALD_X86)
 struct Registers {
@@ -50,9 +50,11 @@ Isa detect() {
   constexpr unsigned avx2_bmi2 = (1u << 5) | (1u << 8);
   constexpr unsigned avx512 = (1u << 16) | (1u << 17) | (1u << 28) | (1u << 30) | (1u << 31);  // F, DQ, CD, BW, VL
   constexpr unsigned vnni = 1u << 11;
+  constexpr unsigned bf16 = 1u << 5;
   if (!all(state, ymm_state) || !all(leaf1.c, avx_fma_f16c) || !all(leaf7.b, avx2_bmi2)) return Isa::baseline;
   if (!all(state, zmm_state) || !all(leaf7.b, avx512)) return Isa::avx2;
-  return all(leaf7.c, vnni) ? Isa::avx512vnni : Isa::avx512;
+  if (!all(leaf7.c, vnni)) return Isa::avx512;
+  return all(cpuid(7, 1).a, bf16) ? Isa::avx512bf16 : Isa::avx512vnni;
 }
 
 std::string read_processor_name() {

@@ -24,7 +24,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512) || defined(SKALD_ISA_avx512vnni)
+#if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512) || defined(SKALD_ISA_avx512vnni) || \
+    defined(SKALD_ISA_avx512bf16)
 // GCC 12 and 13 warn about the undefined operands that their own intrinsics pass on (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
@@ -39,7 +40,7 @@
 
 #define SKALD_INLINE inline __attribute__((always_inline))
 
-#if defined(SKALD_ISA_avx512) || defined(SKALD_ISA_avx512vnni)
+#if defined(SKALD_ISA_avx512) || defined(SKALD_ISA_avx512vnni) || defined(SKALD_ISA_avx512bf16)
 #define SKALD_VEC_REGISTERS 1  // machine registers per sixteen lanes
 #include "simd/vec_avx512.hpp"
 #elif defined(SKALD_ISA_avx2)

@@ -164,6 +164,22 @@ SKALD_INLINE i32x16 madd_signed(u8x64 w, u8x64 a) noexcept {
   const __m512i signed_a = _mm512_mask_sub_epi8(a.r, negative, _mm512_setzero_si512(), a.r);
   return {_mm512_maddubs_epi16(_mm512_abs_epi8(w.r), signed_a)};
 }
+#if defined(SKALD_ISA_avx512bf16)
+/// Rounds to bf16 (nearest even): the sixteen of a, then the sixteen of b.
+SKALD_INLINE void store_bf16_pairs(std::uint32_t* p, f32x16 a, f32x16 b) noexcept {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.r, a.r));
+}
+/// acc + w.hi * x.hi + w.lo * x.lo over the two bf16 of each lane; subnormal numbers count as zeros.
+SKALD_INLINE f32x16 dot2_bf16(f32x16 acc, u8x64 w, u8x64 x) noexcept {
+  return {_mm512_dpbf16_ps(acc.r, (__m512bh)w.r, (__m512bh)x.r)};
+}
+/// Four bytes in every lane.
+SKALD_INLINE u8x64 broadcast32(const void* p) noexcept {
+  std::int32_t value;
+  __builtin_memcpy(&value, p, 4);
+  return {_mm512_set1_epi32(value)};
+}
+#endif
 #if defined(SKALD_ISA_avx512vnni)
 /// acc + the four products of unsigned bytes w and signed bytes a of each lane.
 SKALD_INLINE i32x16 dot4(i32x16 acc, u8x64 w, u8x64 a) noexcept { return {_mm512_dpbusd_epi32(acc.r, w.r, a.r)}; }

@@ -133,7 +133,8 @@ TEST_CASE("gates.symbols: code for every processor holds no AVX instruction", "[
 }
 
 TEST_CASE("gates.symbols: kernels of the instruction sets use them", "[gates]") {
-  const std::map<std::string, std::string> expected{{"avx2", "%ymm"}, {"avx512", "%zmm"}, {"avx512vnni", "vpdpbusd"}};
+  const std::map<std::string, std::string> expected{{"avx2", "%ymm"}, {"avx512", "%zmm"}, {"avx512vnni", "vpdpbusd"},
+                                                    {"avx512bf16", "vdpbf16ps"}};
   for (const auto& [isa, word] : expected) {
     INFO(isa);
     if (objects().count(isa) == 0) continue;

@@ -111,6 +111,7 @@ struct Machine {
   double bandwidth = 0.0;  // bytes per second
   double int8_peak = 0.0;  // operations per second
   double f32_peak = 0.0;
+  double bf16_peak = 0.0;  // of products with bf16 weights
 };
 
 /// What one token costs: bytes that decoding must read, operations of the matrices.
@@ -127,6 +128,7 @@ struct Cost {
   double kv_bytes_per_token = 0.0;
   double attention_operations = 0.0;  // per token and visible token, f32
   bool integer = false;
+  bool bf16 = false;
 };
 
 Cost cost_of(const skald::Model& model, skald::DType kv) {
@@ -137,6 +139,7 @@ Cost cost_of(const skald::Model& model, skald::DType kv) {
     if (weight == nullptr) return;
     (role == skald::Role::head ? cost.head_bytes : cost.body_bytes) += static_cast<double>(weight->bytes());
     cost.integer = cost.integer || skald::dtype_info(weight->type()).quantized;
+    cost.bf16 = cost.bf16 || weight->type() == skald::DType::bf16;
     const double operations = 2.0 * static_cast<double>(weight->rows()) * static_cast<double>(weight->cols());
     (role == skald::Role::head ? cost.head_operations : cost.body_operations) += operations;
   };
@@ -179,7 +182,7 @@ struct Limits {
 
 Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std::int64_t batch, std::int64_t ubatch) {
   Limits limits;
-  const double peak = cost.integer ? machine.int8_peak : machine.f32_peak;
+  const double peak = cost.integer ? machine.int8_peak : cost.bf16 ? machine.bf16_peak : machine.f32_peak;
   // Of a layer's experts a pass reads those that some row uses: so many if every row chose at random.
   const auto expert_bytes = [&](std::int64_t rows) {
     double bytes = 0.0;
@@ -338,12 +341,13 @@ class Printer {
   void legend(const Machine& machine) {
     if (format_ == "md" && machine.bandwidth > 0)
       write_out(
-          fmt::format("\nmachine, measured in this run: {:.1f} GB/s read, {:.2f} int8 TOP/s, {:.0f} f32 GFLOP/s; % bw "
+          fmt::format("\nmachine, measured in this run: {:.1f} GB/s read, {:.2f} int8 TOP/s, {:.0f} f32 GFLOP/s, {:.0f} bf16 GFLOP/s; % bw "
                       "and % peak: least time for the\n"
                       "memory traffic (weights and KV) or for the arithmetic of the test, over the time it took; more "
                       "than 100 % bw: the\n"
                       "weights stay in a cache\n",
-                      machine.bandwidth * 1e-9, machine.int8_peak * 1e-12, machine.f32_peak * 1e-9));
+                      machine.bandwidth * 1e-9, machine.int8_peak * 1e-12, machine.f32_peak * 1e-9,
+                      machine.bf16_peak * 1e-9));
   }
 
  private:
@@ -468,7 +472,7 @@ ordered_json row_of(const Setting& setting, const Test& test, const skald::Model
 /// The share of the machine: null where it was not measured.
 void add_shares(ordered_json& row, const Limits* limits, const Machine& machine, double seconds) {
   for (const char* name : {"percent_bandwidth", "percent_peak", "bandwidth_bytes_per_second",
-                           "int8_operations_per_second", "f32_operations_per_second"})
+                           "int8_operations_per_second", "f32_operations_per_second", "bf16_operations_per_second"})
     row[name] = nullptr;
   if (limits == nullptr) return;
   row["percent_bandwidth"] = 100.0 * limits->memory_seconds / seconds;
@@ -476,6 +480,7 @@ void add_shares(ordered_json& row, const Limits* limits, const Machine& machine,
   row["bandwidth_bytes_per_second"] = machine.bandwidth;
   row["int8_operations_per_second"] = machine.int8_peak;
   row["f32_operations_per_second"] = machine.f32_peak;
+  row["bf16_operations_per_second"] = machine.bf16_peak;
 }
 
 skald::Model load(const BenchFlags& flags, const Global& global, const Setting& setting) {
@@ -492,7 +497,7 @@ Machine probe(const skald::Model& model) {
   const auto executor = skald::make_tbb_executor();
   const skald::ProbeOptions options{.isa = *skald::isa_from_name(model.backend()->info().isa)};
   return {skald::measure_bandwidth(executor, options), skald::measure_int8_peak(executor, options),
-          skald::measure_f32_peak(executor, options)};
+          skald::measure_f32_peak(executor, options), skald::measure_bf16_peak(executor, options)};
 }
 
 ordered_json measure(const BenchFlags& flags, const skald::Model& model, const Setting& setting, const Test& test,

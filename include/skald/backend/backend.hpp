@@ -192,7 +192,7 @@ using AnyBackend = std::shared_ptr<BackendInterface>;
 
 /// Options of the CPU backend.
 struct CpuOptions {
-  /// Instruction set by name ("baseline", "avx2", "avx512", "avx512vnni"); empty: SKALD_FORCE_ISA if set, else the
+  /// Instruction set by name ("baseline", "avx2", "avx512", "avx512vnni", "avx512bf16"); empty: SKALD_FORCE_ISA if set, else the
   /// best this processor and operating system have. @see available_isas
   std::string isa{};
   /// Threads to use; 0: all of the executor's.

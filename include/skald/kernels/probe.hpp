@@ -25,5 +25,8 @@ struct ProbeOptions {
 /// Float operations per second (a fused multiply-add is two) of independent chains in registers.
 /// @throws UnsupportedError if this processor lacks the instruction set.
 [[nodiscard]] SKALD_API double measure_f32_peak(const AnyExecutor& executor, const ProbeOptions& options = {});
+/// Operations per second of products with bf16 weights: of bf16 dot products where the instruction set has them, else
+/// as measure_f32_peak. @throws UnsupportedError if this processor lacks the instruction set.
+[[nodiscard]] SKALD_API double measure_bf16_peak(const AnyExecutor& executor, const ProbeOptions& options = {});
 
 }  // namespace skald::inline v0

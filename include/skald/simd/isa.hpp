@@ -15,6 +15,7 @@ enum class Isa : std::uint8_t {
   avx2,        ///< AVX2, FMA, F16C, BMI2
   avx512,      ///< AVX-512 F, BW, DQ, VL, CD
   avx512vnni,  ///< the same and VNNI
+  avx512bf16,  ///< the same and BF16: products with bf16 weights round activations to bf16
 };
 
 [[nodiscard]] SKALD_API std::string_view to_string(Isa isa) noexcept;

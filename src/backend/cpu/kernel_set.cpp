@@ -25,6 +25,10 @@ kernels::KernelTable kernel_table(Isa isa) noexcept {
   kernels::KernelTable table{};
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::avx512bf16:
+      SKALD_FILL_TABLE(avx512vnni);
+      table.name = "avx512bf16";
+      break;
     case Isa::avx512vnni: SKALD_FILL_TABLE(avx512vnni); break;
     case Isa::avx512: SKALD_FILL_TABLE(avx512); break;
     case Isa::avx2: SKALD_FILL_TABLE(avx2); break;
@@ -34,6 +38,18 @@ kernels::KernelTable kernel_table(Isa isa) noexcept {
   return table;
 }
 #undef SKALD_FILL_TABLE
+
+KernelSet::KernelSet(Isa isa) : isa_(isa), table_(kernel_table(isa)) {
+  matmul_.assign(table_.matmul, table_.matmul + table_.matmul_count);
+#if defined(__x86_64__)
+  if (isa != Isa::avx512bf16) return;
+  int count = 0;
+  const auto* better = kernels::avx512bf16::matmul_kernels(&count);
+  for (auto& kernel : matmul_)
+    for (int i = 0; i < count; ++i)
+      if (better[i].type == kernel.type) kernel = better[i];
+#endif
+}
 
 const kernels::MatmulKernel* KernelSet::matmul(DType type) const noexcept {
   for (const auto& kernel : all_matmul()) {

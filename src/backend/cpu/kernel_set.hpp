@@ -3,6 +3,7 @@
 // The kernels of one instruction set, found by type.
 
 #include <span>
+#include <vector>
 
 #include "kernels/kernel_table.hpp"
 
@@ -16,7 +17,9 @@ namespace skald::inline v0::cpu {
 
 class KernelSet {
  public:
-  explicit KernelSet(Isa isa) : isa_(isa), table_(kernel_table(isa)) {}
+  explicit KernelSet(Isa isa);
+  KernelSet(KernelSet&&) = default;  // weights point to its kernels, which a move leaves where they are
+  KernelSet& operator=(KernelSet&&) = default;
   [[nodiscard]] Isa isa() const noexcept { return isa_; }
   [[nodiscard]] const kernels::RowKernels& rows() const noexcept { return *table_.rows; }
   /// Kernel of a weight format, or null.
@@ -24,7 +27,7 @@ class KernelSet {
   /// Kernel of a KV format, or null.
   [[nodiscard]] const kernels::AttentionKernel* attention(DType type) const noexcept;
   [[nodiscard]] std::span<const kernels::MatmulKernel> all_matmul() const noexcept {
-    return {table_.matmul, static_cast<std::size_t>(table_.matmul_count)};
+    return matmul_;
   }
   [[nodiscard]] std::span<const kernels::AttentionKernel> all_attention() const noexcept {
     return {table_.attention, static_cast<std::size_t>(table_.attention_count)};
@@ -33,6 +36,7 @@ class KernelSet {
  private:
   Isa isa_;
   kernels::KernelTable table_;
+  std::vector<kernels::MatmulKernel> matmul_;
 };
 
 }  // namespace skald::inline v0::cpu

@@ -1,5 +1,6 @@
 // Every op on every backend against formulas in double precision that are written here once more.
 
+#include <bit>
 #include <array>
 #include <optional>
 
@@ -36,6 +37,15 @@ Dense normalized(const Dense& x, const Norm& norm, const std::vector<double>& we
 /// What a linear product sees of x: the floats, or their integer form.
 Dense as_seen(const Subject& subject, DType type, const Dense& x) {
   const ActivationKind kind = format_ops(type).activation;
+  if (type == DType::bf16 && subject.bf16_activations()) {
+    Dense result = x;
+    for (double& value : result.values) {
+      // Nearest, ties to even, of the 24 significant bits of a float to 8.
+      const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
+      value = static_cast<double>(std::bit_cast<float>((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u));
+    }
+    return result;
+  }
   if (!subject.integer_activations || kind == ActivationKind::f32) return x;
   Dense result = x;
   std::vector<float> row(static_cast<std::size_t>(x.cols));

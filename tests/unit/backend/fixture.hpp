@@ -29,6 +29,8 @@ struct Subject {
   AnyBackend backend;
   /// True if linear products take activations in the format's own integer form.
   bool integer_activations = false;
+  /// True if products with bf16 weights round activations to bf16.
+  [[nodiscard]] bool bf16_activations() const { return backend->info().isa == "avx512bf16"; }
 };
 
 /// The reference backend and the cpu backend on every instruction set of this machine.

@@ -97,6 +97,7 @@ inline std::vector<IsaKernels> available_kernels() {
 #if defined(__x86_64__)
       case skald::Isa::avx2: k.kernels = skald::kernels::avx2::attention_kernels(&k.count); break;
       case skald::Isa::avx512: k.kernels = skald::kernels::avx512::attention_kernels(&k.count); break;
+      case skald::Isa::avx512bf16:
       case skald::Isa::avx512vnni: k.kernels = skald::kernels::avx512vnni::attention_kernels(&k.count); break;
 #else
       default: continue;

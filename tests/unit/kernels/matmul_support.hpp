@@ -64,6 +64,7 @@ inline std::span<const MatmulKernel> matmul_kernels(Isa isa) {
 #if defined(__x86_64__)
     case Isa::avx2: kernels = skald::kernels::avx2::matmul_kernels(&count); break;
     case Isa::avx512: kernels = skald::kernels::avx512::matmul_kernels(&count); break;
+    case Isa::avx512bf16: kernels = skald::kernels::avx512bf16::matmul_kernels(&count); break;
     case Isa::avx512vnni: kernels = skald::kernels::avx512vnni::matmul_kernels(&count); break;
 #else
     default: break;

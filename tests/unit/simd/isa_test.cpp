@@ -26,7 +26,7 @@ class ForcedIsa {
 }  // namespace
 
 TEST_CASE("simd.isa: names convert both ways") {
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512vnni})
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512vnni, Isa::avx512bf16})
     CHECK(isa_from_name(to_string(isa)) == isa);
   CHECK_FALSE(isa_from_name("AVX2").has_value());
   CHECK_FALSE(isa_from_name("").has_value());
