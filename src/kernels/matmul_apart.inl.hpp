@@ -28,7 +28,6 @@ inline constexpr int largest_apart_bytes = ApartLayout<16, true>::bytes;
 enum class CodeRange {
   five,   ///< up to 31
   seven,  ///< up to 126
-  eight,  ///< up to 255, with offset 128
 };
 
 #if defined(SKALD_ISA_avx512) || defined(SKALD_ISA_avx2)
@@ -48,20 +47,50 @@ template <CodeRange Range, int Step>
 SKALD_INLINE void apart_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 w, u8x64 a,
                              [[maybe_unused]] i32x16 multiplier) noexcept {
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
-  if constexpr (Range == CodeRange::eight) {
-    acc = dot2(acc, madd_signed(w ^ bytes(set1(static_cast<std::int32_t>(0x80808080))), a), multiplier);
-  } else {
-    constexpr int limit = Range == CodeRange::five ? 4 : 1;
-    static_assert(limit * (Range == CodeRange::five ? 31 : 126) * 254 <= 32767);
-    const i32x16 products = maddubs(w, a);
-    partial = Step % limit == 0 ? products : add16(partial, products);
-    if constexpr (Step % limit == limit - 1) acc = dot2(acc, partial, multiplier);
-  }
+  constexpr int limit = Range == CodeRange::five ? 4 : 1;
+  static_assert(limit * (Range == CodeRange::five ? 31 : 126) * 254 <= 32767);
+  const i32x16 products = maddubs(w, a);
+  partial = Step % limit == 0 ? products : add16(partial, products);
+  if constexpr (Step % limit == limit - 1) acc = dot2(acc, partial, multiplier);
 #else
   acc = dot4(acc, w, a);
 #endif
 }
 
+#if SKALD_VEC_REGISTERS == 4
+/// One block of a panel by n columns, in plain loops: the baseline's vectors are several instructions each.
+template <class L>
+__attribute__((noinline)) void fold_apart_plain(const std::byte* w, const Acts256& a, int n, int offset,
+                                                float* acc) noexcept {
+  constexpr int groups = 64 / L::subs;
+  const auto line_of = [&](int index) SKALD_INLINE_LAMBDA { return words(load_bytes(w + 64 * index)); };
+  const std::int32_t* sums = L::subs == 8 ? a.pairs32 : a.pairs16;
+  const f32x16 scale = from_bits(line_of(0));
+  for (int c = 0; c < n; ++c) {
+    i32x16 total = zero_i32(), pairs = zero_i32();
+    for (int sub = 0; sub < L::subs; ++sub) {
+      i32x16 sum = zero_i32();
+      for (int g = sub * groups; g < (sub + 1) * groups; ++g) {
+        std::int32_t four;
+        __builtin_memcpy(&four, a.codes + 4 * (g * a.width + c), 4);
+        sum = dot4(sum, load_bytes(w + 64 * (L::code_line + g)), bytes(set1(four)));
+      }
+      total += sum * line_of(L::sub_line + sub);
+    }
+    for (int i = 0; i < L::pairs; ++i) pairs = dot2(pairs, line_of(L::pair_line + i), set1(sums[i * a.width + c]));
+    if constexpr (!L::has_minimum) total -= pairs * set1(offset);
+    const f32x16 token = set1(a.scales[c]);
+    f32x16 result = fma(to_f32(total), scale * token, load(acc + 16 * c));
+    if constexpr (L::has_minimum) result = fnma(to_f32(pairs), from_bits(line_of(1)) * token, result);
+    store(acc + 16 * c, result);
+  }
+}
+template <class L, CodeRange Range, int P, int N>
+SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t, const Acts256& a, int offset, float* acc) noexcept {
+  static_assert(P == 1);
+  fold_apart_plain<L>(w, a, N, offset, acc);
+}
+#else
 /// One block of P panels by N columns.
 template <class L, CodeRange Range, int P, int N>
 SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, int offset,
@@ -95,18 +124,16 @@ SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t panel_stride, co
     if constexpr (!apart_in_16_bits)
       unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = total[i] + sum[i] * factor[i.value / N]; });
   }
-  constexpr bool needs_pairs = L::has_minimum || !(apart_in_16_bits && Range == CodeRange::eight);
   const std::int32_t* sums = L::subs == 8 ? a.pairs32 : a.pairs16;
   unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
     const std::byte* panel = w + p * panel_stride;
     const f32x16 scale = from_bits(line_of(panel, 0));
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
       i32x16 sum = total[p * N + c], pairs = zero_i32();
-      if constexpr (needs_pairs)
-        unroll<L::pairs>([&](auto i) SKALD_INLINE_LAMBDA {
-          pairs = dot2(pairs, line_of(panel, L::pair_line + i), set1(sums[i * width + c]));
-        });
-      if constexpr (needs_pairs && !L::has_minimum) sum = sum - pairs * set1(offset);
+      unroll<L::pairs>([&](auto i) SKALD_INLINE_LAMBDA {
+        pairs = dot2(pairs, line_of(panel, L::pair_line + i), set1(sums[i * width + c]));
+      });
+      if constexpr (!L::has_minimum) sum = sum - pairs * set1(offset);
       float* out = acc + 16 * (p * N + c);
       const f32x16 token = set1(a.scales[c]);
       f32x16 result = fma(to_f32(sum), scale * token, load(out));
@@ -116,6 +143,8 @@ SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t panel_stride, co
     });
   });
 }
+
+#endif
 
 #if SKALD_VEC_REGISTERS == 1
 inline constexpr int apart_columns = 12, apart_tile_panels = 2, apart_tile_columns = 6;

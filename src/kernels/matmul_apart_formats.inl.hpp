@@ -73,58 +73,6 @@ struct ApartQ2_K {
   }
 };
 
-struct ApartQ3_K {
-  using Layout = ApartLayout<16, false>;
-  static constexpr CodeRange range = CodeRange::five;
-  static constexpr int file_bytes = 110, panel_block_bytes = 1760, offset = 4;
-  static constexpr int half_fields = 1, half_offsets[2] = {108, 0}, first_word = 0;
-  static void take_apart(const std::byte* p, std::byte* to) noexcept {
-    const ApartWriter<Layout> out{to};
-    out.scale(half_field(p, 0));
-    const std::byte* at = p + 32;
-    i32x16 scales[16];
-    const i32x16 high = panel_word(at, 26);
-    unroll<16>([&](auto j) SKALD_INLINE_LAMBDA {
-      const i32x16 low = shr<8 * (j.value % 4) + (j.value < 8 ? 0 : 4)>(panel_word(at, 24 + j % 8 / 4)) & set1(15);
-      const i32x16 top = shr<8 * (j.value % 4) + 2 * (j.value / 4)>(high) & set1(3);
-      scales[j] = (low | shl<4>(top)) - set1(32);
-    });
-    out.subs_and_pairs(scales);
-    for (int word = 0; word < 8; ++word) {
-      const i32x16 third = panel_word(at, word);
-      unroll<2>([&](auto half) SKALD_INLINE_LAMBDA {
-        const i32x16 codes = panel_word(at, 8 + 8 * half + word);
-        unroll<4>([&](auto q) SKALD_INLINE_LAMBDA {
-          constexpr int bit = 4 * half.value + q.value;
-          const i32x16 upper = (bit < 2 ? shl<bit < 2 ? 2 - bit : 0>(third) : shr<bit < 2 ? 0 : bit - 2>(third)) & set1(0x04040404);
-          out.codes(32 * half + 8 * q + word, bytes((shr<2 * q.value>(codes) & set1(0x03030303)) | upper));
-        });
-      });
-    }
-  }
-};
-
-struct ApartTQ2_0 {
-  using Layout = ApartLayout<8, false>;
-  static constexpr CodeRange range = CodeRange::five;
-  static constexpr int file_bytes = 66, panel_block_bytes = 1056, offset = 1;
-  static constexpr int half_fields = 1, half_offsets[2] = {64, 0}, first_word = 0;
-  static void take_apart(const std::byte* p, std::byte* to) noexcept {
-    const ApartWriter<Layout> out{to};
-    out.scale(half_field(p, 0));
-    i32x16 ones[8];
-    unroll<8>([&](auto j) SKALD_INLINE_LAMBDA { ones[j] = set1(1); });
-    out.subs_and_pairs(ones);
-    for (int half = 0; half < 2; ++half)
-      for (int word = 0; word < 8; ++word) {
-        const i32x16 codes = panel_word(p + 32, 8 * half + word);
-        unroll<4>([&](auto q) SKALD_INLINE_LAMBDA {
-          out.codes(32 * half + 8 * q + word, bytes(shr<2 * q.value>(codes) & set1(0x03030303)));
-        });
-      }
-  }
-};
-
 struct ApartTQ1_0 {
   using Layout = ApartLayout<8, false>;
   static constexpr CodeRange range = CodeRange::five;
@@ -153,39 +101,6 @@ struct ApartTQ1_0 {
     for (int word = 0; word < 8; ++word) digits<5>(out, panel_word(p + 32, word), word, 8);
     for (int word = 0; word < 4; ++word) digits<5>(out, panel_word(p + 32, 8 + word), 40 + word, 4);
     digits<4>(out, panel_word(p + 32, 12), 60, 1);
-  }
-};
-
-/// The values of iq4_nl plus 128.
-alignas(16) inline constexpr std::uint8_t iq4_bytes[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                                                           129, 141, 153, 166, 181, 197, 217, 241};
-
-struct ApartIQ4_XS {
-  using Layout = ApartLayout<8, false>;
-  static constexpr CodeRange range = CodeRange::eight;
-  static constexpr int file_bytes = 136, panel_block_bytes = 2176, offset = 128;
-  static constexpr int half_fields = 2, half_offsets[2] = {0, 2}, first_word = 4;
-  static void take_apart(const std::byte* p, std::byte* to) noexcept {
-    const ApartWriter<Layout> out{to};
-    out.scale(half_field(p, 0));
-    // bfloat16 is the upper half of a float: the second field as bits 16..31.
-    const i32x16 high = bits(load_bf16(reinterpret_cast<const std::uint16_t*>(p + 32)));
-    const std::byte* at = p + 64;
-    const i32x16 low = panel_word(at, 0);
-    i32x16 scales[8];
-    unroll<8>([&](auto j) SKALD_INLINE_LAMBDA {
-      const i32x16 top = shr<16 + 2 * j.value>(high) & set1(3);
-      scales[j] = ((shr<4 * j.value>(low) & set1(15)) | shl<4>(top)) - set1(32);
-    });
-    out.subs_and_pairs(scales);
-    const ByteTable table(iq4_bytes);
-    const i32x16 nibbles = set1(0x0F0F0F0F);
-    for (int word = 0; word < 32; ++word) {
-      const i32x16 codes = panel_word(at, 1 + word);
-      const int group = 8 * (word / 4) + word % 4;
-      out.codes(group, lookup16(table, bytes(codes & nibbles)));
-      out.codes(group + 4, lookup16(table, bytes(shr<4>(codes) & nibbles)));
-    }
   }
 };
 

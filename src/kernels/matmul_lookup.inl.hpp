@@ -28,8 +28,15 @@ struct ByteTable {
 #endif
 };
 
+#if SKALD_VEC_REGISTERS == 4
+// Loops over lanes: once each, not wherever they are used.
+#define SKALD_INLINE_LOOKUP inline __attribute__((noinline))
+#else
+#define SKALD_INLINE_LOOKUP SKALD_INLINE
+#endif
+
 /// table[index] for bytes below 16.
-SKALD_INLINE u8x64 lookup16(const ByteTable& table, u8x64 index) noexcept {
+SKALD_INLINE_LOOKUP u8x64 lookup16(const ByteTable& table, u8x64 index) noexcept {
 #if SKALD_VEC_REGISTERS == 1
   return {_mm512_shuffle_epi8(table.r, index.r)};
 #elif SKALD_VEC_REGISTERS == 2
@@ -59,7 +66,7 @@ SKALD_INLINE __m512i permuted_words(const std::uint16_t* p, __m512i index) noexc
 
 /// Entries of a codebook for two indices per lane, in the low and the high half; Count is a power of two.
 template <int Count>
-SKALD_INLINE i32x16 lookup_pair(const std::uint16_t* entries, i32x16 indices) noexcept {
+SKALD_INLINE_LOOKUP i32x16 lookup_pair(const std::uint16_t* entries, i32x16 indices) noexcept {
 #if SKALD_VEC_REGISTERS == 1
   if constexpr (Count <= 1024) {
     constexpr int levels = Count == 256 ? 2 : Count == 512 ? 3 : 4;

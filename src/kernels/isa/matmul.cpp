@@ -1,7 +1,7 @@
 #include "kernels/matmul_apart_formats.inl.hpp"
 #include "kernels/matmul_drivers.inl.hpp"
 #include "kernels/matmul_float.inl.hpp"
-#include "kernels/matmul_nibble_formats.inl.hpp"
+#include "kernels/matmul_low_formats.inl.hpp"
 #include "kernels/matmul_parts.hpp"
 
 namespace skald::inline v0::kernels::SKALD_ISA {
@@ -32,6 +32,14 @@ constexpr MatmulKernel apart_kernel(DType type, Multiply multiply_panels, declty
 constexpr MatmulKernel mxfp4_kernel() noexcept {
   return {DType::mxfp4, group_columns, &panel_bytes<FormatMXFP4>, &FormatMXFP4::pack, &unpack_row<FormatMXFP4>,
           &acts_bytes<Acts32>, &prepare_acts<Acts32>, &scratch_bytes<FormatMXFP4>, &multiply_mxfp4, Acts32::id};
+}
+
+void unpack_iq4_xs_row(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept {
+  unpack_iq4_xs(panel, row, cols, out);
+}
+constexpr MatmulKernel iq4_xs_kernel() noexcept {
+  return {DType::iq4_xs, group_columns, &panel_bytes<FormatIQ4_XS>, &pack<FormatIQ4_XS>, &unpack_iq4_xs_row,
+          &acts_bytes<Acts256>, &prepare_acts<Acts256>, &scratch_bytes<FormatIQ4_XS>, &multiply_iq4_xs, Acts256::id};
 }
 
 /// Numbers that no file has matrices of become floats when packed.
@@ -67,10 +75,10 @@ constexpr MatmulKernel all_kernels[] = {
     block_kernel<FormatIQ4_NL>(DType::iq4_nl, &multiply_iq4_nl),
     mxfp4_kernel(),
     apart_kernel<ApartQ2_K>(DType::q2_k, &multiply_q2_k, &unpack_row_q2_k),
-    apart_kernel<ApartQ3_K>(DType::q3_k, &multiply_q3_k, &unpack_row_q3_k),
-    apart_kernel<ApartIQ4_XS>(DType::iq4_xs, &multiply_iq4_xs, &unpack_row_iq4_xs),
+    block_kernel<FormatQ3_K>(DType::q3_k, &multiply_q3_k),
+    iq4_xs_kernel(),
     apart_kernel<ApartTQ1_0>(DType::tq1_0, &multiply_tq1_0, &unpack_row_tq1_0),
-    apart_kernel<ApartTQ2_0>(DType::tq2_0, &multiply_tq2_0, &unpack_row_tq2_0),
+    block_kernel<FormatTQ2_0>(DType::tq2_0, &multiply_tq2_0),
     apart_kernel<ApartIQ2_XXS>(DType::iq2_xxs, &multiply_iq2_xxs, &unpack_row_iq2_xxs),
     apart_kernel<ApartIQ2_XS>(DType::iq2_xs, &multiply_iq2_xs, &unpack_row_iq2_xs),
     apart_kernel<ApartIQ2_S>(DType::iq2_s, &multiply_iq2_s, &unpack_row_iq2_s),

@@ -4,6 +4,5 @@
 namespace skald::inline v0::kernels::SKALD_ISA {
 
 SKALD_DEFINE_APART(iq1_m, ApartIQ1_M)
-SKALD_DEFINE_APART(q3_k, ApartQ3_K)
 
 }  // namespace skald::inline v0::kernels::SKALD_ISA

@@ -1,8 +1,9 @@
-#include "kernels/matmul_apart_formats.inl.hpp"
+#include "kernels/matmul_drivers.inl.hpp"
+#include "kernels/matmul_low_formats.inl.hpp"
 #include "kernels/matmul_parts.hpp"
 
 namespace skald::inline v0::kernels::SKALD_ISA {
 
-SKALD_DEFINE_APART(iq4_xs, ApartIQ4_XS)
+SKALD_DEFINE_MULTIPLY(tq2_0, multiply<FormatTQ2_0>)
 
 }  // namespace skald::inline v0::kernels::SKALD_ISA
