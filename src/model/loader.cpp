@@ -70,6 +70,7 @@ Model ModelLoader::run() {
 
 void ModelLoader::check() {
   auto [spec, unread_keys] = read_spec_and_rest(*file_, options_.architectures);
+  take_nested_ffn(spec, options_.ffn_fraction);
   bound_ = bind_tensors(*file_, spec, options_.architectures);
   impl_->spec = std::move(spec);
   impl_->backend = options_.backend ? options_.backend : make_cpu_backend();
@@ -255,7 +256,18 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
   const std::uint64_t before = limit_bytes_;
   limit_bytes_ += bound.bytes();
   const std::size_t bytes_per_row = row_bytes(tensor.type, static_cast<std::size_t>(tensor.columns()));
+  const std::int64_t columns = bound.binding.shape[1];
+  const std::size_t used = row_bytes(tensor.type, static_cast<std::size_t>(columns));
   const auto read = [&](std::int64_t first, std::int64_t count, std::span<std::byte> out) {
+    if (used < bytes_per_row && out.size() == static_cast<std::size_t>(count) * used) {
+      // The first columns only; rows go through a buffer of their own.
+      std::vector<std::byte> row(bytes_per_row);
+      for (std::int64_t i = 0; i < count; ++i) {
+        read_rows(tensor, bound.first_row + first + i, row);
+        std::copy_n(row.begin(), used, out.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(i) * used));
+      }
+      return;
+    }
     if (out.size() != static_cast<std::size_t>(count) * bytes_per_row)
       throw UsageError(where, fmt::format("{} bytes given for {} rows of {} bytes", out.size(), count, bytes_per_row));
     read_rows(tensor, bound.first_row + first, out);
@@ -265,9 +277,9 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
                         ? std::span<const std::byte>()
                         : file_->view(tensor).subspan(static_cast<std::size_t>(begin),
                                                       static_cast<std::size_t>(bound.bytes()));
-  WeightSource source{.type = tensor.type, .rows = bound.rows, .cols = tensor.columns(),
+  WeightSource source{.type = tensor.type, .rows = bound.rows, .cols = columns,
                       .matrices = bound.binding.matrices, .mapped = {}, .read = read};
-  if (options_.layout == WeightLayout::rows) {
+  if (options_.layout == WeightLayout::rows && used == bytes_per_row) {
     // In place only where kernels may load whole words.
     if (reinterpret_cast<std::uintptr_t>(view.data()) % 32 == 0) source.mapped = view;
     if (!source.mapped.empty()) impl_->file = file_;

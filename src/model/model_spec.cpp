@@ -212,6 +212,8 @@ class Checker {
     if (layer.attention) attention(*layer.attention);
     if (!layer.ffn) return;
     within("FFN width", layer.ffn->width, 1, limits::ffn_width);
+    if (layer.ffn->stored_width != 0)
+      within("FFN stored_width", layer.ffn->stored_width, layer.ffn->width, limits::ffn_width);
     if (layer.ffn->experts) experts(*layer.ffn);
   }
 
@@ -316,6 +318,27 @@ std::vector<float> alibi_slopes(std::int32_t heads, float max_bias) {
     slopes.push_back(static_cast<float>(std::exp2(-static_cast<double>(max_bias) * step / power)));
   }
   return slopes;
+}
+
+void take_nested_ffn(ModelSpec& spec, std::span<const float> fractions) {
+  if (fractions.empty()) return;
+  if (fractions.size() != 1 && fractions.size() != spec.layers.size())
+    throw UsageError("model.nested", fmt::format("{} shares of the width are given, allowed is one, or one for each of "
+                                                 "the {} layers", fractions.size(), spec.layers.size()));
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const float share = fractions[fractions.size() == 1 ? 0 : i];
+    const ErrorContext context{.layer = static_cast<int>(i)};
+    if (!(share > 0.0F && share <= 1.0F))
+      throw UsageError("model.nested", fmt::format("the share of the width is {}, allowed is above 0 to 1", share),
+                       context);
+    auto& ffn = spec.layers[i].ffn;
+    if (!ffn || share == 1.0F) continue;
+    if (ffn->experts) throw UsageError("model.nested", "layers with experts have no nested networks", context);
+    const std::int64_t whole = ffn->width;
+    const auto width = std::llround(static_cast<double>(share) * static_cast<double>(whole));
+    ffn->width = std::clamp<std::int64_t>(width, 1, whole);
+    if (ffn->width < whole) ffn->stored_width = whole;
+  }
 }
 
 void validate(const ModelSpec& spec, std::string_view file) { Checker(spec, file).run(); }

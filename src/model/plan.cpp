@@ -274,7 +274,8 @@ std::uint64_t tokenizer_bytes(const Metadata& metadata) {
 }
 
 MemoryPlan plan(const ModelFile& file, const PlanOptions& given) {
-  const ModelSpec spec = read_spec(file, given.architectures);
+  ModelSpec spec = read_spec(file, given.architectures);
+  take_nested_ffn(spec, given.ffn_fraction);
   const BoundTensors bound = bind_tensors(file, spec, given.architectures);
   const PlanOptions options = checked(given, spec);
   MemoryPlan result;

@@ -98,6 +98,7 @@ std::string json_of(const FfnSpec& ffn) {
       .add("gate_bias", ffn.gate_bias)
       .add("up_bias", ffn.up_bias)
       .add("down_bias", ffn.down_bias);
+  if (ffn.stored_width != 0) json.add("stored_width", ffn.stored_width);
   if (ffn.experts) json.add_raw("experts", json_of(*ffn.experts));
   return json.text();
 }

@@ -168,20 +168,31 @@ class Binder {
   }
   void ffn(const FfnSpec& ffn) {
     if (ffn.experts) return experts(ffn);
+    // Of a nested network the file has more rows, and more columns of the matrix that goes back.
+    const std::int64_t stored = ffn.stored_width;
+    const std::int64_t whole = stored != 0 ? stored : ffn.width;
+    const auto rows_of_more = [&] { bindings_.back().file_rows = stored; };
     // Some files keep gate and up in one tensor, gate first, under the name of up.
+    const auto half = [&](std::int64_t first) {
+      fused("ffn_up.weight", "ffn_gate.weight", first, 2 * whole);
+      bindings_.back().fused_must_fit = true;
+    };
+    const auto bias = [&](bool present, Role role, std::string_view name) {
+      vector_if(present, role, name, ffn.width);
+      if (present) rows_of_more();
+    };
     if (ffn.gated) {
       matrix(Role::ffn_gate, "ffn_gate.weight", ffn.width, spec_.dim);
-      fused("ffn_up.weight", "ffn_gate.weight", 0, 2 * ffn.width);
-      bindings_.back().fused_must_fit = true;
+      rows_of_more();
+      half(0);
+      bias(ffn.gate_bias, Role::ffn_gate_bias, "ffn_gate.bias");
     }
-    vector_if(ffn.gated && ffn.gate_bias, Role::ffn_gate_bias, "ffn_gate.bias", ffn.width);
     matrix(Role::ffn_up, "ffn_up.weight", ffn.width, spec_.dim);
-    if (ffn.gated) {
-      fused("ffn_up.weight", "ffn_gate.weight", ffn.width, 2 * ffn.width);
-      bindings_.back().fused_must_fit = true;
-    }
-    vector_if(ffn.up_bias, Role::ffn_up_bias, "ffn_up.bias", ffn.width);
+    rows_of_more();
+    if (ffn.gated) half(whole);
+    bias(ffn.up_bias, Role::ffn_up_bias, "ffn_up.bias");
     matrix(Role::ffn_down, "ffn_down.weight", spec_.dim, ffn.width);
+    bindings_.back().file_cols = stored;
     vector_if(ffn.down_bias, Role::ffn_down_bias, "ffn_down.bias", spec_.dim);
   }
   void layer(const LayerSpec& layer) {
@@ -250,8 +261,10 @@ void check_shape(const ModelFile& file, const BoundTensor& bound) {
     return;
   }
   // Files list the innermost dimension first, so a matrix reads [columns, rows], a stack [columns, rows, matrices].
-  const std::int64_t outer = bound.part ? binding.fused_rows : binding.shape[0];
-  const std::int64_t columns = matrix ? binding.shape[1] : outer / binding.matrices;
+  const std::int64_t stored = binding.file_rows != 0 ? binding.file_rows : binding.shape[0];
+  const std::int64_t outer = bound.part ? binding.fused_rows : stored;
+  const std::int64_t inner = matrix ? (binding.file_cols != 0 ? binding.file_cols : binding.shape[1]) : 0;
+  const std::int64_t columns = matrix ? inner : outer / binding.matrices;
   const std::int64_t rows = matrix ? outer / binding.matrices : binding.matrices;
   const std::int64_t matrices = matrix ? binding.matrices : 1;
   if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, matrices, 1}) return;
@@ -303,6 +316,9 @@ BoundTensors bind_tensors(const ModelFile& file, const ModelSpec& spec, std::spa
     }
     check_shape(file, bound);
     check_type(file, wanted, *bound.tensor);
+    if (wanted.use == TensorUse::matrix && wanted.shape[1] % dtype_info(bound.tensor->type).block_elements != 0)
+      file.fail(*bound.tensor, fmt::format("{} columns of it are asked for, allowed is a multiple of the {} elements of "
+                                           "a block", wanted.shape[1], dtype_info(bound.tensor->type).block_elements));
     used[static_cast<std::size_t>(bound.tensor - file.tensors().data())] = true;
     result.used.push_back(std::move(bound));
   }

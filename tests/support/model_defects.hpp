@@ -106,6 +106,11 @@ inline void numbers(ModelDefectMaker& make) {
     make.value(key, std::uint32_t{1}, "an integer");
   }
   make.value("rope.freq_base", 1.0F, "1, whose logarithm is 0");
+  for (const float bad : {nan, infinity, -1.0F, 3e38F, 1e-30F})
+    make.value("attention.scale", bad, "scale " + std::to_string(bad));
+  make.value("attention.causal", std::uint32_t{1}, "an integer");
+  make.value("pooling_type", std::uint32_t{9}, "9");
+  make.value("pooling_type", std::int32_t{-1}, "-1");
   make.value("attention.layer_norm_rms_epsilon", std::numeric_limits<double>::infinity(), "infinity in f64");
   const auto yarn = [&](const std::string& key, skald::MetadataValue value, const std::string& what) {
     make.add("yarn " + key + " = " + what, "llama." + key, [&](TinyModel& model) {

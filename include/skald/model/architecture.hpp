@@ -30,6 +30,8 @@ struct TensorBinding {
   std::int64_t matrices = 1;          ///< of a stack, also of vectors; shape has the rows of all
   TensorUse use = TensorUse::matrix;
   bool required = true;
+  std::int64_t file_rows = 0;  ///< if not 0, rows (elements) of the file's tensor, of which the first ones are used
+  std::int64_t file_cols = 0;  ///< if not 0, columns of the file's matrix, of which the first ones are used
   std::vector<std::string> other_names{};  ///< tried in order if the file has no `name`
 
   // Several matrices (or vectors) may lie in one tensor: query, key and value; gate and up.

@@ -42,6 +42,8 @@ struct LoadOptions {
   bool check_weights = false;   ///< decode every weight and refuse NaN and infinities (vectors are always checked)
   /// Architectures of the host's own; they come before built-in ones of the same name.
   std::vector<Architecture> architectures{};
+  /// Share of the feed-forward width that is loaded, for all layers or for each: see take_nested_ffn; empty: all of it.
+  std::vector<float> ffn_fraction{};
   ProgressCallback progress{};  ///< stage "load", in bytes of tensor data; the last call has done == total
   std::stop_token stop{};
   LogSink log{};

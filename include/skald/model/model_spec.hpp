@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -148,6 +149,8 @@ struct ExpertsSpec {
 /// experts, each of them is such a network and has the biases; they are gated. A shared network has no biases.
 struct FfnSpec {
   std::int64_t width = 0;  ///< with experts: of each
+  /// If not 0, the file's matrices have this width, and the network is the nested one of their first `width` elements.
+  std::int64_t stored_width = 0;
   Activation activation = Activation::silu;
   bool gated = true;
   bool gate_bias = false;
@@ -216,6 +219,12 @@ struct ModelSpec {
   }
   friend bool operator==(const ModelSpec&, const ModelSpec&) = default;
 };
+
+/// Makes a network the nested one with a share of the width of its layers' feed-forward networks (MatFormer, Devvrit
+/// et al. 2023, arXiv 2310.07707). `fractions` has one share for all layers or one for each, above 0 to 1; widths are
+/// rounded to the nearest whole element, at least 1. Layers with experts or without a network stay as they are only
+/// where their share is 1 or they have no network. @throws UsageError.
+SKALD_API void take_nested_ffn(ModelSpec& spec, std::span<const float> fractions);
 
 /// Checks everything in a spec against everything else: counts, divisibility, ranges, finiteness, indices.
 /// @throws FormatError (with `file` and the layer) for the first contradiction.

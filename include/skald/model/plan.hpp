@@ -24,6 +24,7 @@ struct PlanOptions {
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
   std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together
+  std::vector<float> ffn_fraction{};          ///< as LoadOptions::ffn_fraction
   std::vector<Architecture> architectures{};  ///< as LoadOptions::architectures
   std::int64_t logits_rows = 0;      ///< most rows of logits of one batch; 0: one per sequence
 };
