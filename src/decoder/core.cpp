@@ -106,7 +106,15 @@ void DecoderImpl::check_composition() const {
     clash("needs attention scores in memory that the host can see; backend '" + model_.backend()->info().name +
           "' has none");
   if (traits.drops_tokens && !causal_) clash("drops tokens, but the model's tokens see those that come later");
-  if (traits.reorders_positions) clash("renumbers positions, but keys are stored rotated");
+  if (traits.reorders_positions && (!traits.drops_tokens || traits.sinks < 1))
+    clash("renumbers positions, but keys are stored rotated: only a declared number of sinks can be rotated anew");
+  if (traits.sinks >= options_.kv.page_tokens)
+    clash("has " + std::to_string(traits.sinks) + " sinks; they must be fewer than kv.page_tokens " +
+          std::to_string(options_.kv.page_tokens));
+  for (const auto& layer : model_.spec().layers)
+    if (traits.reorders_positions && layer.attention && layer.attention->window == 0 &&
+        (layer.attention->rope < 0 || layer.attention->latent))
+      clash("renumbers positions, which needs a rotary embedding of whole keys in every layer");
   if (traits.score_window < 0 || traits.score_window > options_.kv.page_tokens)
     clash("scores the last " + std::to_string(traits.score_window) + " tokens of a page of kv.page_tokens " +
           std::to_string(options_.kv.page_tokens));
@@ -274,6 +282,13 @@ PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
   options.scores = traits.drops_tokens && traits.needs_scores;
   options.scores_anew = traits.score_window > 0;
   options.memory_floats = traits.memory_floats;
+  const auto& attention = *model_.spec().layers[layer].attention;
+  if (traits.drops_tokens && traits.reorders_positions && options.window == 0 && attention.rope >= 0) {
+    options.sinks = traits.sinks;
+    options.rotation = std::make_shared<const KeyRotation>(
+        KeyRotation{model_.rope(attention.rope).inverse_frequencies,
+                    model_.spec().ropes[static_cast<std::size_t>(attention.rope)].kind == RopeKind::interleaved});
+  }
   return options;
 }
 
@@ -288,6 +303,9 @@ Session DecoderImpl::new_session() {
 
 DecoderCounters DecoderImpl::counters() const {
   auto result = counters_;
+  const auto reads = stream_->kv_reads();
+  result.kv_bytes_read = reads.bytes;
+  result.kv_bytes_shared = reads.shared_bytes;
   for (const auto& pool : pools_) {
     result.kv_pages_used += pool->used_pages();
     result.kv_pages_peak += pool->peak_pages();

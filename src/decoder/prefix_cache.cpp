@@ -39,6 +39,9 @@ PrefixTree::PrefixTree(std::shared_ptr<DecoderCore> decoder, PrefixCacheOptions 
   if (options.replacement != "gdsf" && options.replacement != "lru")
     throw UsageError("decoder.prefix_cache",
                      "replacement '" + options.replacement + "' is not one of gdsf, lru");
+  if (!core->model().spec().causal())
+    throw IncompatibleError("decoder.prefix_cache",
+                            "the model's tokens see those that come later: no prefix is the same in another text");
   if (!options.clock) options.clock = steady_seconds;
   if (!options.hash) options.hash = hash_tokens;
   if (options.fast_bytes == 0) options.fast_bytes = core->kv_capacity_bytes() / 2;

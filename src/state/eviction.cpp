@@ -58,6 +58,19 @@ AnyEviction reasoning_path(SpecString& spec) {
   return policy;
 }
 
+AnyEviction streaming(SpecString& spec) {
+  StreamingSinks policy;
+  policy.sinks = static_cast<std::int32_t>(spec.integer("sinks", policy.sinks, 1, 255));
+  policy.window = spec.integer("window", policy.window, 1, most);
+  return policy;
+}
+
+AnyEviction discriminative_merge(SpecString& spec) {
+  DiscriminativeMerge policy;
+  policy.budget = spec.integer("budget", policy.budget, 1, most);
+  return policy;
+}
+
 struct Named {
   std::string_view name;
   AnyEviction (*make)(SpecString&);
@@ -69,6 +82,8 @@ constexpr Named policies[] = {
     {"h2o", heavy_hitters},
     {"snapkv", windowed_attention},
     {"rpc", reasoning_path},
+    {"streaming", streaming},
+    {"d2o", discriminative_merge},
 };
 
 }  // namespace
@@ -131,6 +146,33 @@ void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least,
     share_adaptively(budget, least, views.subspan(at, end - at), out.subspan(at, end - at));
     at = end;
   }
+}
+
+void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const EvictionView> views,
+                     std::span<std::int64_t> out) {
+  std::fill(out.begin(), out.end(), budget);
+  if (budget <= least || views.empty()) return;
+  std::vector<double> spread(views.size());
+  double sum = 0;
+  for (std::size_t at = 0; at < views.size();) {
+    std::size_t end = at;
+    double layer = 0;
+    for (; end < views.size() && views[end].layer == views[at].layer; ++end) {
+      double mass = 0;
+      double entropy = 0;
+      for (const float score : views[end].scores) mass += score;
+      for (const float score : views[end].scores)
+        if (score > 0.0F) entropy -= score / mass * std::log(score / mass);
+      layer += entropy / std::log(std::max<double>(2.0, static_cast<double>(views[end].scores.size())));
+    }
+    for (std::size_t i = at; i < end; ++i) spread[i] = layer / static_cast<double>(end - at);
+    sum += layer;
+    at = end;
+  }
+  if (sum <= 0) return;
+  const auto free = static_cast<double>((budget - least) * static_cast<std::int64_t>(views.size()));
+  for (std::size_t i = 0; i < views.size(); ++i)
+    out[i] = least + static_cast<std::int64_t>(std::floor(free * spread[i] / sum));
 }
 
 }  // namespace detail

@@ -31,6 +31,7 @@ void PagedKv::reserve_tables() {
     group.positions.reserve(slots);
     group.next_memory.reserve(group.memory.size());
     group.spare.reserve(most);
+    group.sink_keys.reserve(sink_floats());
     group.fates.reserve(slots);
     group.weights.reserve(slots);
     if (!options_.scores) continue;
@@ -40,9 +41,15 @@ void PagedKv::reserve_tables() {
   page_infos_.reserve(most * groups_.size());
   scratch_.reserve(2 * slots);
   old_pages_.reserve(most);
+  row_.reserve(static_cast<std::size_t>(pool_->layout().head_dim_k));
 }
 
 PagedKv::~PagedKv() { clear(); }
+
+std::size_t PagedKv::sink_floats() const noexcept {
+  return static_cast<std::size_t>(options_.sinks) * static_cast<std::size_t>(pool_->layout().heads) *
+         static_cast<std::size_t>(pool_->layout().head_dim_k);
+}
 
 void PagedKv::clear() noexcept {
   for (auto& group : groups_) {
@@ -55,6 +62,7 @@ void PagedKv::clear() noexcept {
     group.scores.clear();
     group.border_scores.clear();
     group.scored = false;
+    group.sink_keys.clear();
     std::fill(group.memory.begin(), group.memory.end(), 0.0F);
   }
   tokens_ = 0;
@@ -261,6 +269,7 @@ void PagedKv::save_group(ArchiveWriter& out, const Group& group) const {
   out.array(std::span<const float>(group.scores));
   out.array(std::span<const float>(group.border_scores));
   out.array(std::span<const float>(group.memory));
+  out.array(std::span<const float>(group.sink_keys));
 }
 
 void PagedKv::load_group(ArchiveReader& in, Group& group, std::int64_t tokens, std::int64_t kept_from) {
@@ -316,6 +325,9 @@ void PagedKv::load_statistics(ArchiveReader& in, Group& group, std::int64_t toke
   auto memory = finite(in.array<float>("memory"), "memory");
   if (memory.size() != group.memory.size()) in.refuse("memory", "this policy keeps another number of values");
   group.memory = std::move(memory);
+  group.sink_keys = finite(in.array<float>("sink_keys"), "sink_keys");
+  if (!group.sink_keys.empty() && group.sink_keys.size() != sink_floats())
+    in.refuse("sink_keys", "this policy keeps another number of sinks");
 }
 
 void PagedKv::load(ArchiveReader& in) {

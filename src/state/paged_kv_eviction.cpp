@@ -1,5 +1,6 @@
 // The part of PagedKv that evicts: shows slots to a policy, then drops, merges and compacts.
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include <skald/state/kv_rows.hpp>
@@ -88,6 +89,13 @@ void PagedKv::plan_group(Group& group, const AnyEviction& policy, const Eviction
     merges = true;
   }
   if (group.changed == group.slots) return;
+  if (options_.sinks > 0) {  // their page is written
+    for (std::int64_t slot = 0; slot < options_.sinks; ++slot)
+      if (slot >= group.slots - 1 || group.fates[static_cast<std::size_t>(slot)] != EvictionChoice::keep)
+        wrong("drops one of the " + std::to_string(options_.sinks) + " sinks that it declares");
+    group.changed = 0;
+    group.relinks = false;
+  }
   if (merges) {
     group.relinks = false;
     plan_merges(group);
@@ -154,6 +162,7 @@ void PagedKv::apply_evictions() noexcept {
       const auto pages = group.pages.size();
       if (group.relinks) relink(group);
       else compact(group);
+      if (options_.sinks > 0) rotate_sinks(group);
       evicted_pages_ += static_cast<std::int64_t>(pages - group.pages.size());
       evicted_tokens_ += gone;
       merged_tokens_ += merged;
@@ -258,6 +267,47 @@ void PagedKv::compact(Group& group) noexcept {
     }
   }
   group.slots = group.survivors;
+}
+
+/// Rotates the sinks' keys from their own positions to those that directly precede the oldest token after them. Always
+/// from the keys as they were at first, so that errors do not add up.
+void PagedKv::rotate_sinks(Group& group) noexcept {
+  const auto& layout = pool_->layout();
+  const auto dims = static_cast<std::size_t>(layout.head_dim_k);
+  const auto& frequencies = options_.rotation->inverse_frequencies;
+  const std::size_t half = frequencies.size();
+  const PageId id = group.pages.front();
+  std::byte* page = pool_->address(id);
+  if (!pool_->host_visible()) {
+    pool_->backend().read(to_, page);
+    page = to_.data();
+  }
+  if (group.sink_keys.empty()) {
+    group.sink_keys.resize(sink_floats());  // reserved
+    float* out = group.sink_keys.data();
+    for (std::int32_t sink = 0; sink < options_.sinks; ++sink)
+      for (std::int32_t head = 0; head < layout.heads; ++head, out += dims)
+        read_kv_key(layout, page, head, sink, {out, dims});
+  }
+  const std::int64_t oldest = group.positions[static_cast<std::size_t>(options_.sinks)];
+  const float* key = group.sink_keys.data();
+  for (std::int32_t sink = 0; sink < options_.sinks; ++sink) {
+    const auto by = oldest - options_.sinks + sink - group.positions[static_cast<std::size_t>(sink)];
+    for (std::int32_t head = 0; head < layout.heads; ++head, key += dims) {
+      row_.assign(key, key + dims);  // reserved
+      for (std::size_t j = 0; j < half; ++j) {
+        const std::size_t a = options_.rotation->interleaved ? 2 * j : j;
+        const std::size_t b = options_.rotation->interleaved ? 2 * j + 1 : j + half;
+        const double angle = static_cast<double>(by) * frequencies[j];
+        const double c = std::cos(angle);
+        const double s = std::sin(angle);
+        row_[a] = static_cast<float>(key[a] * c - key[b] * s);
+        row_[b] = static_cast<float>(key[a] * s + key[b] * c);
+      }
+      write_kv_key(layout, page, head, sink, row_);
+    }
+  }
+  if (!pool_->host_visible()) pool_->backend().write(pool_->address(id), to_);
 }
 
 void PagedKv::write_merged(Group& group, std::int64_t slot, std::int64_t index) noexcept {

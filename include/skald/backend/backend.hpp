@@ -111,6 +111,12 @@ struct StreamLimits {
   std::span<const DType> expert_types{};
 };
 
+/// Keys and values that attention has read from pages.
+struct KvReads {
+  std::uint64_t bytes = 0;         ///< read
+  std::uint64_t shared_bytes = 0;  ///< not read again, because sequences with common pages were computed together
+};
+
 /// An ordered queue of ops. Ops run in the order given, each seeing the results of those before it. A stream is used
 /// by one thread at a time; several streams of one backend are independent.
 class SKALD_API Stream {
@@ -125,6 +131,8 @@ class SKALD_API Stream {
   /// Returns when all ops have run; the queue is then empty, also after an exception. @throws CancelledError within
   /// 50 ms after a stop request: ops that have not run are dropped, memory written by them is unspecified.
   virtual void synchronize(const std::stop_token& stop = {}) = 0;
+  /// Since the stream was made; zeros where a backend does not count.
+  [[nodiscard]] virtual KvReads kv_reads() const noexcept { return {}; }
 
  protected:
   Stream() = default;

@@ -75,6 +75,8 @@ struct DecoderCounters {
   std::uint64_t evicted_tokens = 0;  ///< slots dropped or merged by the eviction policy, over all head groups
   std::uint64_t merged_tokens = 0;   ///< those of them that were merged into others
   std::uint64_t eviction_rounds = 0;  ///< times that the policy was asked about a sequence
+  std::uint64_t kv_bytes_read = 0;    ///< keys and values that attention has read
+  std::uint64_t kv_bytes_shared = 0;  ///< of common prefixes, not read again for each sequence
   std::uint64_t kv_pages_used = 0;   ///< pages in use now
   std::uint64_t kv_pages_peak = 0;   ///< most pages ever in use
   std::uint64_t kv_page_bytes_used = 0;  ///< bytes of the pages in use now

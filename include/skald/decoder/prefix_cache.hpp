@@ -77,7 +77,7 @@ class SKALD_API PrefixHandle {
 /// One thread at a time, as the decoder and its sessions.
 class SKALD_API PrefixCache {
  public:
-  /// @throws UsageError for options that are not allowed.
+  /// @throws UsageError for options that are not allowed; IncompatibleError for models whose tokens see later ones.
   template <class B, class E, class K>
   explicit PrefixCache(const Decoder<B, E, K>& decoder, PrefixCacheOptions options = {})
       : PrefixCache(decoder.core(), std::move(options)) {}

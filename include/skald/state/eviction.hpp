@@ -26,6 +26,9 @@ struct ComponentTraits {
   /// 0: all tokens, for as long as the sequence lives. At most a page.
   std::int32_t score_window = 0;
   std::int64_t budget = 0;         ///< tokens per head group that are never exceeded, on average of the groups; 0: no limit
+  /// With reorders_positions: so many tokens at the beginning stay, and their keys are rotated anew at each border so that
+  /// they directly precede the oldest other token that is left; distances are then those within the cache.
+  std::int32_t sinks = 0;
   std::int32_t memory_floats = 0;  ///< numbers of the policy's own, kept in the sequence for each head group
 };
 

@@ -10,6 +10,12 @@
 
 namespace skald::inline v0 {
 
+/// How keys are rotated: by `position` times each of the frequencies.
+struct KeyRotation {
+  std::vector<double> inverse_frequencies{};  ///< empty: not at all
+  bool interleaved = false;                   ///< pairs are neighbours, else half the rotated elements apart
+};
+
 /// What a PagedKv is for.
 struct PagedKvOptions {
   std::int64_t max_tokens = 0;  ///< reserves the tables, so that appending up to there allocates nothing
@@ -21,6 +27,9 @@ struct PagedKvOptions {
   bool scores = false;           ///< keeps each slot's score
   bool scores_anew = false;      ///< scores begin at zero after each border
   std::int32_t memory_floats = 0;  ///< a policy's own numbers per head group
+  /// So many first tokens get their keys rotated, at each border, to directly precede the oldest token after them.
+  std::int32_t sinks = 0;
+  std::shared_ptr<const KeyRotation> rotation{};  ///< needed with sinks
 };
 
 /// Keys and values of one layer in pages of a shared pool, one page table per KV-head group: evicting in one group
@@ -90,6 +99,7 @@ class SKALD_API PagedKv final : public LayerState {
     std::vector<std::int32_t> positions;  // if evicts
     std::vector<float> scores, next_scores, border_scores;  // now, after the pass that runs, at the last border
     std::vector<float> memory, next_memory;
+    std::vector<float> sink_keys;  // [sink][head][key], as at their own positions; empty: nothing has moved yet
     bool scored = false;       // next_scores count with the next commit
     // A chosen eviction.
     std::vector<std::int32_t> fates;
@@ -108,10 +118,12 @@ class SKALD_API PagedKv final : public LayerState {
   void append_to(Group& group, std::int64_t count, std::int64_t position);
   void shrink(Group& group, std::int64_t slots) noexcept;
   [[nodiscard]] std::size_t most_pages() const noexcept;
+  [[nodiscard]] std::size_t sink_floats() const noexcept;
   void plan_group(Group& group, const AnyEviction& policy, const EvictionView& view);
   void plan_merges(Group& group);
   void relink(Group& group) noexcept;
   void compact(Group& group) noexcept;
+  void rotate_sinks(Group& group) noexcept;
   void write_merged(Group& group, std::int64_t slot, std::int64_t index) noexcept;
   [[nodiscard]] const std::byte* host_page(PageId page, std::vector<std::byte>& copy) const;
   void release_spares(Group& group) noexcept;
@@ -132,6 +144,7 @@ class SKALD_API PagedKv final : public LayerState {
   std::vector<PageInfo> page_infos_;
   std::vector<std::int32_t> scratch_;
   std::vector<PageId> old_pages_;
+  std::vector<float> row_;
   std::vector<std::byte> from_, to_;  // pages on their way, if the host cannot see the pool
 };
 

@@ -49,6 +49,10 @@ namespace detail {
 SKALD_API void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least,
                              std::span<const EvictionView> views, std::span<std::int64_t> out);
 
+/// Divides a budget by how spread out the layers' scores are: in proportion to their mean normalized entropy.
+SKALD_API void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const EvictionView> views,
+                               std::span<std::int64_t> out);
+
 }  // namespace detail
 
 /// Heavy hitters (H2O, Zhang et al. 2023, arXiv 2306.14048): keeps the newest tokens and those that gathered the most
@@ -158,5 +162,96 @@ struct SinksAndWindow {
   }
 };
 static_assert(EvictionPolicy<SinksAndWindow>);
+
+/// Streaming without end (Xiao et al. 2023, arXiv 2309.17453): the first tokens and a window, with positions as in the cache.
+/// Rotations depend on distances only, so the window's keys stay as they are and the sinks are rotated to follow it.
+struct StreamingSinks {
+  std::int32_t sinks = 4;     ///< at least 1, less than a page
+  std::int64_t window = 512;  ///< most tokens per head beside the sinks
+  [[nodiscard]] std::string name() const {
+    return "streaming:sinks=" + std::to_string(sinks) + ",window=" + std::to_string(window);
+  }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.drops_tokens = true, .reorders_positions = true, .lossy = true, .budget = sinks + window, .sinks = sinks};
+  }
+  void evict(const EvictionView& view, EvictionChoice& choice) const {
+    const auto newest = std::max<std::int64_t>(window - view.page_tokens, 1);
+    for (std::int64_t slot = sinks; slot < view.slots() - newest; ++slot) choice.drop(slot);
+  }
+};
+static_assert(EvictionPolicy<StreamingSinks>);
+
+/// Two-level discriminative operations (D2O, Wan et al. 2024, arXiv 2406.13035): layers whose attention is spread out get more
+/// of the budget; a token that leaves is merged into the kept one with the most similar key (cosine), if that is at least as
+/// similar as a threshold that follows the similarities seen so far, else dropped. The merge is a mean weighted by exp of the
+/// similarity; how often a token was merged does not weigh in attention.
+struct DiscriminativeMerge {
+  std::int64_t budget = 512;
+  double recent = 0.5;    ///< share of the newest tokens
+  double follow = 0.3;    ///< share of a new mean similarity in the threshold
+
+  [[nodiscard]] std::string name() const { return "d2o:budget=" + std::to_string(budget); }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .merges_tokens = true, .budget = budget,
+            .memory_floats = 2};
+  }
+  void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
+    detail::share_by_spread(budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);
+  }
+  void evict(const EvictionView& view, EvictionChoice& choice) const {
+    const auto keep = std::max<std::int64_t>(view.budget - view.page_tokens, 1);
+    if (view.slots() <= keep) return;
+    const auto newest = std::clamp<std::int64_t>(std::llround(static_cast<double>(keep) * recent), 1, keep);
+    choice.keep_largest(0, view.slots() - newest, keep - newest,
+                        [&](std::int32_t slot) { return view.scores[static_cast<std::size_t>(slot)]; });
+    merge_similar(view, choice);
+  }
+
+ private:
+  void merge_similar(const EvictionView& view, EvictionChoice& choice) const {
+    const auto dims = static_cast<std::size_t>(view.key_dims);
+    const auto row = dims * static_cast<std::size_t>(view.heads);
+    const auto slots = static_cast<std::size_t>(view.slots());
+    std::vector<float> keys(slots * row);  // all of length one
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      const std::span key(keys.data() + slot * row, row);
+      for (int head = 0; head < view.heads; ++head)
+        (*view.read_key)(head, static_cast<std::int64_t>(slot), key.subspan(static_cast<std::size_t>(head) * dims, dims));
+      float sum = 1e-30F;
+      for (const float x : key) sum += x * x;
+      for (float& x : key) x /= std::sqrt(sum);
+    }
+    struct Nearest {
+      std::int64_t slot, into;
+      float similarity;
+    };
+    std::vector<Nearest> leaving;
+    float mean = 0.0F;
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      if (choice.kept(static_cast<std::int64_t>(slot))) continue;
+      Nearest best{static_cast<std::int64_t>(slot), -1, -2.0F};
+      for (std::size_t other = 0; other < slots; ++other) {
+        if (!choice.kept(static_cast<std::int64_t>(other))) continue;
+        float dot = 0.0F;
+        for (std::size_t d = 0; d < row; ++d) dot += keys[slot * row + d] * keys[other * row + d];
+        if (dot > best.similarity) best = {best.slot, static_cast<std::int64_t>(other), dot};
+      }
+      leaving.push_back(best);
+      mean += best.similarity;
+    }
+    mean /= static_cast<float>(leaving.size());
+    float& threshold = view.memory[0];
+    float& seen = view.memory[1];
+    threshold = seen == 0.0F ? mean : static_cast<float>(follow) * mean + static_cast<float>(1 - follow) * threshold;
+    seen = 1.0F;
+    for (const auto& token : leaving) {
+      if (token.similarity < threshold) continue;
+      choice.set_weight(token.into, std::exp(1.0F));
+      choice.set_weight(token.slot, std::exp(token.similarity));
+      choice.merge(token.slot, token.into);
+    }
+  }
+};
+static_assert(EvictionPolicy<DiscriminativeMerge> && BudgetPolicy<DiscriminativeMerge>);
 
 }  // namespace skald::inline v0

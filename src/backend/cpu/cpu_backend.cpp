@@ -73,6 +73,8 @@ class CpuStream final : public Stream {
     ops_.push_back(op);
   }
 
+  [[nodiscard]] KvReads kv_reads() const noexcept override { return {state_.kv_bytes_read, state_.kv_bytes_shared}; }
+
   void synchronize(const std::stop_token& stop) override {
     struct Clear {
       CpuStream& stream;
@@ -81,6 +83,7 @@ class CpuStream final : public Stream {
         stream.phases_.clear();
         stream.heads_.clear();
         stream.state_.spans.clear();
+        stream.state_.shared_chunks.clear();
       }
     } clear{*this};
     for (const Op& op : ops_) {

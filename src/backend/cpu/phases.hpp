@@ -84,6 +84,14 @@ struct AttentionSpan {
   std::int32_t chunks = 0;
 };
 
+/// A chunk of keys and values that neighbouring segments have in common.
+struct SharedChunk {
+  std::int32_t segment = 0;   ///< the first one
+  std::int32_t segments = 1;
+  std::int32_t group = 0;
+  std::int32_t chunk = 0;
+};
+
 /// What all phases of a stream share.
 struct StreamState {
   const KernelSet& kernels;
@@ -91,6 +99,9 @@ struct StreamState {
   WorkSizes sizes;
   AlignedBuffer memory;
   std::vector<AttentionSpan> spans{};
+  std::vector<SharedChunk> shared_chunks{};
+  std::uint64_t kv_bytes_read = 0;    ///< by attention, from pages
+  std::uint64_t kv_bytes_shared = 0;  ///< not read, because sequences read them together
 
   [[nodiscard]] std::byte* shared_acts() noexcept { return memory.data() + sizes.shared_acts_offset; }
   [[nodiscard]] std::byte* expert_acts() noexcept { return memory.data() + sizes.expert_acts_offset; }
@@ -123,6 +134,7 @@ struct AttentionPlan {
   std::size_t span_count = 0;
   std::int32_t block_rows = 0;
   std::size_t partial_stride = 0;
+  std::int32_t chunks = 0;  ///< most chunks of a segment, when neighbours share them
 };
 
 struct ExpertsPlan {
@@ -157,6 +169,12 @@ struct Phase : PhaseHead {
 /// Appends the phases of an op whose shapes and host data were checked.
 void plan_linear(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_rows(StreamState& state, const Op& op, std::vector<Phase>& phases);
+/// Rows [first_row, first_row + rows) of a segment and one KV head of a group.
+[[nodiscard]] kernels::AttentionTask make_attention_task(const AttentionOp& op, std::int32_t segment_index,
+                                                         std::int32_t group, std::int32_t head, std::int32_t first_row,
+                                                         std::int32_t rows) noexcept;
+/// Phases that read what neighbouring segments have in common once. @return false if there is too little of that.
+bool plan_shared_attention(StreamState& state, const Op& whole, const AttentionOp& op, std::vector<Phase>& phases);
 void plan_attention(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_experts(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_heads(StreamState& state, const Op& op, std::vector<Phase>& phases);

@@ -78,39 +78,6 @@ void plan_store(StreamState& state, const Op& whole, const StoreKvOp& op, std::v
 
 // ---- AttentionOp
 
-AttentionTask make_task(const AttentionOp& op, std::int32_t segment_index, std::int32_t group, std::int32_t head,
-                        std::int32_t first_row, std::int32_t rows) noexcept {
-  const Segment& segment = op.segments[segment_index];
-  const KvPageLayout& layout = op.kv.layout;
-  const KvTable& table = op.kv.tables[std::int64_t{segment_index} * op.kv.groups + group];
-  const std::int32_t shared = op.heads / op.kv_heads;
-  const std::int64_t first_head = (std::int64_t{group} * layout.heads + head) * shared;
-  const std::int64_t row = std::int64_t{segment.row_begin} + first_row;
-  return {.q = op.q.data + row * op.q.stride + first_head * layout.head_dim_k,
-          .q_stride = op.q.stride,
-          .out = op.out.data + row * op.out.stride + first_head * layout.head_dim_v,
-          .out_stride = op.out.stride,
-          .rows = rows,
-          .heads = shared,
-          .first_row = first_row,
-          .segment_rows = segment.row_count,
-          .slot_base = table.length,
-          .visible = segment.visible,
-          .window = op.window,
-          .scale = op.scale,
-          .softcap = op.softcap,
-          .pool = op.kv.pool,
-          .pages = table.pages,
-          .layout = layout,
-          .head = head,
-          .first = table.first,
-          .mask = static_cast<int>(op.mask),
-          .sinks = op.sinks == nullptr ? nullptr : op.sinks + first_head,
-          .slopes = op.slopes == nullptr ? nullptr : op.slopes + first_head,
-          .bias = op.bias == nullptr ? nullptr : op.bias + first_head * (2 * std::int64_t{op.bias_reach} + 1),
-          .bias_reach = op.bias_reach};
-}
-
 /// Slots [first, last) that any row of a segment may see.
 struct SlotRange {
   std::int32_t first, last;
@@ -142,7 +109,7 @@ void run_whole(const PhaseHead& head, std::int64_t unit, Participant& me) noexce
   const auto block = static_cast<std::int32_t>(span.blocks - 1 - local / op.kv.layout.heads);
   const std::int32_t first = block * phase.attention.block_rows;
   const std::int32_t rows = std::min(phase.attention.block_rows, op.segments[span.segment].row_count - first);
-  kernel_of(phase).whole(make_task(op, span.segment, span.group, kv_head, first, rows),
+  kernel_of(phase).whole(make_attention_task(op, span.segment, span.group, kv_head, first, rows),
                          me.memory + phase.state->sizes.attention_offset);
 }
 
@@ -158,7 +125,7 @@ void run_chunk(const PhaseHead& head, std::int64_t unit, Participant& me) noexce
   const std::int64_t local = unit - span.unit_begin;
   const auto kv_head = static_cast<std::int32_t>(local / span.chunks);
   const auto chunk = static_cast<std::int32_t>(local % span.chunks);
-  const AttentionTask task = make_task(op, span.segment, span.group, kv_head, 0, op.segments[span.segment].row_count);
+  const AttentionTask task = make_attention_task(op, span.segment, span.group, kv_head, 0, op.segments[span.segment].row_count);
   kernel_of(phase).chunk(
       task, span.first_chunk + chunk,
       partial_of(phase, span, kv_head) + static_cast<std::size_t>(chunk) * phase.attention.partial_stride,
@@ -171,7 +138,7 @@ void run_merge(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) no
   const std::int64_t heads = op.kv.layout.heads;
   const AttentionSpan& span = phase.state->spans[phase.attention.span_begin + static_cast<std::size_t>(unit / heads)];
   const auto kv_head = static_cast<std::int32_t>(unit % heads);
-  kernel_of(phase).merge(make_task(op, span.segment, span.group, kv_head, 0, op.segments[span.segment].row_count),
+  kernel_of(phase).merge(make_attention_task(op, span.segment, span.group, kv_head, 0, op.segments[span.segment].row_count),
                          partial_of(phase, span, kv_head), phase.attention.partial_stride, span.chunks);
 }
 
@@ -189,7 +156,7 @@ void run_scores(const PhaseHead& head, std::int64_t unit, Participant& me) noexc
   for (std::int32_t row = first; row < rows; row += step) {
     if (me.stop->check()) return;
     for (std::int32_t h = 0; h < op.kv.layout.heads; ++h) {
-      kernel_of(phase).scores(make_task(op, span.segment, span.group, h, row, std::min(step, rows - row)),
+      kernel_of(phase).scores(make_attention_task(op, span.segment, span.group, h, row, std::min(step, rows - row)),
                               static_cast<int>(op.sink->kind), scores, me.memory + phase.state->sizes.attention_offset);
     }
   }
@@ -201,6 +168,7 @@ struct Load {
   std::int32_t most_rows = 0;
   std::int64_t longest = 0;  ///< most slots that a row sees
   std::int64_t rows = 0;     ///< over all spans
+  std::int64_t slots = 0;    ///< over all spans
 };
 
 Load measure(const AttentionOp& op) noexcept {
@@ -214,6 +182,7 @@ Load measure(const AttentionOp& op) noexcept {
       load.rows += rows;
       const SlotRange slots = slots_of(op, s, g);
       load.longest = std::max(load.longest, std::int64_t{slots.last} - slots.first);
+      load.slots += std::int64_t{slots.last} - slots.first;
     }
   }
   return load;
@@ -236,7 +205,7 @@ bool divide_by_chunks(StreamState& state, const AttentionOp& op, const Attention
   std::size_t stride = 0;
   for (std::size_t i = 0; i < plan.span_count; ++i) {
     const AttentionSpan& span = state.spans[plan.span_begin + i];
-    const AttentionTask task = make_task(op, span.segment, span.group, 0, 0, op.segments[span.segment].row_count);
+    const AttentionTask task = make_attention_task(op, span.segment, span.group, 0, 0, op.segments[span.segment].row_count);
     stride = std::max(stride, (kernel.partial_bytes(task) + 63) / 64 * 64);
   }
   for (std::size_t i = 0; i < plan.span_count; ++i) {
@@ -279,6 +248,12 @@ void divide_by_rows(StreamState& state, const AttentionOp& op, const Load& load,
   phase.units = units;
 }
 
+/// Keys and values that a pass over all spans reads, each span once.
+void count_reads(StreamState& state, const AttentionOp& op, const Load& load) noexcept {
+  state.kv_bytes_read += static_cast<std::uint64_t>(load.slots * op.kv.layout.heads) *
+                         (op.kv.layout.head_bytes() / static_cast<std::size_t>(op.kv.layout.page_tokens));
+}
+
 void plan_heads(StreamState& state, const Op& whole, const AttentionOp& op, std::vector<Phase>& phases) {
   const Load load = measure(op);
   if (load.spans == 0) return;
@@ -290,16 +265,21 @@ void plan_heads(StreamState& state, const Op& whole, const AttentionOp& op, std:
   const AttentionKernel& kernel = *state.kernels.attention(op.kv.layout.dtype);
   const bool few = load.spans * op.kv.layout.heads < std::int64_t{4} * state.participants;
   const bool split = state.participants > 1 && few && load.most_rows <= 8 && load.longest > attention_chunk;
-  if (split && divide_by_chunks(state, op, kernel, phase)) {
+  if (plan_shared_attention(state, whole, op, phases)) {
+    // The rows are done; what is left are the scores.
+  } else if (split && divide_by_chunks(state, op, kernel, phase)) {
+    count_reads(state, op, load);
     phase.run = run_chunk;
     phases.push_back(phase);
     phase.run = run_merge;
     phase.units = load.spans * op.kv.layout.heads;
+    phases.push_back(phase);
   } else {
+    count_reads(state, op, load);
     divide_by_rows(state, op, load, phase);
     phase.run = run_whole;
+    phases.push_back(phase);
   }
-  phases.push_back(phase);
   if (op.sink == nullptr) return;
   phase.run = run_scores;
   phase.units = load.spans;
@@ -307,6 +287,39 @@ void plan_heads(StreamState& state, const Op& whole, const AttentionOp& op, std:
 }
 
 }  // namespace
+
+kernels::AttentionTask make_attention_task(const AttentionOp& op, std::int32_t segment_index, std::int32_t group, std::int32_t head,
+                        std::int32_t first_row, std::int32_t rows) noexcept {
+  const Segment& segment = op.segments[segment_index];
+  const KvPageLayout& layout = op.kv.layout;
+  const KvTable& table = op.kv.tables[std::int64_t{segment_index} * op.kv.groups + group];
+  const std::int32_t shared = op.heads / op.kv_heads;
+  const std::int64_t first_head = (std::int64_t{group} * layout.heads + head) * shared;
+  const std::int64_t row = std::int64_t{segment.row_begin} + first_row;
+  return {.q = op.q.data + row * op.q.stride + first_head * layout.head_dim_k,
+          .q_stride = op.q.stride,
+          .out = op.out.data + row * op.out.stride + first_head * layout.head_dim_v,
+          .out_stride = op.out.stride,
+          .rows = rows,
+          .heads = shared,
+          .first_row = first_row,
+          .segment_rows = segment.row_count,
+          .slot_base = table.length,
+          .visible = segment.visible,
+          .window = op.window,
+          .scale = op.scale,
+          .softcap = op.softcap,
+          .pool = op.kv.pool,
+          .pages = table.pages,
+          .layout = layout,
+          .head = head,
+          .first = table.first,
+          .mask = static_cast<int>(op.mask),
+          .sinks = op.sinks == nullptr ? nullptr : op.sinks + first_head,
+          .slopes = op.slopes == nullptr ? nullptr : op.slopes + first_head,
+          .bias = op.bias == nullptr ? nullptr : op.bias + first_head * (2 * std::int64_t{op.bias_reach} + 1),
+          .bias_reach = op.bias_reach};
+}
 
 void plan_attention(StreamState& state, const Op& whole, std::vector<Phase>& phases) {
   if (const auto* op = std::get_if<StoreKvOp>(&whole)) plan_store(state, whole, *op, phases);

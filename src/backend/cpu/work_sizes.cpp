@@ -106,9 +106,13 @@ Attentions measure_attention(const KernelSet& kernels, const StreamLimits& limit
     task.layout.head_dim_v = dim;
     // One row of one sequence over the whole context, or as much of several.
     const std::size_t chunks = positive(limits.context) / attention_chunk + 1;
-    most.partials = std::max(most.partials, chunks * positive(limits.heads) * aligned(kernel.partial_bytes(task)));
+    const std::size_t one = chunks * positive(limits.heads) * aligned(kernel.partial_bytes(task));
+    // Several sequences that share a prefix, within reason.
+    constexpr std::size_t enough = std::size_t{32} << 20;
+    const std::size_t all = one * positive(std::max<std::int64_t>(1, limits.segments));
+    most.partials = std::max({most.partials, one, std::min(all, enough)});
   }
-  if (participants <= 1 || limits.context <= attention_chunk) most.partials = 0;
+  if ((participants <= 1 && limits.segments <= 1) || limits.context <= attention_chunk) most.partials = 0;
   return most;
 }
 

@@ -24,6 +24,8 @@ const std::vector<Case>& cases() {
       {"h2o:budget=64,recent=50,shares=pyramid", "h2o:budget=800,recent=50,shares=pyramid", 80},
       {"h2o:budget=64,recent=50,shares=adaptive", "h2o:budget=400,recent=50,shares=adaptive", 96},
       {"snapkv:budget=64,window=8,pool=5", "snapkv:budget=400,window=8,pool=5", 64},
+      {"streaming:sinks=4,window=60", "streaming:sinks=4,window=400", 64},
+      {"d2o:budget=64", "d2o:budget=400", 96},
       {"rpc:interval=32,window=8,percent=25", "rpc:interval=0,window=8,percent=25", 0},
   };
   return list;
@@ -188,4 +190,59 @@ TEST_CASE("integration.policies: a step that evicts by scores allocates no page 
   (void)session.forward(some_tokens(400, shape.vocabulary));
   CHECK(longest_group(session) <= 32);
   CHECK(decoder.counters().kv_pages_peak <= 4 * 3);
+}
+
+TEST_CASE("A002: a stream of twenty windows stays within constant bytes and answers as if the cache alone had been read") {
+  // With one layer a token's key and value depend on the token and its position only, so that what is in the cache can be
+  // computed apart: the sinks and the window, one directly after the other.
+  const TinyShape one{.layers = 1, .type = skald::DType::f32};
+  const auto model = tiny_model(one, {.backend = cpu_with(2)});
+  constexpr std::int64_t window = 60;
+  skald::DecoderOptions options{.kv = {.format = "f32", .eviction = "streaming:sinks=4,window=60", .page_tokens = 16},
+                                .context = 4096};
+  const skald::Decoder streaming(model, options);
+  options.kv.eviction = "window:sinks=4,window=60";
+  const skald::Decoder fixed(model, options);
+  options.kv.eviction = "none";
+  const skald::Decoder plain(model, options);
+  const auto tokens = some_tokens(20 * window, one.vocabulary, 77);
+  auto session = streaming.new_session();
+  auto kept_positions = fixed.new_session();
+  std::size_t most_bytes = 0;
+  for (std::size_t i = 0; i < tokens.size(); i += 25) {
+    (void)session.forward(std::span(tokens).subspan(i, 25));
+    (void)kept_positions.forward(std::span(tokens).subspan(i, 25));
+    most_bytes = std::max(most_bytes, session.bytes());
+  }
+  const auto& kv = static_cast<const skald::PagedKv&>(*session.state().layer(0));
+  CHECK(most_bytes <= 2 * 4 * kv.pool().page_bytes());
+  std::vector<skald::TokenId> left;
+  for (const auto position : kv.positions(0)) left.push_back(tokens[static_cast<std::size_t>(position)]);
+  CHECK(static_cast<std::int64_t>(left.size()) <= window + 4);  // and so is every distance between two of them
+  auto alone = plain.new_session();
+  (void)alone.forward(left);
+  const auto expected = next_row(alone, 5);
+  const auto distance = [&](const Rows& rows) {
+    double worst = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i) worst = std::max(worst, std::abs(double{rows[i]} - expected[i]));
+    return worst;
+  };
+  CHECK(distance(next_row(session, 5)) < 2e-3);
+  CHECK(distance(next_row(kept_positions, 5)) > 2e-2);  // the sinks are far away there
+}
+
+TEST_CASE("A006: layers share one budget, merges and drops are counted") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, with("d2o:budget=64"));
+  auto session = decoder.new_session();
+  (void)session.forward(some_tokens(400, shape.vocabulary));
+  const auto counters = decoder.counters();
+  CHECK(counters.merged_tokens > 0);
+  CHECK(counters.evicted_tokens > counters.merged_tokens);
+  std::int64_t slots = 0;
+  for (int l = 0; l < session.state().layer_count(); ++l) {
+    const auto& kv = static_cast<const skald::PagedKv&>(*session.state().layer(l));
+    for (int g = 0; g < kv.groups(); ++g) slots += kv.slots(g);
+  }
+  CHECK(slots <= 4 * 64);
 }

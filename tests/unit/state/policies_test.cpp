@@ -160,6 +160,13 @@ TEST_CASE("state.policies: shares of a budget add up to it", "[state]") {
   CHECK(sum() >= 792);
   CHECK(out.front() > out.back());
   CHECK(out.back() >= 32);
+  for (std::size_t i = 0; i < views.size(); ++i) views[i].scores = i < 4 ? flat : steep;
+  skald::detail::share_by_spread(100, 32, views, out);
+  CHECK(sum() <= 800);
+  CHECK(sum() >= 792);
+  CHECK(out[0] > 2 * out[7]);  // A006: layers of flat attention receive more
+  CHECK(out[7] >= 32);
+  for (std::size_t i = 0; i < views.size(); ++i) views[i].scores = i % 2 == 0 ? flat : steep;
   skald::detail::share_budgets(skald::BudgetShares::adaptive, 100, 32, views, out);
   CHECK(sum() <= 800);
   CHECK(sum() >= 792);

@@ -1,0 +1,173 @@
+// Attention of several sequences over pages that they have in common: a chunk of keys and values is read once for all of them,
+// their queries stacked (Hydragen, Juravsky et al. 2024, arXiv 2402.05099; RelayAttention, Zhu et al. 2024, arXiv
+// 2402.14808). Found from the page tables alone, chunk by chunk, so trees of prefixes need nothing more. Each row's chunks are
+// computed and merged as they are without sharing: the same bits.
+#include <algorithm>
+
+#include "backend/cpu/phases.hpp"
+
+namespace skald::inline v0::cpu {
+
+namespace {
+
+using kernels::AttentionKernel;
+using kernels::AttentionTask;
+
+const AttentionOp& attention_op(const Phase& phase) noexcept { return *std::get_if<AttentionOp>(phase.op); }
+
+const AttentionKernel& kernel_of(const Phase& phase) noexcept {
+  return *phase.state->kernels.attention(attention_op(phase).kv.layout.dtype);
+}
+
+const KvTable& table_of(const AttentionOp& op, std::int32_t segment, std::int32_t group) noexcept {
+  return op.kv.tables[std::int64_t{segment} * op.kv.groups + group];
+}
+
+std::int32_t chunks_of(const AttentionOp& op, std::int32_t segment, std::int32_t group) noexcept {
+  return (table_of(op, segment, group).length + op.segments[segment].row_count - 1) / attention_chunk + 1;
+}
+
+/// True if both segments hold the whole chunk before their own rows, in the same pages.
+bool same_chunk(const AttentionOp& op, std::int32_t a, std::int32_t b, std::int32_t group, std::int32_t chunk) noexcept {
+  const KvTable& x = table_of(op, a, group);
+  const KvTable& y = table_of(op, b, group);
+  if (std::int64_t{chunk + 1} * attention_chunk > std::min(x.length, y.length)) return false;
+  const std::int32_t pages = attention_chunk / op.kv.layout.page_tokens;
+  return std::equal(x.pages + std::int64_t{chunk} * pages, x.pages + std::int64_t{chunk + 1} * pages,
+                    y.pages + std::int64_t{chunk} * pages);
+}
+
+std::size_t row_bytes(const AttentionOp& op, const AttentionKernel& kernel) noexcept {
+  AttentionTask task{};
+  task.rows = 1;
+  task.heads = op.heads / op.kv_heads;
+  task.layout = op.kv.layout;
+  return kernel.partial_bytes(task);
+}
+
+/// Partial results of a row in a KV head's first chunk; the next chunk's lie `stride` bytes on.
+std::byte* partial_of(const Phase& phase, std::int32_t group, std::int32_t kv_head, std::int64_t row) noexcept {
+  const AttentionOp& op = attention_op(phase);
+  const std::int64_t head = std::int64_t{group} * op.kv.layout.heads + kv_head;
+  return phase.state->partials() +
+         static_cast<std::size_t>(head * phase.attention.chunks) * phase.attention.partial_stride +
+         static_cast<std::size_t>(row) * row_bytes(op, kernel_of(phase));
+}
+
+void run_shared(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const AttentionOp& op = attention_op(phase);
+  const std::int64_t heads = op.kv.layout.heads;
+  const SharedChunk& part = phase.state->shared_chunks[phase.attention.span_begin + static_cast<std::size_t>(unit / heads)];
+  const auto kv_head = static_cast<std::int32_t>(unit % heads);
+  AttentionTask task = make_attention_task(op, part.segment, part.group, kv_head, 0, op.segments[part.segment].row_count);
+  if (part.segments > 1) {  // rows follow one another; all of them see all of the chunk
+    const Segment& last = op.segments[part.segment + part.segments - 1];
+    task.rows = last.row_begin + last.row_count - op.segments[part.segment].row_begin;
+    task.segment_rows = task.rows;
+    task.slot_base = (part.chunk + 1) * attention_chunk;
+    task.visible = nullptr;
+  }
+  kernel_of(phase).chunk(task, part.chunk,
+                         partial_of(phase, part.group, kv_head, op.segments[part.segment].row_begin) +
+                             static_cast<std::size_t>(part.chunk) * phase.attention.partial_stride,
+                         me.memory + phase.state->sizes.attention_offset);
+}
+
+void run_shared_merge(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const AttentionOp& op = attention_op(phase);
+  const auto kv_head = static_cast<std::int32_t>(unit % op.kv.layout.heads);
+  const auto group = static_cast<std::int32_t>(unit / op.kv.layout.heads % op.kv.groups);
+  const auto segment = static_cast<std::int32_t>(unit / op.kv.layout.heads / op.kv.groups);
+  if (op.segments[segment].row_count == 0) return;
+  kernel_of(phase).merge(make_attention_task(op, segment, group, kv_head, 0, op.segments[segment].row_count),
+                         partial_of(phase, group, kv_head, op.segments[segment].row_begin),
+                         phase.attention.partial_stride, chunks_of(op, segment, group));
+}
+
+/// Lists what is to be computed: each chunk of each run of neighbours that have it in common. @return chunks that are read
+/// less often than without sharing.
+std::int64_t list_chunks(StreamState& state, const AttentionOp& op) {
+  std::int64_t saved = 0;
+  for (std::int32_t g = 0; g < op.kv.groups; ++g) {
+    for (std::int32_t s = 0; s < op.segment_count; ++s) {
+      if (op.segments[s].row_count == 0) continue;
+      const std::int32_t chunks = chunks_of(op, s, g);
+      for (std::int32_t c = 0; c < chunks; ++c) {
+        if (s > 0 && op.segments[s - 1].row_count > 0 && same_chunk(op, s - 1, s, g, c)) {
+          ++saved;  // taken along by a neighbour before
+          continue;
+        }
+        std::int32_t count = 1;
+        while (s + count < op.segment_count && op.segments[s + count].row_count > 0 &&
+               same_chunk(op, s, s + count, g, c)) {
+          ++count;
+        }
+        state.shared_chunks.push_back({.segment = s, .segments = count, .group = g, .chunk = c});
+      }
+    }
+  }
+  return saved;
+}
+
+bool eligible(const StreamState& state, const AttentionOp& op) noexcept {
+  if (op.segment_count < 2 || op.window > 0 || op.mask != AttentionMask::causal || op.slopes != nullptr ||
+      op.bias != nullptr || state.sizes.partials_bytes == 0) {
+    return false;
+  }
+  std::int64_t next = op.segments[0].row_begin;
+  for (std::int32_t s = 0; s < op.segment_count; ++s) {
+    if (op.segments[s].row_begin != next || op.segments[s].row_count > 8) return false;
+    next += op.segments[s].row_count;
+    for (std::int32_t g = 0; g < op.kv.groups; ++g) {
+      if (table_of(op, s, g).first != 0) return false;
+    }
+  }
+  // Cheap and mostly decisive: some neighbours have their first chunk in common.
+  for (std::int32_t s = 1; s < op.segment_count; ++s) {
+    if (op.segments[s - 1].row_count > 0 && op.segments[s].row_count > 0 && same_chunk(op, s - 1, s, 0, 0)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+bool plan_shared_attention(StreamState& state, const Op& whole, const AttentionOp& op, std::vector<Phase>& phases) {
+  if (!eligible(state, op)) return false;
+  Phase phase;
+  phase.state = &state;
+  phase.op = &whole;
+  phase.attention = AttentionPlan{};
+  phase.attention.span_begin = state.shared_chunks.size();
+  for (std::int32_t s = 0; s < op.segment_count; ++s) {
+    if (op.segments[s].row_count == 0) continue;
+    for (std::int32_t g = 0; g < op.kv.groups; ++g) {
+      phase.attention.chunks = std::max(phase.attention.chunks, chunks_of(op, s, g));
+    }
+  }
+  const AttentionKernel& kernel = *state.kernels.attention(op.kv.layout.dtype);
+  phase.attention.partial_stride = static_cast<std::size_t>(op.q.rows) * row_bytes(op, kernel);
+  const std::size_t needed = phase.attention.partial_stride * static_cast<std::size_t>(phase.attention.chunks) *
+                             static_cast<std::size_t>(op.kv_heads);
+  if (needed > state.sizes.partials_bytes) return false;
+  const std::int64_t saved = list_chunks(state, op);
+  const auto units = static_cast<std::int64_t>(state.shared_chunks.size() - phase.attention.span_begin);
+  if (saved * 8 < units) {  // not worth the partial results
+    state.shared_chunks.resize(phase.attention.span_begin);
+    return false;
+  }
+  const auto chunk_bytes =
+      op.kv.layout.head_bytes() / static_cast<std::size_t>(op.kv.layout.page_tokens) * attention_chunk;
+  state.kv_bytes_read += static_cast<std::uint64_t>(units * op.kv.layout.heads) * chunk_bytes;
+  state.kv_bytes_shared += static_cast<std::uint64_t>(saved * op.kv.layout.heads) * chunk_bytes;
+  phase.run = run_shared;
+  phase.units = units * op.kv.layout.heads;
+  phases.push_back(phase);
+  phase.run = run_shared_merge;
+  phase.units = std::int64_t{op.segment_count} * op.kv.groups * op.kv.layout.heads;
+  phases.push_back(phase);
+  return true;
+}
+
+}  // namespace skald::inline v0::cpu
