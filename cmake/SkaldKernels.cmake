@@ -23,6 +23,7 @@ endfunction()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   skald_kernel_library(baseline isa -mno-avx -mno-sse3)
   skald_kernel_library(avx2 isa -mavx2 -mfma -mf16c -mbmi2 -mno-avx512f)
+  if(SKALD_AVX512)
   skald_kernel_library(avx512 isa -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mfma -mf16c -mbmi2
                        -mprefer-vector-width=512 -mno-avx512vnni)
   skald_kernel_library(avx512vnni isa -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx512vnni -mfma -mf16c
@@ -30,6 +31,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   # Only what differs from avx512vnni.
   skald_kernel_library(avx512bf16 isa_bf16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx512vnni
                        -mavx512bf16 -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
+  else()
+    target_compile_definitions(skald PRIVATE SKALD_NO_AVX512)
+  endif()
 else()
   skald_kernel_library(baseline isa)
 endif()

@@ -22,6 +22,8 @@ const kernels::ProbeKernels& probes_of(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
     case Isa::avx2: return *kernels::avx2::probe_kernels();
+#endif
+#if defined(__x86_64__) && !defined(SKALD_NO_AVX512)
     case Isa::avx512: return *kernels::avx512::probe_kernels();
     case Isa::avx512bf16:
     case Isa::avx512vnni: return *kernels::avx512vnni::probe_kernels();
@@ -99,7 +101,7 @@ double measure_f32_peak(const AnyExecutor& executor, const ProbeOptions& options
 }
 
 double measure_bf16_peak(const AnyExecutor& executor, const ProbeOptions& options) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SKALD_NO_AVX512)
   if (options.isa == Isa::avx512bf16) {
     static_cast<void>(probes_of(options.isa));
     return best_rate<float>(executor, options, kernels::avx512bf16::dot_bf16);

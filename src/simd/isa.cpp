@@ -52,9 +52,14 @@ Isa detect() {
   constexpr unsigned vnni = 1u << 11;
   constexpr unsigned bf16 = 1u << 5;
   if (!all(state, ymm_state) || !all(leaf1.c, avx_fma_f16c) || !all(leaf7.b, avx2_bmi2)) return Isa::baseline;
+#if defined(SKALD_NO_AVX512)
+  static_cast<void>(zmm_state), static_cast<void>(avx512), static_cast<void>(vnni), static_cast<void>(bf16);
+  return Isa::avx2;
+#else
   if (!all(state, zmm_state) || !all(leaf7.b, avx512)) return Isa::avx2;
   if (!all(leaf7.c, vnni)) return Isa::avx512;
   return all(cpuid(7, 1).a, bf16) ? Isa::avx512bf16 : Isa::avx512vnni;
+#endif
 }
 
 std::string read_processor_name() {

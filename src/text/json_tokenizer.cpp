@@ -50,6 +50,7 @@ JsonTokenizer::JsonTokenizer(const JsonNode& root) {
   if (const auto node = root.find("pre_tokenizer")) pre_tokenizer_ = read_pre_tokenizer(*node);
   if (const auto node = root.find("decoder")) decoder_ = JsonDecoder(*node);
   if (const auto node = root.find("added_tokens")) read_added_tokens(*node);
+  is_special_.resize(texts_.size(), false);
   if (const auto node = root.find("post_processor")) read_post_processor(*node);
   if (texts_.empty()) root.at("model").fail("there are no tokens");
 }

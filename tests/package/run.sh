@@ -94,7 +94,7 @@ case $step in
     rm -rf "$work/build-subproject"
     cmake -S "$source/tests/package/fetch_content" -B "$work/build-subproject" "${generator[@]}" -DSKALD_SOURCE="$source" \
       -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-g0 -DBUILD_SHARED_LIBS=ON \
-      -DSKALD_INSTALL=ON -DFETCHCONTENT_FULLY_DISCONNECTED=ON
+      -DSKALD_INSTALL=ON -DSKALD_AVX512=OFF -DFETCHCONTENT_FULLY_DISCONNECTED=ON
     cmake --build "$work/build-subproject"
     "$work/build-subproject/host" "$source/models/skald-tiny-q8_0.gguf"
     ;;

@@ -24,13 +24,15 @@ namespace {
 kernels::KernelTable kernel_table(Isa isa) noexcept {
   kernels::KernelTable table{};
   switch (isa) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SKALD_NO_AVX512)
     case Isa::avx512bf16:
       SKALD_FILL_TABLE(avx512vnni);
       table.name = "avx512bf16";
       break;
     case Isa::avx512vnni: SKALD_FILL_TABLE(avx512vnni); break;
     case Isa::avx512: SKALD_FILL_TABLE(avx512); break;
+#endif
+#if defined(__x86_64__)
     case Isa::avx2: SKALD_FILL_TABLE(avx2); break;
 #endif
     default: SKALD_FILL_TABLE(baseline); break;
@@ -41,7 +43,7 @@ kernels::KernelTable kernel_table(Isa isa) noexcept {
 
 KernelSet::KernelSet(Isa isa) : isa_(isa), table_(kernel_table(isa)) {
   matmul_.assign(table_.matmul, table_.matmul + table_.matmul_count);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SKALD_NO_AVX512)
   if (isa != Isa::avx512bf16) return;
   int count = 0;
   const auto* better = kernels::avx512bf16::matmul_kernels(&count);

@@ -397,7 +397,7 @@ TEST_CASE("backend.cpu: an executor's exception arrives and the stream stays usa
 
 TEST_CASE("backend.cpu: refuses what it lacks, and weights of another instruction set", "[backend]") {
   CHECK_THROWS_AS(cpu(available_isas().front(), 1)
-                      ->make_weight({.type = DType::iq1_s, .rows = 1, .cols = 256, .read = [](auto, auto, auto) {}},
+                      ->make_weight({.type = DType::q8_k, .rows = 1, .cols = 256, .read = [](auto, auto, auto) {}},
                                     WeightLayout::packed, {}),
                   UnsupportedError);
   CpuOptions options;

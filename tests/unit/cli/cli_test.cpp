@@ -88,7 +88,7 @@ TEST_CASE("cli: wrong usage gives one line and exit code 2", "[cli]") {
 TEST_CASE("cli: errors give one line and exit code 1", "[cli]") {
   const Folder folder;
   check_error({"generate", "-m", folder.file("none.gguf"), "-p", "x"}, "none.gguf", "io");
-  check_error({"generate", "-m", folder.file("."), "-p", "x"}, "not a regular file", "io");
+  check_error({"generate", "-m", folder.file("."), "-p", "x"}, "config.json", "io");
   check_error({"generate", "-m", folder.file("bad.gguf", "no model"), "-p", "x"}, "bad.gguf", "format");
   check_error({"generate", "-m", model, "-f", folder.file("none.txt")}, "none.txt", "io");
   check_error({"generate", "-m", model, "-f", folder.file(".")}, "directory", "io");
@@ -139,7 +139,7 @@ TEST_CASE("cli: flags of llama.cpp mean the same or are refused", "[cli]") {
   check_error(with({"-md", "draft.gguf"}), "-md", "unsupported");
   check_error(with({"--lora", "adapter.gguf"}), "--lora", "unsupported");
   check_error(with({"-ctk", "f32", "-ctv", "f16"}), "f16", "incompatible");
-  check_error(with({"-ctk", "q8_0"}), "q8_0", "unsupported");
+  check_error(with({"-ctk", "q5_1"}), "q5_1", "unsupported");
   check_error({"bench", "-m", model, "-fa", "0"}, "-fa 0", "unsupported");
   check_error({"bench", "-m", model, "-ngl", "1"}, "-ngl 1", "unsupported");
   const auto plain = output_of(with({}));

@@ -121,7 +121,7 @@ TEST_CASE("model.plan: refuses options out of range, naming them") {
   refused("context", [](PlanOptions& options) { options.context = -1; });
   refused("context", [](PlanOptions& options) { options.context = INT64_MAX; });
   refused("sequences", [](PlanOptions& options) { options.sequences = 0; });
-  refused("kv_type", [](PlanOptions& options) { options.kv_type = DType::q8_0; });
+  refused("kv_type", [](PlanOptions& options) { options.kv_type = DType::q5_1; });
   refused("page_tokens", [](PlanOptions& options) { options.page_tokens = 48; });
   refused("page_tokens", [](PlanOptions& options) { options.page_tokens = 512; });
   refused("page_tokens", [](PlanOptions& options) { options.page_tokens = 0; });

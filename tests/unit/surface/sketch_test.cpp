@@ -57,7 +57,7 @@ TEST_CASE("surface: a decoder composed statically, with a policy of one's own", 
 
 TEST_CASE("surface: parts of the sketch that do not exist are refused by name", "[surface]") {
   const auto model = skald::Model::load(file);
-  CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.format = "q8_0"}}), skald::UnsupportedError);
+  CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.format = "q7_0"}}), skald::UnsupportedError);
   CHECK_THROWS_AS(skald::Decoder(model, {.kv = {.eviction = "h3o:budget=2048"}}), skald::UsageError);
   CHECK_THROWS_AS(skald::Decoder(model, {.attention = "sparq:r=32,k=256"}), skald::UsageError);
 }

@@ -239,6 +239,12 @@ TEST_CASE("text.tokenizer_json: refuses contradictions with the place") {
   refused<FormatError>("$", "{}");
 }
 
+TEST_CASE("text.tokenizer_json: encodes without added tokens") {
+  const Tokenizer tokenizer = read(R"({"model":{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0],["a",-1],["ab",-3]]}})");
+  CHECK(tokenizer.encode("aabx") == Ids{1, 2, 0});
+  CHECK(tokenizer.encode("aabx", {.parse_special = true}) == Ids{1, 2, 0});
+}
+
 TEST_CASE("text.tokenizer_json: bounds what hostile steps make of a text") {
   Json json = small();
   Json steps = Json::array();
