@@ -21,8 +21,14 @@ using Object = std::vector<Member>;
 class Value {
  public:
   using Data = std::variant<std::nullptr_t, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object>;
-  Value() : data_(nullptr) {}
-  explicit Value(Data data) : data_(std::move(data)) {}
+  // Defined below: a member of an object must be complete first.
+  Value();
+  explicit Value(Data data);
+  Value(const Value&);
+  Value(Value&&) noexcept;
+  Value& operator=(const Value&);
+  Value& operator=(Value&&) noexcept;
+  ~Value();
 
   [[nodiscard]] const Data& data() const noexcept { return data_; }
   [[nodiscard]] Data& data() noexcept { return data_; }
@@ -47,6 +53,14 @@ struct Member {
   std::string key;
   Value value;
 };
+
+inline Value::Value() : data_(nullptr) {}
+inline Value::Value(Data data) : data_(std::move(data)) {}
+inline Value::Value(const Value&) = default;
+inline Value::Value(Value&&) noexcept = default;
+inline Value& Value::operator=(const Value&) = default;
+inline Value& Value::operator=(Value&&) noexcept = default;
+inline Value::~Value() = default;
 
 /// @throws FormatError with file and offset for text that is not JSON, repeated keys or nesting beyond 64 levels.
 [[nodiscard]] Value parse(std::string_view text, const std::string& file);
