@@ -544,7 +544,8 @@ TEST_CASE("backend.experts: the gate of rows multiplies each row by the sigmoid 
 
 TEST_CASE("kernels.matmul: activations of several columns take no more bytes than as many alone", "[backend]") {
   for (const Isa isa : available_isas()) {
-    for (const auto& kernel : cpu::KernelSet(isa).all_matmul()) {
+    const cpu::KernelSet kernels(isa);
+    for (const auto& kernel : kernels.all_matmul()) {
       INFO(to_string(isa) << ", " << to_string(kernel.type));
       for (const std::int64_t cols : {256, 768}) {
         CHECK(kernel.acts_bytes(cols, 1) % 64 == 0);
