@@ -33,6 +33,38 @@ struct TinyShape {
   std::uint64_t seed = 1;
 };
 
+/// Adds tensors of random values, which depend on the seed and on how many tensors were added before.
+struct TinyTensors {
+  skald::GgufWriter& writer;
+  std::uint64_t seed = 1;
+  std::uint64_t count = 0;
+
+  void add(const std::string& name, std::vector<std::int64_t> dims, skald::DType type, float mean, float spread) {
+    skald::CounterRandom random(seed, count++, 0);
+    std::vector<float> row(static_cast<std::size_t>(dims[0]));
+    std::int64_t rows = 1;
+    for (std::size_t i = 1; i < dims.size(); ++i) rows *= dims[i];
+    std::vector<std::byte> bytes;
+    const auto bytes_per_row = skald::row_bytes(type, row.size());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (float& value : row) {
+        double sum = 0;  // near enough to normal
+        for (int i = 0; i < 4; ++i) sum += random.uniform() - 0.5;
+        value = mean + spread * static_cast<float>(sum);
+      }
+      bytes.resize(bytes.size() + bytes_per_row);
+      skald::encode_row(type, row, std::span(bytes).last(bytes_per_row));
+    }
+    writer.add_tensor(name, type, dims, bytes);
+  }
+  /// Innermost dimension first. The default spread keeps the size of what is multiplied.
+  void matrix(const std::string& name, std::vector<std::int64_t> dims, skald::DType type, float spread = 0.0F) {
+    const float usual = 2.0F / std::sqrt(static_cast<float>(dims[0]));
+    add(name, std::move(dims), type, 0.0F, spread > 0.0F ? spread : usual);
+  }
+  void vector(const std::string& name, std::int64_t size) { add(name, {size}, skald::DType::f32, 1.0F, 0.2F); }
+};
+
 /// A whole GGUF file of such a model, weights encoded by the library; no tokenizer.
 inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
   skald::GgufWriter writer;
@@ -54,34 +86,12 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
     set("llama.expert_used_count", static_cast<std::uint32_t>(shape.experts_used));
   }
 
-  std::uint64_t tensor = 0;
-  const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols, skald::DType type, float mean,
-                       float spread, std::int64_t matrices = 0) {
-    skald::CounterRandom random(shape.seed, tensor++, 0);
-    std::vector<float> row(static_cast<std::size_t>(cols));
-    std::vector<std::byte> bytes;
-    const auto bytes_per_row = skald::row_bytes(type, row.size());
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (float& value : row) {
-        double sum = 0;  // near enough to normal
-        for (int i = 0; i < 4; ++i) sum += random.uniform() - 0.5;
-        value = mean + spread * static_cast<float>(sum);
-      }
-      bytes.resize(bytes.size() + bytes_per_row);
-      skald::encode_row(type, row, std::span(bytes).last(bytes_per_row));
-    }
-    std::vector<std::int64_t> dims{cols};
-    if (rows > 1) dims.push_back(rows);
-    if (matrices > 0) dims = {cols, rows / matrices, matrices};
-    writer.add_tensor(name, type, dims, bytes);
-  };
+  TinyTensors add{writer, shape.seed};
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
-    add(name, rows, cols, shape.type, 0.0F, 2.0F / std::sqrt(static_cast<float>(cols)));
+    add.matrix(name, {cols, rows}, shape.type);
   };
-  const auto vector = [&](const std::string& name, std::int64_t cols) {
-    add(name, 1, cols, skald::DType::f32, 1.0F, 0.2F);
-  };
-  add("token_embd.weight", shape.vocabulary, shape.dim, shape.type, 0.0F, 1.5F);
+  const auto vector = [&](const std::string& name, std::int64_t cols) { add.vector(name, cols); };
+  add.matrix("token_embd.weight", {shape.dim, shape.vocabulary}, shape.type, 1.5F);
   vector("output_norm.weight", shape.dim);
   matrix("output.weight", shape.vocabulary, shape.dim);
   for (std::int64_t l = 0; l < shape.layers; ++l) {
@@ -94,10 +104,9 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
     vector(layer + "ffn_norm.weight", shape.dim);
     if (shape.experts > 0) {
       const auto stack = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
-        add(name, shape.experts * rows, cols, shape.type, 0.0F, 2.0F / std::sqrt(static_cast<float>(cols)),
-            shape.experts);
+        add.matrix(name, {cols, rows, shape.experts}, shape.type);
       };
-      add(layer + "ffn_gate_inp.weight", shape.experts, shape.dim, skald::DType::f32, 0.0F, 0.1F);
+      add.matrix(layer + "ffn_gate_inp.weight", {shape.dim, shape.experts}, skald::DType::f32, 0.1F);
       stack(layer + "ffn_gate_exps.weight", shape.ffn, shape.dim);
       stack(layer + "ffn_up_exps.weight", shape.ffn, shape.dim);
       stack(layer + "ffn_down_exps.weight", shape.dim, shape.ffn);
@@ -110,17 +119,21 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
   return writer.to_bytes();
 }
 
-/// Such a model, loaded.
-inline skald::Model tiny_model(const TinyShape& shape, skald::LoadOptions options = {}) {
-  const auto bytes = tiny_gguf(shape);
+/// A model from the bytes of its file.
+inline skald::Model load_tiny(std::vector<std::byte> bytes, skald::LoadOptions options) {
   options.tokenizer = false;
-  const auto keep = std::make_shared<std::vector<std::byte>>(bytes);
+  const auto keep = std::make_shared<std::vector<std::byte>>(std::move(bytes));
   return skald::Model::load(skald::AnyByteSource(skald::CallbackSource(keep->size(),
                                                                        [keep](std::uint64_t offset, std::span<std::byte> out) {
                                                                          std::memcpy(out.data(), keep->data() + offset, out.size());
                                                                        }),
                                                  "tiny"),
                             options);
+}
+
+/// Such a model, loaded.
+inline skald::Model tiny_model(const TinyShape& shape, skald::LoadOptions options = {}) {
+  return load_tiny(tiny_gguf(shape), std::move(options));
 }
 
 /// Tokens that look random but are the same every time.

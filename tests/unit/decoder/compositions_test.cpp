@@ -2,14 +2,17 @@
 // table in docs/compositions.md is this test's output.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
+#include <map>
 #include <sstream>
 
 #include <skald/decoder/decoder.hpp>
+#include <skald/decoder/prefix_cache.hpp>
 
 #include "support/catch.hpp"
 #include "support/shared_data.hpp"
-#include "support/tiny_model.hpp"
+#include "support/tiny_attention.hpp"
 
 namespace {
 
@@ -22,6 +25,9 @@ struct Pipeline {
   std::string eviction = "none";
   std::string attention = "dense";
   std::string scores = "off";
+  std::string model = "gqa";
+  std::string prompt = "whole";
+  std::string prefix = "none";
 };
 
 struct Component {
@@ -46,31 +52,63 @@ const std::vector<Component>& components() {
                                              "streaming:sinks=4,window=60", "d2o:budget=64"});
     add("attention", &Pipeline::attention, {"dense"});
     add("scores", &Pipeline::scores, {"off", "sum"});
+    add("model", &Pipeline::model, {"gqa", "mha", "mla", "window"});
+    add("prompt", &Pipeline::prompt, {"whole", "chunked"});
+    add("prefix", &Pipeline::prefix, {"none", "reuse"});
     return all;
   }();
   return list;
 }
 
-/// Runs 150 tokens; "works", or the reason of a refusal.
+/// A small model of the pipeline's kind, loaded once.
+const skald::Model& model_of(const Pipeline& parts) {
+  static std::map<std::string, skald::Model> models;
+  const auto key = parts.backend + "," + parts.layout + "," + parts.weights + "," + parts.model;
+  if (const auto known = models.find(key); known != models.end()) return known->second;
+  skald::LoadOptions load{.backend = skald::make_backend(parts.backend)};
+  load.layout = parts.layout == "rows" ? skald::WeightLayout::rows : skald::WeightLayout::packed;
+  skald_test::TinyShape shape{.layers = 1, .type = *skald::dtype_from_name(parts.weights)};
+  return models.emplace(key, skald_test::tiny_attention_model(parts.model, shape, load)).first->second;
+}
+
+using Row = std::vector<float>;
+
+/// Logits of the last of 150 tokens.
+Row last_row(const skald::Decoder<>& decoder, const Pipeline& parts, skald::AttentionScores* scores) {
+  const auto tokens = skald_test::some_tokens(150, decoder.model().spec().vocabulary);
+  std::optional<skald::PrefixCache> cache;
+  auto session = decoder.new_session();
+  if (parts.prefix == "reuse") {
+    cache.emplace(decoder);
+    (void)session.forward(std::span(tokens).first(100));
+    (void)cache->insert(session);
+    session = cache->new_session(tokens);
+    REQUIRE(session.length() > 0);
+  }
+  Row row;
+  const std::size_t most = parts.prompt == "chunked" ? 33 : tokens.size();
+  for (auto at = static_cast<std::size_t>(session.length()); at < tokens.size(); at += most) {
+    const auto count = std::min(most, tokens.size() - at);
+    skald::Batch batch;
+    batch.add(session, std::span(tokens).subspan(at, count));
+    const auto logits = decoder.forward(batch, {.scores = scores});
+    row.assign(logits.last().begin(), logits.last().end());
+  }
+  return row;
+}
+
+/// Runs the pipeline; "works", or the reason of a refusal.
 std::string outcome(const Pipeline& parts) {
   try {
-    const skald_test::TinyShape shape{.layers = 1, .type = *skald::dtype_from_name(parts.weights)};
-    skald::LoadOptions load{.backend = skald::make_backend(parts.backend)};
-    load.layout = parts.layout == "rows" ? skald::WeightLayout::rows : skald::WeightLayout::packed;
-    const auto model = skald_test::tiny_model(shape, load);
     skald::DecoderOptions options;
     options.kv.format = parts.kv;
     options.kv.eviction = parts.eviction;
     options.kv.page_tokens = 16;
     options.attention = parts.attention;
-    const skald::Decoder decoder(model, options);
-    auto session = decoder.new_session();
-    const auto tokens = skald_test::some_tokens(150, shape.vocabulary);
-    skald::Batch batch;
-    batch.add(session, tokens);
+    if (parts.prompt == "chunked") options.batch_tokens = 29;
+    const skald::Decoder decoder(model_of(parts), options);
     skald::AttentionScores scores;
-    const auto logits = decoder.forward(batch, {.scores = parts.scores == "sum" ? &scores : nullptr});
-    const auto row = logits.last();
+    const auto row = last_row(decoder, parts, parts.scores == "sum" ? &scores : nullptr);
     REQUIRE(std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); }));
     // What was asked for is active, and shows in a counter.
     const auto& config = decoder.effective_config();
@@ -79,6 +117,14 @@ std::string outcome(const Pipeline& parts) {
     REQUIRE(config.backend == parts.backend);
     REQUIRE((decoder.counters().evicted_pages > 0) == (parts.eviction != "none"));
     REQUIRE(scores.values.empty() == (parts.scores == "off"));
+    if (parts.prompt == "whole" && parts.prefix == "none") return "works";
+    // Neither changes a bit.
+    auto plain = parts;
+    plain.prompt = "whole";
+    plain.prefix = "none";
+    options.batch_tokens = 512;
+    const auto expected = last_row(skald::Decoder(model_of(parts), options), plain, nullptr);
+    REQUIRE(std::memcmp(row.data(), expected.data(), row.size() * sizeof(float)) == 0);
     return "works";
   } catch (const skald::IncompatibleError& error) {
     return error.message();
