@@ -10,7 +10,10 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <skald/core/random.hpp>
 #include <skald/kernels/probe.hpp>
+#include <skald/state/kv_rows.hpp>
+#include <skald/state/paged_kv.hpp>
 
 #include "common.hpp"
 
@@ -28,6 +31,8 @@ struct BenchFlags {
   std::vector<std::string> combined;
   std::vector<std::string> depths{"0"};
   std::vector<std::string> sequences{"1"};
+  std::vector<std::string> depth_in{"own"};
+  bool random_depth = false;
   std::vector<std::string> threads{"0"};
   std::vector<std::string> batches{"2048"};
   std::vector<std::string> ubatches{"512"};
@@ -96,6 +101,7 @@ struct Test {
   std::int64_t generate = 0;
   std::int64_t depth = 0;
   std::int64_t sequences = 1;
+  bool shared = false;  // the tokens before the test are common to all sessions
   [[nodiscard]] std::string name() const {
     std::string text;
     if (prompt > 0 && generate > 0) text = fmt::format("pp{}+tg{}", prompt, generate);
@@ -103,6 +109,7 @@ struct Test {
     else text = fmt::format("tg{}", generate);
     if (depth > 0) text += fmt::format(" @ d{}", depth);
     if (sequences > 1) text += fmt::format(" x{}", sequences);
+    if (shared) text += " shared";
     return text;
   }
 };
@@ -203,7 +210,8 @@ Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std
       const auto in_session = (tokens + ubatch - 1) / ubatch;  // passes that a session's tokens are cut into
       const double mean_seen = before + 0.5 * static_cast<double>(in_session + 1) / static_cast<double>(in_session) *
                                             static_cast<double>(tokens);
-      const auto kv_rows = static_cast<double>(test.sequences * in_session) * mean_seen;
+      auto kv_rows = static_cast<double>(test.sequences * in_session) * mean_seen;
+      if (test.shared) kv_rows -= static_cast<double>((test.sequences - 1) * in_session * test.depth);
       bytes += static_cast<double>(passes) * (cost.body_bytes + expert_bytes(std::min(rows, ubatch))) + cost.head_bytes +
                kv_rows * cost.kv_bytes_per_token;
       operations +=
@@ -223,8 +231,13 @@ Limits limits_of(const Test& test, const Cost& cost, const Machine& machine, std
 
 class Runner {
  public:
-  Runner(const skald::Model& model, const skald::DecoderOptions& options, const Test& test, std::int64_t batch)
-      : decoder_(model, options), test_(test), batch_tokens_(batch), vocabulary_(model.spec().vocabulary) {
+  Runner(const skald::Model& model, const skald::DecoderOptions& options, const Test& test, std::int64_t batch,
+         bool random_depth)
+      : decoder_(model, options),
+        test_(test),
+        batch_tokens_(batch),
+        random_depth_(random_depth),
+        vocabulary_(model.spec().vocabulary) {
     for (std::int64_t s = 0; s < test.sequences; ++s) sessions_.push_back(decoder_.new_session());
   }
 
@@ -236,7 +249,14 @@ class Runner {
   }
   /// Outside the measured time; repetitions go back to it.
   void fill_depth(const std::stop_token& stop) {
-    if (test_.depth > 0) prompt(test_.depth, stop);
+    if (test_.depth == 0) return;
+    if (!test_.shared) return random_depth_ ? fill_randomly() : prompt(test_.depth, stop);
+    std::vector<skald::Session> first;
+    first.push_back(std::move(sessions_.front()));
+    sessions_.swap(first);  // only one session is given the tokens
+    if (random_depth_) fill_randomly();
+    else prompt(test_.depth, stop);
+    while (static_cast<std::int64_t>(sessions_.size()) < test_.sequences) sessions_.push_back(sessions_.front().fork());
   }
   /// Nanoseconds of one repetition.
   std::uint64_t measure(const std::stop_token& stop) {
@@ -248,10 +268,40 @@ class Runner {
     return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(end - start).count());
   }
   [[nodiscard]] const skald::EffectiveConfig& config() const { return decoder_.effective_config(); }
+  [[nodiscard]] skald::DecoderCounters counters() const { return decoder_.counters(); }
 
  private:
   void reset() {
-    for (auto& session : sessions_) session.truncate(std::min(session.length(), test_.depth));
+    for (auto& session : sessions_) session.state().truncate(std::min(session.length(), test_.depth));
+  }
+  /// Random keys and values in the place of computed ones.
+  void fill_randomly() {
+    std::vector<std::byte> page;
+    for (auto& session : sessions_) {
+      auto& state = session.state();
+      state.append(test_.depth);
+      for (int l = 0; l < state.layer_count(); ++l) {
+        const auto* layer = dynamic_cast<const skald::PagedKv*>(state.layer(l));
+        if (layer == nullptr) continue;
+        page.assign(layer->pool().page_bytes(), std::byte{0});
+        fill_page(layer->pool().layout(), page);
+        for (int g = 0; g < layer->groups(); ++g)
+          for (const auto id : layer->pages(g)) layer->pool().backend().write(layer->pool().address(id), page);
+      }
+      state.commit();
+    }
+  }
+  static void fill_page(const skald::KvPageLayout& layout, std::vector<std::byte>& page) {
+    skald::CounterRandom random(1, 0, 0);
+    std::vector<float> key(static_cast<std::size_t>(layout.head_dim_k));
+    std::vector<float> value(static_cast<std::size_t>(layout.head_dim_v));
+    for (std::int32_t head = 0; head < layout.heads; ++head)
+      for (std::int32_t slot = 0; slot < layout.page_tokens; ++slot) {
+        for (auto* row : {&key, &value})
+          for (auto& x : *row) x = static_cast<float>(random.uniform() - 0.5);
+        skald::write_kv_key(layout, page.data(), head, slot, key);
+        if (!layout.values_in_keys) skald::write_kv_value(layout, page.data(), head, slot, value);
+      }
   }
   skald::TokenId next() {
     state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
@@ -280,6 +330,7 @@ class Runner {
   skald::Decoder<> decoder_;
   Test test_;
   std::int64_t batch_tokens_;
+  bool random_depth_;
   std::int64_t vocabulary_;
   std::vector<skald::TokenId> tokens_;
   std::vector<skald::Session> sessions_;
@@ -393,15 +444,20 @@ std::vector<Test> tests_of(const BenchFlags& flags) {
     combined.emplace_back(numbers("-pg", {pair.substr(0, comma)}, 0, most_tokens).front(),
                           numbers("-pg", {pair.substr(comma + 1)}, 0, most_tokens).front());
   }
+  const auto add = [&](std::int64_t depth, std::int64_t sequences, bool shared) {
+    for (const auto prompt : numbers("-p", flags.prompts, 0, most_tokens))
+      if (prompt > 0) tests.push_back({prompt, 0, depth, sequences, shared});
+    for (const auto generate : numbers("-n", flags.generations, 0, most_tokens))
+      if (generate > 0) tests.push_back({0, generate, depth, sequences, shared});
+    for (const auto& [prompt, generate] : combined)
+      if (prompt + generate > 0) tests.push_back({prompt, generate, depth, sequences, shared});
+  };
+  for (const auto& in : flags.depth_in)
+    if (in != "own" && in != "shared")
+      throw skald::UsageError("cli.bench", "--depth-in " + skald::printable(in) + ": allowed are own, shared");
   for (const auto depth : numbers("-d", flags.depths, 0, most_tokens))
-    for (const auto sequences : numbers("--sequences", flags.sequences, 1, 4096)) {
-      for (const auto prompt : numbers("-p", flags.prompts, 0, most_tokens))
-        if (prompt > 0) tests.push_back({prompt, 0, depth, sequences});
-      for (const auto generate : numbers("-n", flags.generations, 0, most_tokens))
-        if (generate > 0) tests.push_back({0, generate, depth, sequences});
-      for (const auto& [prompt, generate] : combined)
-        if (prompt + generate > 0) tests.push_back({prompt, generate, depth, sequences});
-    }
+    for (const auto sequences : numbers("--sequences", flags.sequences, 1, 4096))
+      for (const auto& in : flags.depth_in) add(depth, sequences, in == "shared" && depth > 0 && sequences > 1);
   if (tests.empty()) throw skald::UsageError("cli.bench", "there is nothing to measure: -p, -n and -pg are all 0");
   return tests;
 }
@@ -509,7 +565,7 @@ ordered_json measure(const BenchFlags& flags, const skald::Model& model, const S
   options.batch_tokens = std::min(setting.ubatch, setting.batch);
   options.kv.format = setting.cache;
   options.check_finite = skald::CheckFinite::off;
-  Runner runner(model, options, test, setting.batch);
+  Runner runner(model, options, test, setting.batch, flags.random_depth);
   const auto tell = [&](const std::string& what) {
     if (flags.progress) fmt::print(stderr, "{} {}: {}\n", setting.path, test.name(), what);
   };
@@ -533,6 +589,10 @@ ordered_json measure(const BenchFlags& flags, const skald::Model& model, const S
   } else {
     add_shares(row, nullptr, machine, 0.0);
   }
+  row["depth_shared"] = test.shared;
+  row["depth_random"] = flags.random_depth;
+  row["kv_bytes_read"] = runner.counters().kv_bytes_read;
+  row["kv_bytes_shared"] = runner.counters().kv_bytes_shared;
   row["techniques"] = ordered_json::parse(runner.config().to_json());
   return row;
 }
@@ -599,6 +659,8 @@ void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands) {
   command->add_option("--pg", flags->combined, "Prompt then generation in one test: 512,128; may be repeated");
   list("-d,--n-depth", flags->depths, "Tokens in the sessions before the test");
   list("--sequences,--npl", flags->sequences, "Sessions that run together");
+  list("--depth-in", flags->depth_in, "own: each session has tokens of its own before the test; shared: all have the same");
+  command->add_flag("--random-depth", flags->random_depth, "Random keys and values before the test, not computed ones");
   list("-t,--threads", flags->threads, "Threads; 0: all");
   list("-b,--batch-size", flags->batches, "Most tokens of a session per call");
   list("--ub,--ubatch-size", flags->ubatches, "Most tokens that go through the network together");

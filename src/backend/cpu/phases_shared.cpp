@@ -157,10 +157,15 @@ bool plan_shared_attention(StreamState& state, const Op& whole, const AttentionO
     state.shared_chunks.resize(phase.attention.span_begin);
     return false;
   }
-  const auto chunk_bytes =
-      op.kv.layout.head_bytes() / static_cast<std::size_t>(op.kv.layout.page_tokens) * attention_chunk;
-  state.kv_bytes_read += static_cast<std::uint64_t>(units * op.kv.layout.heads) * chunk_bytes;
-  state.kv_bytes_shared += static_cast<std::uint64_t>(saved * op.kv.layout.heads) * chunk_bytes;
+  std::int64_t slots = 0;
+  for (std::size_t i = phase.attention.span_begin; i < state.shared_chunks.size(); ++i) {
+    const SharedChunk& part = state.shared_chunks[i];
+    const std::int32_t last = table_of(op, part.segment, part.group).length + op.segments[part.segment].row_count;
+    slots += std::min(last - part.chunk * attention_chunk, attention_chunk);
+  }
+  const auto slot_bytes = static_cast<std::uint64_t>(op.kv.layout.heads) * op.kv.layout.token_bytes();
+  state.kv_bytes_read += static_cast<std::uint64_t>(slots) * slot_bytes;
+  state.kv_bytes_shared += static_cast<std::uint64_t>(saved) * attention_chunk * slot_bytes;
   phase.run = run_shared;
   phase.units = units * op.kv.layout.heads;
   phases.push_back(phase);

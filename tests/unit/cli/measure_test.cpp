@@ -288,6 +288,20 @@ TEST_CASE("cli.bench: ranges, several sessions, every form of output", "[cli]") 
   CHECK(table.find("tg2 |") != std::string::npos);
 }
 
+TEST_CASE("cli.bench: sessions with a common prefix read it once, others each their own", "[cli]") {
+  const auto row = [&](const std::string& in) {
+    return json::parse(output_of({"bench", "-m", model, "--no-probe", "--no-warmup", "-r", "1", "-p", "0", "-n", "4", "-d", "256",
+                                  "--sequences", "3", "--depth-in", in, "--random-depth", "-o", "jsonl"}));
+  };
+  const auto own = row("own");
+  const auto shared = row("shared");
+  CHECK(own.at("kv_bytes_shared").get<std::uint64_t>() == 0);
+  CHECK(shared.at("kv_bytes_shared").get<std::uint64_t>() > 0);
+  CHECK(shared.at("kv_bytes_read").get<std::uint64_t>() < own.at("kv_bytes_read").get<std::uint64_t>());
+  CHECK(shared.at("test") == "tg4 @ d256 x3 shared");
+  CHECK(shared.at("depth_random") == true);
+}
+
 TEST_CASE("cli.golden: logits of the reference data through the program, on both backends", "[cli][golden]") {
   if (!skald_test::have_shared("goldens/models")) return;
   const Folder folder;

@@ -30,7 +30,7 @@ std::uint64_t bytes_of_step(const skald::Decoder<>& decoder, std::vector<skald::
 
 }  // namespace
 
-TEST_CASE("A015: sequences on a tree of prefixes compute together what each computes alone, bit for bit") {
+TEST_CASE("integration.shared_prefix: sequences on a tree of prefixes compute together what each computes alone, bit for bit") {
   for (const int threads : {1, 2, 4})
     for (const std::string format : {"f16", "f32"}) {
       INFO(threads << " threads, " << format);
@@ -62,7 +62,7 @@ TEST_CASE("A015: sequences on a tree of prefixes compute together what each comp
     }
 }
 
-TEST_CASE("A015: bytes read of a prefix in a step do not depend on how many sequences have it") {
+TEST_CASE("integration.shared_prefix: bytes read of a prefix in a step do not depend on how many sequences have it") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   const skald::Decoder decoder(model, {.context = 2048, .parallel = 16});
   auto root = decoder.new_session();
@@ -73,12 +73,12 @@ TEST_CASE("A015: bytes read of a prefix in a step do not depend on how many sequ
     for (std::size_t i = 0; i < count; ++i) sessions.push_back(root.fork());
     bytes[count] = bytes_of_step(decoder, sessions);
   }
-  // Two layers, two heads, keys and values of 64 halves: the prefix once, and a chunk of its own for each sequence.
-  const std::uint64_t chunk = 2 * 2 * 2 * 64 * 2 * 256;
-  for (const auto& [count, read] : bytes) CHECK(read == (4 + count) * chunk);
+  // Two layers, two heads, keys and values of 64 halves: the prefix once, and a token of its own for each sequence.
+  const std::uint64_t token = 2 * 2 * 2 * 64 * 2;
+  for (const auto& [count, read] : bytes) CHECK(read == (1024 + count) * token);
 }
 
-TEST_CASE("A016: requests on a registered system prompt hold none of it themselves and answer as on the whole text") {
+TEST_CASE("integration.shared_prefix: requests on a registered system prompt hold none of it themselves and answer as on the whole text") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   const skald::Decoder decoder(model, {.context = 2048, .parallel = 8});
   skald::PrefixCache cache(decoder);
@@ -102,7 +102,10 @@ TEST_CASE("A016: requests on a registered system prompt hold none of it themselv
     (void)sessions.back().forward(own, skald::LogitsWanted::none);
   }
   CHECK(decoder.counters().kv_pages_used == pages + 5 * 4);
+  const auto read = decoder.counters().kv_bytes_read;
   const auto rows = together(decoder, sessions, 3);
+  // In two layers with two heads of 64 and 64 halves: the system prompt once, ten tokens of each request.
+  CHECK(decoder.counters().kv_bytes_read - read == (512 + 5 * 10) * 2 * 2 * 2 * 64 * 2);
   CHECK(decoder.counters().kv_bytes_shared > 0);
   Rows expected;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
