@@ -120,6 +120,13 @@ struct ShapeCheck {
     return {};
   }
 
+  Fault operator()(const DeltaInputOp& op) const {
+    if (auto fault = matrix_fault(op.x, "x")) return fault;
+    if (auto fault = norm_fault(op.norm, "norm")) return fault;
+    if (op.delta_count < 0) return fmt::format("{} deltas", op.delta_count);
+    return {};
+  }
+
   Fault operator()(const LinearOp& op) const {
     if (auto fault = matrix_fault(op.x, "x")) return fault;
     if (auto fault = norm_fault(op.norm, "norm")) return fault;
@@ -363,6 +370,13 @@ struct EnqueueCheck {
     }
   }
 
+  void operator()(const DeltaInputOp& op) const {
+    matrix(op.x, "x");
+    limit(op.x.rows, limits.tokens, "input rows");
+    limit(op.x.cols, limits.max_cols, "columns");
+    need(op.deltas != nullptr || op.delta_count == 0, "deltas");
+  }
+
   void operator()(const ExpertsOp& op) const {
     matrix(op.x, "x");
     matrix(op.logits, "logits");
@@ -454,6 +468,35 @@ struct HostCheck {
         fail(where, whole, fmt::format("row number {} at {}; x has {} rows", op.rows[i], i, op.x.rows));
       }
     }
+    for (std::int32_t p = 0; p < op.part_count; ++p) {
+      const LinearPart& part = op.parts[static_cast<std::size_t>(p)];
+      if (part.delta_count > 0 && op.rows != nullptr) fail(where, whole, "deltas together with row numbers");
+      deltas(part.deltas, part.delta_count, op.x.rows, op.x.cols, part.weight->rows());
+    }
+  }
+  void operator()(const DeltaInputOp& op) const { deltas(op.deltas, op.delta_count, op.x.rows, op.x.cols, 0); }
+  /// `outputs` 0: not checked.
+  void deltas(const DeltaRows* list, std::int32_t count, std::int64_t rows, std::int64_t inputs,
+              std::int64_t outputs) const {
+    for (std::int32_t i = 0; i < count; ++i) {
+      const DeltaRows& each = list[i];
+      const WeightDelta& delta = each.delta;
+      const bool kronecker = delta.kind == DeltaKind::kronecker;
+      if (each.row_begin < 0 || each.row_count < 0 || std::int64_t{each.row_begin} + each.row_count > rows) {
+        fail(where, whole, fmt::format("delta {} has rows [{}, +{}) of {}", i, each.row_begin, each.row_count, rows));
+      }
+      if (delta.kind > DeltaKind::kronecker || delta.rank < 1 || delta.second == nullptr ||
+          (delta.kind == DeltaKind::columns ? delta.columns == nullptr : delta.first == nullptr)) {
+        fail(where, whole, fmt::format("delta {} has rank {} or lacks a factor", i, delta.rank));
+      }
+      if (kronecker && (std::int64_t{delta.a_cols} * delta.b_cols != inputs ||
+                        (outputs != 0 && std::int64_t{delta.a_rows} * delta.b_rows < outputs))) {
+        fail(where, whole, fmt::format("delta {}: its factors are no matrix of {} inputs and {} outputs", i, inputs, outputs));
+      }
+      if (each.inner.data == nullptr || each.inner.rows < each.row_count || each.inner.cols != delta.inner()) {
+        fail(where, whole, fmt::format("delta {} has no room for its {} x {} inner numbers", i, each.row_count, delta.inner()));
+      }
+    }
   }
   void operator()(const StoreKvOp& op) const { segments(op.k.rows, op.kv, op.segments, op.segment_count, true); }
   void operator()(const AttentionOp& op) const {
@@ -525,7 +568,7 @@ std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
       "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp",
-      "HeadLinearOp", "ClampOp"};
+      "HeadLinearOp", "ClampOp", "DeltaInputOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

@@ -467,7 +467,10 @@ void DecoderImpl::run(const Batch& batch, const ForwardOptions& options) {
   for (const auto& piece : pieces_) entries(batch)[piece.entry].session->state().append(piece.count);
   prepare_rows(batch);
   prepare_tables(batch);
-  emit(rows, [&](const Op& op, int) { stream_->enqueue(op); });
+  pass_has_adapters_ = std::ranges::any_of(pieces_, [](const Piece& piece) { return !piece.session->adapters().empty(); });
+  deltas_.clear();
+  old_delta_memory_.clear();
+  emit(rows, [&](const Op& op, int) { enqueue(op); });
   if (hidden_) emit_hidden(batch, rows, [&](const Op& op, int) { stream_->enqueue(op); });
   if (!logits_.host_visible())
     for (const auto& run : head_runs_)

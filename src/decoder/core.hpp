@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -88,6 +89,7 @@ class DecoderImpl final : public DecoderCore {
   using OpSink = FunctionRef<void(const Op&, int)>;
   void emit(std::int64_t rows, OpSink sink);
   void emit_input(std::int64_t rows, OpSink sink);
+  void enqueue(const Op& op);  // with the deltas of the pass's adapters
   void emit_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_latent_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_attention_output(int layer, std::int64_t rows, OpSink sink);
@@ -140,6 +142,10 @@ class DecoderImpl final : public DecoderCore {
   std::vector<KvTable> tables_;
   bool pass_has_embeddings_ = false;
   std::vector<float>* hidden_ = nullptr;  // where hidden states go, if asked for
+  bool pass_has_adapters_ = false;
+  std::deque<std::vector<DeltaRows>> deltas_;  // one list per op that has any; kept until the pass is over
+  std::vector<Buffer> old_delta_memory_;       // outgrown in the middle of the pass
+  Buffer delta_memory_;                        // their inner results; ops run one after the other and share it
 
   // Attention scores, if asked for.
   Buffer score_memory_;

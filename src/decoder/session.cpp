@@ -1,6 +1,7 @@
 #include <skald/decoder/session.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -14,7 +15,7 @@ namespace skald::inline v0 {
 namespace {
 
 constexpr std::string_view magic = "skald-session";
-constexpr std::uint32_t format_version = 2;
+constexpr std::uint32_t format_version = 3;
 constexpr std::size_t checksum_bytes = 8;
 
 using detail::checksum;
@@ -29,6 +30,31 @@ Session::~Session() = default;
 
 const Model& Session::model() const noexcept { return core_->model(); }
 std::int64_t Session::context() const noexcept { return core_->effective_config().context; }
+
+void Session::set_adapters(std::vector<ScaledAdapter> adapters) {
+  if (length() != 0 || state_.pending() != 0)
+    throw UsageError("decoder.session", "adapters can be changed only while the session is empty");
+  for (const auto& [adapter, scale] : adapters) {
+    if (!adapter.belongs_to(model()))
+      throw IncompatibleError("decoder.session", "the adapter '" + printable(adapter.name()) + "' was loaded for another model");
+    if (!std::isfinite(scale)) throw NumericError("decoder.session", "the scale of an adapter is not finite");
+  }
+  adapters_ = std::move(adapters);
+}
+
+std::array<std::uint64_t, 2> Session::adapter_fingerprint() const noexcept {
+  std::array<std::uint64_t, 2> result{};
+  for (const auto& [adapter, scale] : adapters_) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &scale, sizeof bits);
+    const auto own = adapter.fingerprint();
+    for (std::size_t i = 0; i < result.size(); ++i) {  // the order of adapters counts
+      result[i] = (result[i] ^ own[i]) * 0x100000001b3ull + bits + 1;
+      result[i] ^= result[i] >> 29;
+    }
+  }
+  return result;
+}
 
 Logits Session::forward(std::span<const TokenId> tokens, LogitsWanted wanted, std::stop_token stop,
                         const ProgressCallback& progress) {
@@ -73,6 +99,7 @@ Session Session::fork() const {
   copy.tokens_.reserve(static_cast<std::size_t>(context()));
   copy.tokens_.assign(tokens_.begin(), tokens_.end());
   copy.random_stream_ = random_stream_;
+  copy.adapters_ = adapters_;
   return copy;
 }
 
@@ -89,6 +116,7 @@ std::vector<std::byte> Session::snapshot() const {
   out.text(magic);
   out.value(format_version);
   for (const auto word : model().fingerprint()) out.value(word);
+  for (const auto word : adapter_fingerprint()) out.value(word);
   out.text(config.architecture);
   out.text(config.kv_format);
   out.text(config.eviction);
@@ -134,6 +162,8 @@ void Session::restore_named(std::span<const std::byte> snapshot, const std::stri
   };
   for (const auto word : model().fingerprint())
     same("model", std::to_string(in.value<std::uint64_t>("model")), std::to_string(word));
+  for (const auto word : adapter_fingerprint())
+    same("adapters", std::to_string(in.value<std::uint64_t>("adapters")), std::to_string(word));
   same("architecture", in.text("architecture"), config.architecture);
   same("kv_format", in.text("kv_format"), config.kv_format);
   same("eviction", in.text("eviction"), config.eviction);

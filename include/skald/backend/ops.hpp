@@ -67,11 +67,55 @@ enum class LinearEpilogue : std::uint8_t {
   gated,  ///< two parts: out[0] = activation(W[0] x + bias[0]) * (W[1] x + bias[1])
 };
 
+/// What a WeightDelta adds to a matrix W [outputs, inputs].
+enum class DeltaKind : std::uint8_t {
+  low_rank,   ///< second * first, [outputs, rank] * [rank, inputs] (LoRA, Hu et al. 2021, arXiv 2106.09685)
+  columns,    ///< `rank` columns of W: second[:, j] to column columns[j] (PaCA, arXiv 2503.01905)
+  kronecker,  ///< the sum of `rank` terms first_t (x) second_t, [a_rows, a_cols] (x) [b_rows, b_cols] (SoKA, LoKr)
+};
+
+/// A change of a weight matrix that is applied to what it multiplies, without touching its codes.
+struct WeightDelta {
+  DeltaKind kind = DeltaKind::low_rank;
+  std::int32_t rank = 0;
+  float scale = 1.0F;                   ///< multiplies the change
+  const float* first = nullptr;         ///< [device]
+  const float* second = nullptr;        ///< [device]
+  const std::int32_t* columns = nullptr;  ///< [device] rank column numbers, for `columns`
+  const std::int32_t* rows = nullptr;     ///< [device] output r is row rows[r] of the product (kronecker); null: row r
+  std::int32_t a_rows = 0, a_cols = 0, b_rows = 0, b_cols = 0;
+
+  /// Floats of the intermediate result of one row.
+  [[nodiscard]] std::int64_t inner() const noexcept {
+    return kind == DeltaKind::kronecker ? std::int64_t{rank} * a_cols * b_rows : rank;
+  }
+};
+
+/// Rows of a batch that a delta applies to, and where their intermediate results lie. Rows that no delta names get
+/// exactly what they would get without any.
+struct DeltaRows {
+  WeightDelta delta{};
+  std::int32_t row_begin = 0;
+  std::int32_t row_count = 0;
+  Matrix inner{};  ///< [row_count, delta.inner()], written by a DeltaInputOp
+};
+
+/// Computes inner = first * norm(x[row_begin + i, :]) for every entry: what a LinearPart's deltas go on from.
+struct DeltaInputOp {
+  Matrix x{};
+  Norm norm{};
+  const DeltaRows* deltas = nullptr;  ///< [host]
+  std::int32_t delta_count = 0;
+};
+
 /// One weight matrix of a LinearOp.
 struct LinearPart {
   const Weight* weight = nullptr;  ///< [out.cols, x.cols]
   const float* bias = nullptr;     ///< [device] out.cols elements, or null
   Matrix out{};                    ///< rows as many as input rows; for `gated` only that of part 0 is written
+  /// [host] Added to W x + bias, one after the other, after a DeltaInputOp over the same x. Not with LinearOp::rows.
+  const DeltaRows* deltas = nullptr;
+  std::int32_t delta_count = 0;
 };
 
 /// out[p] = epilogue(W[p] * norm(x)) for up to three matrices that share their input. An `out` may overlap neither x
@@ -288,6 +332,6 @@ struct DownloadOp {
 };
 
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
-                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp>;
+                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp, DeltaInputOp>;
 
 }  // namespace skald::inline v0

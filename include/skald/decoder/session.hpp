@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include <skald/core/progress.hpp>
+#include <skald/model/adapter.hpp>
 #include <skald/state/sequence.hpp>
 #include <skald/text/vocabulary.hpp>
 
@@ -41,6 +43,16 @@ class SKALD_API Session {
   /// Names the session's stream of random numbers: equal seeds, ids and positions draw equal numbers.
   [[nodiscard]] std::uint64_t random_stream() const noexcept { return random_stream_; }
   void set_random_stream(std::uint64_t id) noexcept { random_stream_ = id; }
+
+  /// Adapters of all further passes of this session; each adds its change, in this order. Base weights are not touched,
+  /// and rows of other sessions in the same batch get what they would get alone. What is in memory was computed under the
+  /// adapters of its time, so they can be changed only while the session is empty.
+  /// @throws UsageError if it is not empty, IncompatibleError for an adapter of another model, NumericError for a scale
+  /// that is not finite.
+  void set_adapters(std::vector<ScaledAdapter> adapters);
+  [[nodiscard]] std::span<const ScaledAdapter> adapters() const noexcept { return adapters_; }
+  /// Identifies the adapters and their scales; zeros without adapters. A prefix may be reused only where it is equal.
+  [[nodiscard]] std::array<std::uint64_t, 2> adapter_fingerprint() const noexcept;
 
   /// Runs tokens through the network; shorthand for a batch of one entry. @see Decoder::forward
   Logits forward(std::span<const TokenId> tokens, LogitsWanted wanted = LogitsWanted::last, std::stop_token stop = {},
@@ -88,6 +100,7 @@ class SKALD_API Session {
   std::vector<TokenId> tokens_;
   std::vector<TokenId> pending_tokens_;  // of a token tree that was not accepted yet
   std::uint64_t random_stream_ = 0;
+  std::vector<ScaledAdapter> adapters_;
 };
 
 }  // namespace skald::inline v0

@@ -113,6 +113,8 @@ class CpuStream final : public Stream {
   void plan(const Op& op) {
     if (std::holds_alternative<LinearOp>(op)) {
       plan_linear(state_, op, phases_);
+    } else if (std::holds_alternative<DeltaInputOp>(op)) {
+      plan_delta_input(state_, op, phases_);
     } else if (std::holds_alternative<ExpertsOp>(op)) {
       plan_experts(state_, op, phases_);
     } else if (std::holds_alternative<HeadLinearOp>(op)) {

@@ -168,6 +168,7 @@ struct Phase : PhaseHead {
 
 /// Appends the phases of an op whose shapes and host data were checked.
 void plan_linear(StreamState& state, const Op& op, std::vector<Phase>& phases);
+void plan_delta_input(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_rows(StreamState& state, const Op& op, std::vector<Phase>& phases);
 /// Rows [first_row, first_row + rows) of a segment and one KV head of a group.
 [[nodiscard]] kernels::AttentionTask make_attention_task(const AttentionOp& op, std::int32_t segment_index,

@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "backend/cpu/phases.hpp"
+#include "backend/delta.hpp"
 #include "backend/op_check.hpp"
 
 namespace skald::inline v0::cpu {
@@ -64,8 +65,16 @@ void multiply(const Phase& phase, const LinearPartPlan& part, const Tile& tile, 
   multiply_tile(*phase.state, *part.weight, tile, acts + part.acts_offset, phase.linear.columns, memory, out, stride);
 }
 
-void add_bias(const kernels::RowKernels& rows, const float* bias, const Tile& tile, float* y) noexcept {
-  if (bias != nullptr) rows.add(bias + tile.row, 1.0F, tile.rows, y);
+/// Bias and deltas of column `column` of the op.
+void add_bias(const kernels::RowKernels& rows, const LinearPart& part, const Tile& tile, std::int64_t column,
+              float* y) noexcept {
+  if (part.bias != nullptr) rows.add(part.bias + tile.row, 1.0F, tile.rows, y);
+  for (std::int32_t d = 0; d < part.delta_count; ++d) {
+    const DeltaRows& each = part.deltas[d];
+    const std::int64_t own = column - each.row_begin;
+    if (own < 0 || own >= each.row_count) continue;
+    detail::delta_output(each.delta, each.inner.data + own * each.inner.stride, tile.row, tile.rows, y);
+  }
 }
 
 /// The unit of part `index` for one tile, with its epilogue.
@@ -86,7 +95,7 @@ void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std
       multiply(phase, plan, tile, acts, memory, out, stride);
       for (std::int64_t c = 0; c < columns; ++c) {
         float* y = out + c * stride;
-        add_bias(rows, part.bias, tile, y);
+        add_bias(rows, part, tile, tile.begin + c, y);
         if (op.scale != 1.0F) rows.softcap(y, op.scale, 0.0F, tile.rows, y);
         if (op.activation != Activation::none) rows.activate(y, static_cast<int>(op.activation), tile.rows, y);
       }
@@ -95,7 +104,7 @@ void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std
       multiply(phase, plan, tile, acts, memory, temporary, temporary_stride);
       for (std::int64_t c = 0; c < columns; ++c) {
         float* y = temporary + c * temporary_stride;
-        add_bias(rows, part.bias, tile, y);
+        add_bias(rows, part, tile, tile.begin + c, y);
         rows.add(y, op.scale, tile.rows, out + c * stride);
       }
       return;
@@ -105,8 +114,8 @@ void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std
       for (std::int64_t c = 0; c < columns; ++c) {
         float* gate = out + c * stride;
         float* up = temporary + c * temporary_stride;
-        add_bias(rows, part.bias, tile, gate);
-        add_bias(rows, op.parts[1].bias, tile, up);
+        add_bias(rows, part, tile, tile.begin + c, gate);
+        add_bias(rows, op.parts[1], tile, tile.begin + c, up);
         rows.gated(gate, up, static_cast<int>(op.activation), tile.rows, gate);
       }
       return;
@@ -162,6 +171,21 @@ void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noe
   }
 }
 
+/// One row of one delta.
+void run_delta_input(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const DeltaInputOp& op = *std::get_if<DeltaInputOp>(phase.op);
+  const DeltaRows* each = op.deltas;
+  while (unit >= each->row_count) unit -= (each++)->row_count;
+  const float* x = op.x.data + (each->row_begin + unit) * op.x.stride;
+  if (op.norm.kind != NormKind::none) {
+    auto* normalized = reinterpret_cast<float*>(me.memory + phase.state->sizes.rows_offset);
+    normalize(phase.state->kernels.rows(), op.norm, x, op.x.cols, normalized);
+    x = normalized;
+  }
+  detail::delta_input(each->delta, x, op.x.cols, each->inner.data + unit * each->inner.stride);
+}
+
 /// Chooses the units' shape: enough of them for every thread, big enough to be worth a claim, and such that the
 /// activations of one unit stay in the second-level cache and a stop request is met soon.
 void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_per_column, int participants) noexcept {
@@ -202,6 +226,16 @@ void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile
     const std::int64_t rows = std::min<std::int64_t>(panel_rows, tile.rows - p * panel_rows);
     kernel.multiply(panel, rows, weight.cols(), columns, base + p * panel_rows, stride, scratch);
   }
+}
+
+void plan_delta_input(StreamState& state, const Op& whole, std::vector<Phase>& phases) {
+  const DeltaInputOp& op = *std::get_if<DeltaInputOp>(&whole);
+  Phase phase;
+  phase.state = &state;
+  phase.op = &whole;
+  phase.run = run_delta_input;
+  for (std::int32_t d = 0; d < op.delta_count; ++d) phase.units += op.deltas[d].row_count;
+  if (phase.units > 0) phases.push_back(phase);
 }
 
 void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases) {

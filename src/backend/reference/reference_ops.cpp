@@ -9,6 +9,7 @@
 
 #include <Eigen/Core>
 
+#include "backend/delta.hpp"
 #include "backend/op_check.hpp"
 
 #include <skald/core/progress.hpp>
@@ -23,6 +24,7 @@ constexpr std::string_view where = "backend.reference";
 using ConstRow = Eigen::Map<const Eigen::VectorXf>;
 using Row = Eigen::Map<Eigen::VectorXf>;
 using Eigen::VectorXd;
+using Eigen::VectorXf;
 
 ConstRow view(const float* data, std::int64_t n) { return {data, n}; }
 Row view(float* data, std::int64_t n) { return {data, n}; }
@@ -94,8 +96,19 @@ void run(const RopeTableOp& op, const std::stop_token& stop) {
   }
 }
 
-/// W x + bias for one part, in double.
-VectorXd product(const LinearPart& part, const VectorXd& x, const std::stop_token& stop) {
+void run(const DeltaInputOp& op, const std::stop_token& stop) {
+  for (std::int32_t d = 0; d < op.delta_count; ++d) {
+    const DeltaRows& each = op.deltas[d];
+    for (std::int64_t i = 0; i < each.row_count; ++i) {
+      throw_if_stopped(stop, where);
+      const VectorXf x = normalize(row(op.x, each.row_begin + i).cast<double>(), op.norm).cast<float>();
+      detail::delta_input(each.delta, x.data(), op.x.cols, each.inner.data + i * each.inner.stride);
+    }
+  }
+}
+
+/// W x + bias for row `i` of one part, in double.
+VectorXd product(const LinearPart& part, std::int64_t i, const VectorXd& x, const std::stop_token& stop) {
   const auto& weight = static_cast<const ReferenceWeight&>(*part.weight);
   VectorXd y(weight.rows());
   for (std::int64_t r = 0; r < weight.rows(); ++r) {
@@ -103,6 +116,14 @@ VectorXd product(const LinearPart& part, const VectorXd& x, const std::stop_toke
     y[r] = view(weight.row(r), weight.cols()).cast<double>().dot(x);
   }
   if (part.bias != nullptr) y += view(part.bias, weight.rows()).cast<double>();
+  for (std::int32_t d = 0; d < part.delta_count; ++d) {
+    const DeltaRows& each = part.deltas[d];
+    const std::int64_t own = i - each.row_begin;
+    if (own < 0 || own >= each.row_count) continue;
+    std::vector<float> added(static_cast<std::size_t>(weight.rows()), 0.0F);
+    detail::delta_output(each.delta, each.inner.data + own * each.inner.stride, 0, weight.rows(), added.data());
+    y += view(added.data(), weight.rows()).cast<double>();
+  }
   return y;
 }
 
@@ -112,15 +133,15 @@ void run(const LinearOp& op, const std::stop_token& stop) {
     const std::int64_t source = op.rows != nullptr ? op.rows[i] : i;
     const VectorXd x = normalize(row(op.x, source).cast<double>(), op.norm);
     if (op.epilogue == LinearEpilogue::gated) {
-      const VectorXd gate = product(op.parts[0], x, stop);
-      const VectorXd up = product(op.parts[1], x, stop);
+      const VectorXd gate = product(op.parts[0], i, x, stop);
+      const VectorXd up = product(op.parts[1], i, x, stop);
       const auto act = [&](double g) { return activate(g, op.activation); };
       row(op.parts[0].out, i) = gate.unaryExpr(act).cwiseProduct(up).cast<float>();
       continue;
     }
     for (std::int32_t p = 0; p < op.part_count; ++p) {
       const LinearPart& part = op.parts[static_cast<std::size_t>(p)];
-      const VectorXd y = scale * product(part, x, stop);
+      const VectorXd y = scale * product(part, i, x, stop);
       if (op.epilogue == LinearEpilogue::add) {
         row(part.out, i) = (row(part.out, i).cast<double>() + y).cast<float>();
       } else {

@@ -1,0 +1,247 @@
+// Adapters in backend memory, and merged into files.
+#include <skald/model/adapter.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include <fmt/format.h>
+
+#include <skald/core/error.hpp>
+#include <skald/model/model.hpp>
+#include <skald/quant/row_codec.hpp>
+
+#include "model/fingerprint.hpp"
+#include "model/tensor_view.hpp"
+
+namespace skald::inline v0 {
+
+namespace {
+
+constexpr std::string_view place = "model.adapter";
+
+/// A part of a delta that belongs to one matrix of the model: fused tensors are several.
+struct Slice {
+  const Weight* weight = nullptr;
+  std::int64_t first = 0;  // output
+};
+
+// Finds the matrices of a network by the names of GGUF files.
+class Finder {
+ public:
+  explicit Finder(const Model& model) : model_(model) {}
+
+  [[nodiscard]] std::vector<Slice> find(const AdapterDelta& delta) const {
+    const auto [part, layer] = split(delta.tensor);
+    std::vector<Role> roles = roles_of(part);
+    // "ffn_up" of a gated network may hold the gate before it.
+    if (part == "ffn_up" && layer >= 0 && layer < model_.spec().layer_count()) {
+      const auto* gate = model_.weight(Role::ffn_gate, layer);
+      const auto* up = model_.weight(Role::ffn_up, layer);
+      if (gate && up && delta.outputs == gate->rows() + up->rows()) roles = {Role::ffn_gate, Role::ffn_up};
+    }
+    std::vector<Slice> slices;
+    std::int64_t first = 0;
+    for (const Role role : roles) {
+      const Weight* weight = model_.weight(role, layer);
+      if (!weight || weight->matrices() != 1) break;
+      slices.push_back({weight, first});
+      first += weight->rows();
+      if (delta.inputs != 0 && weight->cols() != delta.inputs) fail(delta, weight);
+    }
+    if (slices.empty())
+      throw UnsupportedError(place, "the model has no matrix of this name that an adapter can change",
+                             {.file = model_.info().file, .tensor = delta.tensor});
+    if (first != delta.outputs || slices.size() != roles.size()) fail(delta, slices.front().weight);
+    for (const std::int32_t column : delta.columns)
+      if (column < 0 || column >= slices.front().weight->cols())
+        throw IncompatibleError(place, fmt::format("column {} of {}", column, slices.front().weight->cols()),
+                                {.tensor = delta.tensor});
+    return slices;
+  }
+
+ private:
+  [[noreturn]] static void fail(const AdapterDelta& delta, const Weight* weight) {
+    throw IncompatibleError(place, fmt::format("the adapter has {} outputs and {} inputs, the matrix {} and {}",
+                                               delta.outputs, delta.inputs, weight->rows(), weight->cols()),
+                            {.tensor = delta.tensor});
+  }
+  static std::pair<std::string, int> split(const std::string& tensor) {
+    std::string_view name = tensor;
+    if (!name.starts_with("blk.") || !name.ends_with(".weight")) return {tensor, -1};
+    name.remove_prefix(4);
+    int layer = 0;
+    while (!name.empty() && name.front() >= '0' && name.front() <= '9' && layer < 100000) {
+      layer = layer * 10 + (name.front() - '0');
+      name.remove_prefix(1);
+    }
+    if (!name.starts_with('.')) return {tensor, -1};
+    name.remove_prefix(1);
+    name.remove_suffix(7);
+    return {std::string(name), layer};
+  }
+  static std::vector<Role> roles_of(const std::string& part) {
+    if (part == "attn_q") return {Role::query};
+    if (part == "attn_k") return {Role::key};
+    if (part == "attn_v") return {Role::value};
+    if (part == "attn_qkv") return {Role::query, Role::key, Role::value};
+    if (part == "attn_output") return {Role::attention_output};
+    if (part == "ffn_gate") return {Role::ffn_gate};
+    if (part == "ffn_up") return {Role::ffn_up};
+    if (part == "ffn_down") return {Role::ffn_down};
+    return {};
+  }
+  const Model& model_;
+};
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+class MergeSource {
+ public:
+  MergeSource(TensorView base, std::vector<AdapterDelta> deltas, float scale)
+      : base_(std::move(base)), deltas_(std::move(deltas)), scale_(scale) {}
+  [[nodiscard]] std::uint64_t size() const noexcept { return view_bytes(DType::f32, base_.shape); }
+  void read(std::uint64_t offset, std::span<std::byte> out) const {
+    const auto columns = static_cast<std::size_t>(base_.columns());
+    const std::uint64_t row_size = columns * sizeof(float);
+    std::vector<float> values(columns);
+    std::vector<std::byte> stored(static_cast<std::size_t>(base_.row_size()));
+    while (!out.empty()) {
+      const std::uint64_t row = offset / row_size;
+      base_.read(row * stored.size(), stored);
+      decode_row(base_.type, stored, values);
+      for (const AdapterDelta& delta : deltas_) delta.add_row(static_cast<std::int64_t>(row), scale_, values);
+      const std::uint64_t within = offset - row * row_size;
+      const auto length = static_cast<std::size_t>(std::min<std::uint64_t>(out.size(), row_size - within));
+      std::memcpy(out.data(), std::as_bytes(std::span(values)).data() + within, length);
+      out = out.subspan(length);
+      offset += length;
+    }
+  }
+
+ private:
+  TensorView base_;
+  std::vector<AdapterDelta> deltas_;
+  float scale_;
+};
+
+}  // namespace
+
+struct Adapter::Impl {
+  std::string name;
+  std::array<std::uint64_t, 2> fingerprint{};
+  std::optional<Model> model;  // keeps the matrices that the table names
+  Buffer memory;
+  std::map<const Weight*, std::vector<WeightDelta>> table;
+};
+
+Adapter Adapter::load(const std::string& path, const Model& model) {
+  return load(read_adapter(path, model.metadata()), model);
+}
+
+Adapter Adapter::load(const AdapterFile& file, const Model& model) {
+  const Finder finder(model);
+  std::vector<std::vector<Slice>> slices;
+  std::size_t bytes = 0;
+  Fingerprint fingerprint;
+  const auto add = [&](const auto& values) {
+    bytes += aligned(values.size() * sizeof(values[0]));
+    fingerprint.add(std::as_bytes(std::span(values)));
+  };
+  for (const AdapterDelta& delta : file.deltas) {
+    slices.push_back(finder.find(delta));
+    fingerprint.add(delta.tensor);
+    fingerprint.add(static_cast<std::uint64_t>(delta.kind));
+    fingerprint.add(std::as_bytes(std::span(&delta.scale, 1)));
+    add(delta.first);
+    add(delta.second);
+    add(delta.columns);
+    add(delta.rows);
+    // A fused matrix's parts need tables of their own where rows are looked up.
+    if (slices.back().size() > 1 && delta.kind == DeltaKind::kronecker)
+      bytes += aligned(static_cast<std::size_t>(delta.outputs) * sizeof(std::int32_t)) + 64 * slices.back().size();
+  }
+  auto impl = std::make_shared<Impl>();
+  impl->name = file.name;
+  impl->fingerprint = fingerprint.value();
+  impl->model = model;
+  impl->memory = model.backend()->allocate(std::max<std::size_t>(bytes, 64));
+  std::size_t at = 0;
+  const auto upload = [&]<class T>(std::span<const T> values) -> const T* {
+    if (values.empty()) return nullptr;
+    std::byte* to = impl->memory.address() + at;
+    model.backend()->write(to, std::as_bytes(values));
+    at += aligned(values.size_bytes());
+    return reinterpret_cast<const T*>(to);
+  };
+  for (std::size_t i = 0; i < file.deltas.size(); ++i) {
+    const AdapterDelta& delta = file.deltas[i];
+    WeightDelta common{.kind = delta.kind, .rank = delta.rank, .scale = delta.scale};
+    common.first = upload(std::span<const float>(delta.first));
+    common.second = upload(std::span<const float>(delta.second));
+    common.columns = upload(std::span<const std::int32_t>(delta.columns));
+    common.rows = upload(std::span<const std::int32_t>(delta.rows));
+    common.a_rows = delta.a_rows;
+    common.a_cols = delta.a_cols;
+    common.b_rows = delta.b_rows;
+    common.b_cols = delta.b_cols;
+    for (const Slice& slice : slices[i]) {
+      WeightDelta part = common;
+      if (delta.kind != DeltaKind::kronecker) {
+        part.second += slice.first * delta.rank;
+      } else if (common.rows != nullptr) {
+        part.rows += slice.first;
+      } else if (slice.first > 0) {
+        std::vector<std::int32_t> rows(static_cast<std::size_t>(slice.weight->rows()));
+        for (std::size_t r = 0; r < rows.size(); ++r) rows[r] = static_cast<std::int32_t>(slice.first) + static_cast<std::int32_t>(r);
+        part.rows = upload(std::span<const std::int32_t>(rows));
+      }
+      impl->table[slice.weight].push_back(part);
+    }
+  }
+  return Adapter(std::move(impl));
+}
+
+const std::string& Adapter::name() const noexcept { return impl_->name; }
+std::array<std::uint64_t, 2> Adapter::fingerprint() const noexcept { return impl_->fingerprint; }
+std::size_t Adapter::bytes() const noexcept { return impl_->memory.bytes(); }
+bool Adapter::belongs_to(const Model& model) const noexcept {
+  return &impl_->model->spec() == &model.spec();
+}
+
+std::span<const WeightDelta> Adapter::deltas(const Weight* weight) const noexcept {
+  const auto found = impl_->table.find(weight);
+  if (found == impl_->table.end()) return {};
+  return found->second;
+}
+
+ModelFile merged(const ModelFile& file, const AdapterFile& adapter, float scale) {
+  std::map<std::string, std::vector<AdapterDelta>> by_tensor;
+  for (const AdapterDelta& delta : adapter.deltas) {
+    const TensorInfo& tensor = file.at(delta.tensor);
+    const bool fits = tensor.dims[2] == 1 && tensor.dims[1] == delta.outputs && (delta.inputs == 0 || tensor.dims[0] == delta.inputs) &&
+                      std::ranges::all_of(delta.columns, [&](std::int32_t column) { return column >= 0 && column < tensor.dims[0]; });
+    if (!fits)
+      file.fail(tensor, fmt::format("the adapter has {} outputs and {} inputs, the matrix is {}", delta.outputs, delta.inputs,
+                                    tensor.shape()));
+    by_tensor[delta.tensor].push_back(delta);
+  }
+  std::vector<AnyByteSource> sources(file.sources().begin(), file.sources().end());
+  std::vector<TensorInfo> tensors;
+  for (const TensorInfo& tensor : file.tensors()) {
+    const auto found = by_tensor.find(tensor.name);
+    if (found == by_tensor.end()) {
+      tensors.push_back(tensor);
+      continue;
+    }
+    TensorView view = view_of(file, tensor);
+    static_cast<void>(format_ops(view.type));
+    TensorView result{view.name, DType::f32, view.shape, {}, 0, view_bytes(DType::f32, view.shape)};
+    const std::string name = view.source.name();
+    result.source = AnyByteSource(MergeSource(std::move(view), std::move(found->second), scale), name);
+    tensors.push_back(add_view(result, sources));
+  }
+  return {file.name(), file.metadata(), std::move(tensors), std::move(sources)};
+}
+
+}  // namespace skald::inline v0
