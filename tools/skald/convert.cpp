@@ -1,9 +1,11 @@
 // skald convert: a model in another form, GGUF or a Hugging Face folder, as one GGUF file.
-#include <algorithm>
+#include <charconv>
+#include <cmath>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <skald/model/adapter.hpp>
 #include <skald/model/gguf/writer.hpp>
 #include <skald/model/huggingface/directory.hpp>
 #include <skald/model/quantize.hpp>
@@ -18,11 +20,26 @@ struct ConvertFlags {
   std::string path;
   std::string output;
   std::string type;
+  std::vector<std::string> adapters;
 };
+
+/// "PATH" or "PATH=SCALE".
+skald::ModelFile with_adapter(const skald::ModelFile& file, const std::string& text) {
+  const auto at = text.rfind('=');
+  float scale = 1.0F;
+  if (at != std::string::npos) {
+    const char* end = text.data() + text.size();
+    const auto [stopped, error] = std::from_chars(text.data() + at + 1, end, scale);
+    if (error != std::errc() || stopped != end || !std::isfinite(scale))
+      throw skald::UsageError("cli.convert", "'" + skald::printable(text) + "' is not PATH or PATH=SCALE");
+  }
+  return skald::merged(file, skald::read_adapter(text.substr(0, at), file.metadata()), scale);
+}
 
 int run(const ConvertFlags& flags, const Global& global) {
   auto file = skald::open_model(flags.path, false);
   const auto before = file.tensor_bytes();
+  for (const auto& adapter : flags.adapters) file = with_adapter(file, adapter);
   if (!flags.type.empty()) file = skald::quantized(file, flags.type);
 
   const InterruptGuard guard;
@@ -57,6 +74,8 @@ void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands) 
   command->add_option("-o,--output", flags->output, "GGUF file to write; it is replaced when everything is there")->required();
   command->add_option("--type", flags->type,
                       fmt::format("Type of the matrices (default: as they are): {}", fmt::join(skald::quantization_names(), ", ")));
+  command->add_option("--lora", flags->adapters, "Adapter to merge, PATH or PATH=SCALE: a PEFT folder or a GGUF file")
+      ->allow_extra_args(false);
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }
 
