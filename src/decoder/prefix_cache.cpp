@@ -319,6 +319,19 @@ std::size_t PrefixTree::shrink(std::size_t most) {
 
 }  // namespace detail
 
+namespace {
+
+/// The scope that a session's contents belong to: that of the caller, and apart for every set of adapters.
+std::string scope_of(const Session& session, std::string_view scope) {
+  std::string result(scope);
+  if (session.adapters().empty()) return result;
+  result.append("\0adapters", 9);
+  for (const auto word : session.adapter_fingerprint()) result += ':' + std::to_string(word);
+  return result;
+}
+
+}  // namespace
+
 PrefixHandle::PrefixHandle(NodePtr node) noexcept : node_(std::move(node)) {
   if (node_) ++node_->pins;
 }
@@ -370,6 +383,15 @@ Session PrefixCache::new_session(std::span<const TokenId> tokens, std::string_vi
   return session;
 }
 
+Session PrefixCache::new_session(std::span<const TokenId> tokens, std::vector<ScaledAdapter> adapters,
+                                 std::string_view scope) {
+  auto empty = tree_->core->new_session();
+  empty.set_adapters(std::move(adapters));  // checks them
+  auto session = new_session(tokens, scope_of(empty, scope));
+  session.adapters_ = std::move(empty.adapters_);
+  return session;
+}
+
 std::int64_t PrefixCache::match(std::span<const TokenId> tokens, std::string_view scope) const {
   const auto root = tree_->roots.find(scope);
   if (root == tree_->roots.end() || tokens.empty()) return 0;
@@ -386,7 +408,7 @@ PrefixHandle PrefixCache::insert(const Session& session, std::string_view scope)
   if (tokens.empty()) return {};
   if (std::find(tokens.begin(), tokens.end(), TokenId{-1}) != tokens.end())
     throw UsageError("decoder.prefix_cache", "the session holds embeddings; only tokens can be looked up");
-  PrefixHandle handle(tree.insert(std::string(scope), tokens, session.state()));
+  PrefixHandle handle(tree.insert(scope_of(session, scope), tokens, session.state()));
   (void)tree.shrink(tree.options.fast_bytes);
   return handle;
 }

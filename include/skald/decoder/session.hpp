@@ -18,6 +18,7 @@ namespace skald::inline v0 {
 
 class Model;
 class Logits;
+class PrefixCache;
 namespace detail {
 class DecoderCore;
 }
@@ -92,6 +93,7 @@ class SKALD_API Session {
 
  private:
   friend class detail::DecoderCore;
+  friend class PrefixCache;  // begins sessions under adapters with what it knows
   Session(std::shared_ptr<detail::DecoderCore> core, SequenceState state);
   void restore_named(std::span<const std::byte> snapshot, const std::string& name);
 

@@ -8,6 +8,7 @@
 #include <skald/core/error.hpp>
 #include <skald/core/random.hpp>
 #include <skald/decoder/decoder.hpp>
+#include <skald/decoder/prefix_cache.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/gguf/writer.hpp>
 
@@ -229,6 +230,30 @@ TEST_CASE("adapters.session: forks keep them, snapshots need the same ones") {
   fresh.set_adapters({{a, 1.0F}});
   fresh.restore(saved);
   CHECK(copy(fresh.forward({&next, 1})) == copy(session.forward({&next, 1})));
+}
+
+TEST_CASE("adapters.prefix: a prefix is reused under the same adapters only") {
+  const Model model = skald_test::tiny_model(shape());
+  const Decoder decoder(model, {.kv = {.format = "f32", .page_tokens = 16}});
+  PrefixCache cache(decoder);
+  std::vector<TokenId> tokens;
+  for (TokenId i = 0; i < 40; ++i) tokens.push_back((i * 7 + 3) % 96);
+  const Adapter a = Adapter::load(full_lora(100), model), b = Adapter::load(full_lora(200), model);
+  auto session = decoder.new_session();
+  session.set_adapters({{a, 1.0F}});
+  static_cast<void>(session.forward(tokens));
+  const auto handle = cache.insert(session);
+  CHECK(cache.new_session(tokens).length() == 0);
+  CHECK(cache.new_session(tokens, std::vector<ScaledAdapter>{{b, 1.0F}}).length() == 0);
+  CHECK(cache.new_session(tokens, std::vector<ScaledAdapter>{{a, 0.5F}}).length() == 0);
+  auto again = cache.new_session(tokens, std::vector<ScaledAdapter>{{a, 1.0F}});
+  CHECK(again.length() > 0);
+  CHECK(again.adapter_fingerprint() == session.adapter_fingerprint());
+  const auto rest = std::span(tokens).subspan(static_cast<std::size_t>(again.length()));
+  const auto found = copy(again.forward(rest));
+  auto plain = decoder.new_session();
+  plain.set_adapters({{a, 1.0F}});
+  CHECK(copy(plain.forward(tokens)) == found);
 }
 
 TEST_CASE("adapters.threads: are loaded and dropped while sessions of other decoders run") {
