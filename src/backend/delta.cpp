@@ -38,7 +38,8 @@ void delta_input(const WeightDelta& delta, const float* x, std::int64_t cols, fl
   }
 }
 
-void delta_output(const WeightDelta& delta, const float* inner, std::int64_t begin, std::int64_t count, float* y) noexcept {
+void delta_output(const WeightDelta& delta, const float* inner, std::int64_t begin, std::int64_t count,
+                  float* y) noexcept {
   const std::int64_t rank = delta.rank;
   if (delta.kind != DeltaKind::kronecker) {
     for (std::int64_t r = 0; r < count; ++r) y[r] += delta.scale * dot(delta.second + (begin + r) * rank, inner, rank);

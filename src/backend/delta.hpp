@@ -7,11 +7,12 @@
 namespace skald::inline v0::detail {
 
 /// inner = what of a delta depends on the input alone: first * x (low rank), x[columns] (columns), or for each term the
-/// rows of x, cut into a_cols of b_cols elements, times second_t transposed (kronecker; (A (x) B) x without forming it).
-/// Sums are f32 in sixteen fixed strands.
+/// rows of x, cut into a_cols of b_cols elements, times second_t transposed (kronecker; (A (x) B) x without forming
+/// it). Sums are f32 in sixteen fixed strands.
 void delta_input(const WeightDelta& delta, const float* x, std::int64_t cols, float* inner) noexcept;
 
 /// y[r - begin] += scale * output r of the delta, for r in [begin, begin + count), in a fixed order.
-void delta_output(const WeightDelta& delta, const float* inner, std::int64_t begin, std::int64_t count, float* y) noexcept;
+void delta_output(const WeightDelta& delta, const float* inner, std::int64_t begin, std::int64_t count,
+                  float* y) noexcept;
 
 }  // namespace skald::inline v0::detail

@@ -62,8 +62,9 @@ class Finder {
 
  private:
   [[noreturn]] static void fail(const AdapterDelta& delta, const Weight* weight) {
-    throw IncompatibleError(place, fmt::format("the adapter has {} outputs and {} inputs, the matrix {} and {}",
-                                               delta.outputs, delta.inputs, weight->rows(), weight->cols()),
+    throw IncompatibleError(place,
+                            fmt::format("the adapter has {} outputs and {} inputs, the matrix {} and {}", delta.outputs,
+                                        delta.inputs, weight->rows(), weight->cols()),
                             {.tensor = delta.tensor});
   }
   static std::pair<std::string, int> split(const std::string& tensor) {
@@ -193,7 +194,8 @@ Adapter Adapter::load(const AdapterFile& file, const Model& model) {
         part.rows += slice.first;
       } else if (slice.first > 0) {
         std::vector<std::int32_t> rows(static_cast<std::size_t>(slice.weight->rows()));
-        for (std::size_t r = 0; r < rows.size(); ++r) rows[r] = static_cast<std::int32_t>(slice.first) + static_cast<std::int32_t>(r);
+        for (std::size_t r = 0; r < rows.size(); ++r)
+          rows[r] = static_cast<std::int32_t>(slice.first) + static_cast<std::int32_t>(r);
         part.rows = upload(std::span<const std::int32_t>(rows));
       }
       impl->table[slice.weight].push_back(part);
@@ -205,9 +207,7 @@ Adapter Adapter::load(const AdapterFile& file, const Model& model) {
 const std::string& Adapter::name() const noexcept { return impl_->name; }
 std::array<std::uint64_t, 2> Adapter::fingerprint() const noexcept { return impl_->fingerprint; }
 std::size_t Adapter::bytes() const noexcept { return impl_->memory.bytes(); }
-bool Adapter::belongs_to(const Model& model) const noexcept {
-  return &impl_->model->spec() == &model.spec();
-}
+bool Adapter::belongs_to(const Model& model) const noexcept { return &impl_->model->spec() == &model.spec(); }
 
 std::span<const WeightDelta> Adapter::deltas(const Weight* weight) const noexcept {
   const auto found = impl_->table.find(weight);
@@ -219,11 +219,13 @@ ModelFile merged(const ModelFile& file, const AdapterFile& adapter, float scale)
   std::map<std::string, std::vector<AdapterDelta>> by_tensor;
   for (const AdapterDelta& delta : adapter.deltas) {
     const TensorInfo& tensor = file.at(delta.tensor);
-    const bool fits = tensor.dims[2] == 1 && tensor.dims[1] == delta.outputs && (delta.inputs == 0 || tensor.dims[0] == delta.inputs) &&
-                      std::ranges::all_of(delta.columns, [&](std::int32_t column) { return column >= 0 && column < tensor.dims[0]; });
+    const bool fits =
+        tensor.dims[2] == 1 && tensor.dims[1] == delta.outputs &&
+        (delta.inputs == 0 || tensor.dims[0] == delta.inputs) &&
+        std::ranges::all_of(delta.columns, [&](std::int32_t column) { return column >= 0 && column < tensor.dims[0]; });
     if (!fits)
-      file.fail(tensor, fmt::format("the adapter has {} outputs and {} inputs, the matrix is {}", delta.outputs, delta.inputs,
-                                    tensor.shape()));
+      file.fail(tensor, fmt::format("the adapter has {} outputs and {} inputs, the matrix is {}", delta.outputs,
+                                    delta.inputs, tensor.shape()));
     by_tensor[delta.tensor].push_back(delta);
   }
   std::vector<AnyByteSource> sources(file.sources().begin(), file.sources().end());

@@ -107,9 +107,9 @@ Target find_target(std::string_view module, const Base& base, const std::string&
       return {tensor + ".weight", rule.form};
     }
   }
-  throw UnsupportedError(place, fmt::format("adapters of '{}' are not implemented for {}", printable(module, 120),
-                                            base.architecture),
-                         {.file = file, .tensor = std::string(module)});
+  throw UnsupportedError(
+      place, fmt::format("adapters of '{}' are not implemented for {}", printable(module, 120), base.architecture),
+      {.file = file, .tensor = std::string(module)});
 }
 
 void permute_rows(std::vector<float>& matrix, const std::vector<std::int32_t>& order, std::size_t columns) {
@@ -136,8 +136,8 @@ class PeftReader {
     std::map<std::string, std::map<std::string, const SafetensorsTensor*>> modules;
     for (const SafetensorsTensor& tensor : file_.tensors()) {
       bool known = false;
-      for (const std::string_view part : {".lora_A.weight", ".lora_B.weight", ".lokr_w1", ".lokr_w2", ".kron_A", ".kron_B",
-                                          ".paca_columns", ".paca_delta"}) {
+      for (const std::string_view part : {".lora_A.weight", ".lora_B.weight", ".lokr_w1", ".lokr_w2", ".kron_A",
+                                          ".kron_B", ".paca_columns", ".paca_delta"}) {
         if (!tensor.name.ends_with(part)) continue;
         modules[tensor.name.substr(0, tensor.name.size() - part.size())][std::string(part)] = &tensor;
         known = true;
@@ -163,7 +163,8 @@ class PeftReader {
         if (config_.text_or({"bias"}, "none") != "none") config_.unsupported("bias", "only 'none' is implemented");
         return;
       }
-    config_.unsupported("peft_type", fmt::format("'{}' is not implemented; known are LORA, LOKR, SOKA and PACA", printable(kind, 40)));
+    config_.unsupported(
+        "peft_type", fmt::format("'{}' is not implemented; known are LORA, LOKR, SOKA and PACA", printable(kind, 40)));
   }
 
   const SafetensorsTensor& part(const Parts& parts, const std::string& module, const std::string& name) const {
@@ -212,7 +213,8 @@ class PeftReader {
   void low_rank(AdapterDelta& delta, const std::string& module, const Parts& parts) {
     const auto& a = part(parts, module, ".lora_A.weight");
     const auto& b = part(parts, module, ".lora_B.weight");
-    if (a.shape.size() != 2 || b.shape.size() != 2 || a.shape[0] != b.shape[1] || a.shape[0] < 1 || a.shape[0] > most_rank)
+    if (a.shape.size() != 2 || b.shape.size() != 2 || a.shape[0] != b.shape[1] || a.shape[0] < 1 ||
+        a.shape[0] > most_rank)
       file_.fail(b, "the shapes of the two factors are not [rank, inputs] and [outputs, rank]");
     delta.rank = static_cast<std::int32_t>(a.shape[0]);
     delta.inputs = a.shape[1];
@@ -297,15 +299,18 @@ AdapterFile read_gguf_adapter(const std::string& path, const Metadata& model) {
   const ModelFile file = open_gguf(path, {.map = false});
   const Metadata& metadata = file.metadata();
   const auto* type = metadata.find_string("general.type");
-  if (!type || *type != "adapter") throw FormatError(place, "general.type is not 'adapter'", {.file = path, .key = "general.type"});
+  if (!type || *type != "adapter")
+    throw FormatError(place, "general.type is not 'adapter'", {.file = path, .key = "general.type"});
   const std::string& kind = metadata.get_string("adapter.type");
   if (kind != "lora")
-    throw UnsupportedError(place, fmt::format("adapters of type '{}' are not implemented; known is lora", printable(kind, 40)),
+    throw UnsupportedError(place,
+                           fmt::format("adapters of type '{}' are not implemented; known is lora", printable(kind, 40)),
                            {.file = path, .key = "adapter.type"});
   const std::string& architecture = metadata.get_string("general.architecture");
   if (architecture != model.get_string("general.architecture"))
-    throw IncompatibleError(place, fmt::format("the adapter is for '{}', the model is '{}'", printable(architecture, 40),
-                                               model.get_string("general.architecture")),
+    throw IncompatibleError(place,
+                            fmt::format("the adapter is for '{}', the model is '{}'", printable(architecture, 40),
+                                        model.get_string("general.architecture")),
                             {.file = path, .key = "general.architecture"});
   const double alpha = metadata.get_f64("adapter.lora.alpha");
   AdapterFile result{path, {}};
@@ -319,7 +324,8 @@ AdapterFile read_gguf_adapter(const std::string& path, const Metadata& model) {
     const TensorInfo* b = file.find(a.name.substr(0, a.name.size() - 1) + "b");
     if (!b) file.fail(a, "the other factor is missing");
     if (a.dims[2] != 1 || b->dims[2] != 1 || a.dims[1] != b->dims[0] || a.dims[1] > most_rank)
-      file.fail(a, fmt::format("the factors' shapes {} and {} are not [inputs, rank] and [rank, outputs]", a.shape(), b->shape()));
+      file.fail(a, fmt::format("the factors' shapes {} and {} are not [inputs, rank] and [rank, outputs]", a.shape(),
+                               b->shape()));
     AdapterDelta delta;
     delta.tensor = a.name.substr(0, a.name.size() - ending.size());
     delta.rank = static_cast<std::int32_t>(a.dims[1]);

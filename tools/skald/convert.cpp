@@ -71,9 +71,11 @@ void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands) 
   auto* command = app.add_subcommand("convert", "Writes a GGUF file from a Hugging Face folder or another GGUF file");
   auto flags = std::make_shared<ConvertFlags>();
   command->add_option("-m,--model", flags->path, "GGUF file or folder")->required();
-  command->add_option("-o,--output", flags->output, "GGUF file to write; it is replaced when everything is there")->required();
-  command->add_option("--type", flags->type,
-                      fmt::format("Type of the matrices (default: as they are): {}", fmt::join(skald::quantization_names(), ", ")));
+  command->add_option("-o,--output", flags->output, "GGUF file to write; it is replaced when everything is there")
+      ->required();
+  command->add_option(
+      "--type", flags->type,
+      fmt::format("Type of the matrices (default: as they are): {}", fmt::join(skald::quantization_names(), ", ")));
   command->add_option("--lora", flags->adapters, "Adapter to merge, PATH or PATH=SCALE: a PEFT folder or a GGUF file")
       ->allow_extra_args(false);
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});

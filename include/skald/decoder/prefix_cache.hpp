@@ -72,8 +72,8 @@ class SKALD_API PrefixHandle {
 
 /// Remembers the state after sequences of tokens, as a radix tree, and begins new sessions from the longest prefix that it
 /// knows. Pages are shared, not copied. A prefix is reused only in the same decoder, whose model, RoPE, KV format and
-/// techniques cannot change, under the same adapters, and in the same scope; tokens are compared one by one. What a session begun here
-/// computes is bit for bit what it would compute from nothing.
+/// techniques cannot change, under the same adapters, and in the same scope; tokens are compared one by one. What a
+/// session begun here computes is bit for bit what it would compute from nothing.
 /// One thread at a time, as the decoder and its sessions.
 class SKALD_API PrefixCache {
  public:
@@ -95,8 +95,8 @@ class SKALD_API PrefixCache {
                                     std::string_view scope = {});
   /// How many tokens new_session would reuse; changes nothing.
   [[nodiscard]] std::int64_t match(std::span<const TokenId> tokens, std::string_view scope = {}) const;
-  /// Remembers all that a session holds, apart for every set of adapters, and returns a handle to it. Sessions with embeddings in place of tokens cannot be
-  /// remembered. @throws UsageError.
+  /// Remembers all that a session holds, apart for every set of adapters, and returns a handle to it. Sessions with
+  /// embeddings in place of tokens cannot be remembered. @throws UsageError.
   PrefixHandle insert(const Session& session, std::string_view scope = {});
   /// Gives a handle a name, or takes the name away from an empty handle; the name holds on to it.
   void set_name(std::string_view name, const PrefixHandle& handle);

@@ -49,8 +49,8 @@ struct AdapterFile {
 ///   [terms, m, n]) or changed columns (`….paca_columns` [n] of I32, `….paca_delta` [outputs, n]);
 /// - a GGUF file of general.type "adapter" (`….lora_a`, `….lora_b`, adapter.lora.alpha).
 /// Rows are moved as those of the matrices are when the model is opened.
-/// @throws FormatError naming file and tensor; UnsupportedError for other kinds of adapters and for matrices that cannot
-/// have one (embedding, head, experts); IoError.
+/// @throws FormatError naming file and tensor; UnsupportedError for other kinds of adapters and for matrices that
+/// cannot have one (embedding, head, experts); IoError.
 [[nodiscard]] SKALD_API AdapterFile read_adapter(const std::string& path, const Metadata& model);
 
 /// An adapter in the memory of a model's backend. Immutable, cheap to copy, safe to use from several threads at once;
@@ -87,8 +87,8 @@ struct ScaledAdapter {
   float scale = 1.0F;
 };
 
-/// A model file whose matrices have adapters added to them, in f32; all other tensors are as in `file`. Computed while it
-/// is read. @throws FormatError if a matrix is missing or has another shape.
+/// A model file whose matrices have adapters added to them, in f32; all other tensors are as in `file`. Computed while
+/// it is read. @throws FormatError if a matrix is missing or has another shape.
 [[nodiscard]] SKALD_API ModelFile merged(const ModelFile& file, const AdapterFile& adapter, float scale = 1.0F);
 
 }  // namespace skald::inline v0

@@ -23,7 +23,14 @@ using skald_test::TemporaryFolder;
 constexpr std::int64_t dim = 64, heads = 4, kv_heads = 2, head_dim = 16, ffn = 96;
 
 skald_test::TinyShape shape(DType type = DType::f32) {
-  return {.vocabulary = 96, .dim = dim, .layers = 2, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .ffn = ffn, .type = type};
+  return {.vocabulary = 96,
+          .dim = dim,
+          .layers = 2,
+          .heads = heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .ffn = ffn,
+          .type = type};
 }
 
 std::vector<float> noise(std::size_t count, std::uint64_t seed, float spread) {
@@ -33,7 +40,8 @@ std::vector<float> noise(std::size_t count, std::uint64_t seed, float spread) {
   return values;
 }
 
-AdapterDelta lora(const std::string& tensor, std::int64_t outputs, std::int64_t inputs, std::int32_t rank, std::uint64_t seed) {
+AdapterDelta lora(const std::string& tensor, std::int64_t outputs, std::int64_t inputs, std::int32_t rank,
+                  std::uint64_t seed) {
   AdapterDelta delta;
   delta.tensor = tensor;
   delta.outputs = outputs;
@@ -135,8 +143,11 @@ TEST_CASE("adapters.apply: gives the logits of the merged model") {
     CHECK(difference(applied, run(load_merged(bytes, {{file, 1.0F}}), {})) <= 1e-5);
     CHECK(difference(applied, base) > 1e-2);
   }
-  const auto together = run(model, {{Adapter::load(files[0], model), 0.5F}, {Adapter::load(files[2], model), -2.0F}, {Adapter::load(files[3], model), 1.0F}});
-  CHECK(difference(together, run(load_merged(bytes, {{files[0], 0.5F}, {files[2], -2.0F}, {files[3], 1.0F}}), {})) <= 1e-5);
+  const auto together = run(model, {{Adapter::load(files[0], model), 0.5F},
+                                    {Adapter::load(files[2], model), -2.0F},
+                                    {Adapter::load(files[3], model), 1.0F}});
+  CHECK(difference(together, run(load_merged(bytes, {{files[0], 0.5F}, {files[2], -2.0F}, {files[3], 1.0F}}), {})) <=
+        1e-5);
 }
 
 TEST_CASE("adapters.apply: both backends agree, also over quantized weights") {
@@ -155,9 +166,11 @@ TEST_CASE("adapters.batch: base and two adapters together equal each alone, bit 
     for (const char* backend : {"cpu", "cpu:threads=3", "reference"}) {
       INFO(backend << " " << to_string(type));
       const Model model = skald_test::tiny_model(shape(type), {.backend = make_backend(backend)});
-      const std::vector<ScaledAdapter> sets[] = {{}, {{Adapter::load(full_lora(100), model), 1.0F}},
-                                                 {{Adapter::load(full_lora(900, 9), model), 0.7F}, {Adapter::load(columns_file(), model), 1.0F}},
-                                                 {{Adapter::load(kronecker_file(), model), 1.5F}}};
+      const std::vector<ScaledAdapter> sets[] = {
+          {},
+          {{Adapter::load(full_lora(100), model), 1.0F}},
+          {{Adapter::load(full_lora(900, 9), model), 0.7F}, {Adapter::load(columns_file(), model), 1.0F}},
+          {{Adapter::load(kronecker_file(), model), 1.5F}}};
       const Decoder decoder(model, {.kv = {.format = "f32"}, .batch_tokens = 17});
       std::vector<Session> sessions;
       Batch batch;
@@ -188,7 +201,7 @@ TEST_CASE("adapters.batch: base and two adapters together equal each alone, bit 
   }
 }
 
-TEST_CASE("adapters.session: taking an adapter away gives the base's bits; changes need an empty session") {
+TEST_CASE("adapters.session: taking an adapter away gives the bits of the base, changes need an empty session") {
   const Model model = skald_test::tiny_model(shape());
   const Decoder decoder(model, {.kv = {.format = "f32"}});
   auto session = decoder.new_session();
@@ -203,7 +216,8 @@ TEST_CASE("adapters.session: taking an adapter away gives the base's bits; chang
   CHECK(copy(session.forward(prompt, LogitsWanted::all)) == base);
   CHECK_THROWS_AS(decoder.new_session().set_adapters({{adapter, std::nanf("")}}), NumericError);
   const Model other = skald_test::tiny_model(shape());
-  CHECK_THROWS_AS(decoder.new_session().set_adapters({{Adapter::load(columns_file(), other), 1.0F}}), IncompatibleError);
+  CHECK_THROWS_AS(decoder.new_session().set_adapters({{Adapter::load(columns_file(), other), 1.0F}}),
+                  IncompatibleError);
 }
 
 TEST_CASE("adapters.session: forks keep them, snapshots need the same ones") {
@@ -281,7 +295,8 @@ struct Peft {
   SafetensorsWriter writer;
 
   void add(const std::string& name, std::vector<std::int64_t> extents, const std::vector<float>& values) {
-    writer.add_tensor("base_model.model.model.layers." + name, SafetensorsType::f32, std::move(extents), std::as_bytes(std::span(values)));
+    writer.add_tensor("base_model.model.model.layers." + name, SafetensorsType::f32, std::move(extents),
+                      std::as_bytes(std::span(values)));
   }
   AdapterFile read(const Model& model) {
     writer.write_file(folder.of("adapter_model.safetensors"));
@@ -321,14 +336,16 @@ TEST_CASE("adapters.peft: a folder's factors are those of the GGUF adapter, rows
   writer.set("adapter.type", std::string("lora"));
   writer.set("adapter.lora.alpha", 8.0F);
   writer.add_tensor("blk.1.attn_q.weight.lora_a", DType::f32, {dim, 4}, std::as_bytes(std::span(file.deltas[1].first)));
-  writer.add_tensor("blk.1.attn_q.weight.lora_b", DType::f32, {4, heads * head_dim}, std::as_bytes(std::span(file.deltas[1].second)));
+  writer.add_tensor("blk.1.attn_q.weight.lora_b", DType::f32, {4, heads * head_dim},
+                    std::as_bytes(std::span(file.deltas[1].second)));
   const TemporaryFolder folder("gguf-adapter");
   writer.write_file(folder.of("a.gguf"));
   const AdapterFile gguf = read_adapter(folder.of("a.gguf"), model.metadata());
   REQUIRE(gguf.deltas.size() == 1);
   CHECK(gguf.deltas[0].scale == 2.0F);
   CHECK(gguf.deltas[0].second == file.deltas[1].second);
-  CHECK(run(model, {{Adapter::load(gguf, model), 1.0F}}) == run(model, {{Adapter::load({"q", {file.deltas[1]}}, model), 1.0F}}));
+  CHECK(run(model, {{Adapter::load(gguf, model), 1.0F}}) ==
+        run(model, {{Adapter::load({"q", {file.deltas[1]}}, model), 1.0F}}));
 }
 
 TEST_CASE("adapters.peft: Kronecker and column adapters change rotated matrices as their product does") {
@@ -338,11 +355,14 @@ TEST_CASE("adapters.peft: Kronecker and column adapters change rotated matrices 
   peft.config["peft_type"] = "SOKA";
   peft.add("0.self_attn.q_proj.kron_A", {2, 8, 4}, noise(64, 1, 0.4F));
   peft.add("0.self_attn.q_proj.kron_B", {2, 8, 16}, noise(256, 2, 0.4F));
-  peft.add("0.self_attn.k_proj.paca_delta", {kv_heads * head_dim, 2}, noise(static_cast<std::size_t>(kv_heads * head_dim) * 2, 3, 0.4F));
+  peft.add("0.self_attn.k_proj.paca_delta", {kv_heads * head_dim, 2},
+           noise(static_cast<std::size_t>(kv_heads * head_dim) * 2, 3, 0.4F));
   const std::vector<std::int32_t> columns{60, 1};
-  peft.writer.add_tensor("base_model.model.model.layers.0.self_attn.k_proj.paca_columns", SafetensorsType::i32, {2}, std::as_bytes(std::span(columns)));
+  peft.writer.add_tensor("base_model.model.model.layers.0.self_attn.k_proj.paca_columns", SafetensorsType::i32, {2},
+                         std::as_bytes(std::span(columns)));
   const AdapterFile file = peft.read(model);
-  CHECK(difference(run(model, {{Adapter::load(file, model), 1.0F}}), run(load_merged(bytes, {{file, 1.0F}}), {})) <= 1e-5);
+  CHECK(difference(run(model, {{Adapter::load(file, model), 1.0F}}), run(load_merged(bytes, {{file, 1.0F}}), {})) <=
+        1e-5);
   // Output 1 of head 0 is element 8 of it in the folder's order.
   const AdapterDelta* kron = nullptr;
   for (const auto& delta : file.deltas)
@@ -377,18 +397,41 @@ TEST_CASE("adapters.peft: refuses what does not fit, naming it") {
   names(refusal([&](Peft& peft) { pair(peft, 4, 128); }), "128 outputs");
   names(refusal([&](Peft& peft) { pair(peft, 4, 64, 32); }), "32 inputs");
   names(refusal([&](Peft& peft) { peft.add(q + "lora_A.weight", {4, 64}, noise(256, 1, 1.0F)); }), "lora_B");
-  names(refusal([&](Peft& peft) { pair(peft); peft.config["peft_type"] = "IA3"; }), "IA3");
-  names(refusal([&](Peft& peft) { pair(peft); peft.config["use_dora"] = true; }), "use_dora");
-  names(refusal([&](Peft& peft) { peft.add("0.self_attn.z_proj.lora_A.weight", {4, 64}, noise(256, 1, 1.0F)); }), "z_proj");
-  names(refusal([&](Peft& peft) { peft.add("7.mlp.up_proj.lora_A.weight", {4, 64}, noise(256, 1, 1.0F));
-                                  peft.add("7.mlp.up_proj.lora_B.weight", {96, 4}, noise(384, 1, 1.0F)); }), "blk.7");
-  names(refusal([&](Peft& peft) { pair(peft); peft.add(q + "other", {1}, {1.0F}); }), "not implemented");
-  names(refusal([&](Peft& peft) { auto bad = noise(256, 1, 1.0F); bad[7] = std::nanf("");
-                                  peft.add(q + "lora_A.weight", {4, 64}, bad);
-                                  peft.add(q + "lora_B.weight", {64, 4}, noise(256, 1, 1.0F)); }), "not finite");
+  names(refusal([&](Peft& peft) {
+          pair(peft);
+          peft.config["peft_type"] = "IA3";
+        }),
+        "IA3");
+  names(refusal([&](Peft& peft) {
+          pair(peft);
+          peft.config["use_dora"] = true;
+        }),
+        "use_dora");
+  names(refusal([&](Peft& peft) {
+          peft.add("0.self_attn.z_proj.lora_A.weight", {4, 64}, noise(256, 1, 1.0F));
+        }),
+        "z_proj");
+  names(refusal([&](Peft& peft) {
+          peft.add("7.mlp.up_proj.lora_A.weight", {4, 64}, noise(256, 1, 1.0F));
+          peft.add("7.mlp.up_proj.lora_B.weight", {96, 4}, noise(384, 1, 1.0F));
+        }),
+        "blk.7");
+  names(refusal([&](Peft& peft) {
+          pair(peft);
+          peft.add(q + "other", {1}, {1.0F});
+        }),
+        "not implemented");
+  names(refusal([&](Peft& peft) {
+          auto bad = noise(256, 1, 1.0F);
+          bad[7] = std::nanf("");
+          peft.add(q + "lora_A.weight", {4, 64}, bad);
+          peft.add(q + "lora_B.weight", {64, 4}, noise(256, 1, 1.0F));
+        }),
+        "not finite");
   names(refusal([&](Peft&) {}), "no factors");
   const auto bytes = skald_test::tiny_gguf(shape());
-  CHECK_THROWS_AS(merged(read_gguf({SpanSource(bytes), "tiny"}), {"x", {lora("blk.9.attn_q.weight", 64, 64, 2, 1)}}), FormatError);
+  CHECK_THROWS_AS(merged(read_gguf({SpanSource(bytes), "tiny"}), {"x", {lora("blk.9.attn_q.weight", 64, 64, 2, 1)}}),
+                  FormatError);
 }
 
 }  // namespace
