@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::string_view where = "text.tool_calls";
 constexpr std::string_view space = " \t\r\n\f\v";
+constexpr std::string_view between_calls = " \t\r\n\f\v;";
 
 constexpr std::array<std::string_view, 8> format_names = {"none",         "hermes",      "llama3_json", "mistral",
                                                           "function_tag", "functionary", "deepseek",    "harmony"};
@@ -155,7 +156,7 @@ struct MessageParser::Impl {
   std::string spaces;       // white space that may turn out to be dropped
   std::string opener;       // how the call or header began, as it was written
   std::string name;         // of the call, where it stands before the body
-  std::size_t scanned = 0;  // of `held`, in a call
+  std::size_t scanned = 0;  // of `held`: in a call, or white space at the start of text or reasoning
   detail::JsonEnd json_end;
   bool bare = false;      // the call is an object without a marker
   bool drop = false;      // white space that comes next is dropped
@@ -193,7 +194,8 @@ struct MessageParser::Impl {
 
   bool in_text() {
     if (options.format == ToolCallFormat::llama3_json && at_start()) {
-      const std::size_t begin = held.find_first_not_of(message.tool_calls.empty() ? " \t\r\n" : " \t\r\n;");
+      const std::size_t begin = held.find_first_not_of(message.tool_calls.empty() ? space : between_calls, scanned);
+      scanned = begin == std::string::npos ? held.size() : 0;
       if (begin == std::string::npos) {
         if (last && message.tool_calls.empty()) content(held);
         if (last) held.clear();
@@ -207,23 +209,22 @@ struct MessageParser::Impl {
       }
     }
     const Markers markers = at_start() && !reasoned && message.tool_calls.empty() ? begins : openers;
-    const Found found = find_first(held, 0, markers);
+    Found found = find_first(held, 0, markers);
+    bool reasoning = !options.reasoning_begin.empty() && found.marker == options.reasoning_begin;
+    // Reasoning begins a message: behind text, its marker is text, and an opener may begin inside it.
+    if (reasoning && held.find_first_not_of(space) < found.at) {
+      found = find_first(held, 0, openers);
+      reasoning = false;
+    }
     if (found.at == std::string_view::npos) {
       const std::size_t keep = last ? 0 : unsure(held, markers);
       content(std::string_view(held).substr(0, held.size() - keep));
       held.erase(0, held.size() - keep);
       return false;
     }
-    const bool reasoning = !options.reasoning_begin.empty() && found.marker == options.reasoning_begin;
     const std::string marker(found.marker);
     content(std::string_view(held).substr(0, found.at));
     held.erase(0, found.at);
-    // Text may have come just before the marker.
-    if (reasoning && !at_start()) {
-      content(marker);
-      held.erase(0, marker.size());
-      return true;
-    }
     begin_marked(marker, reasoning);
     return true;
   }
@@ -234,6 +235,7 @@ struct MessageParser::Impl {
     if (reasoning) {
       state = State::reasoning;
       reasoned = true;
+      scanned = 0;
       border();
     } else if (options.format == ToolCallFormat::harmony) {
       border();
@@ -257,10 +259,12 @@ struct MessageParser::Impl {
   bool in_reasoning() {
     // Where the prompt began the reasoning, some models begin it again.
     if (message.reasoning_content.empty() && !options.reasoning_begin.empty()) {
-      const std::size_t begin = std::min(held.find_first_not_of(space), held.size());
+      const std::size_t begin = std::min(held.find_first_not_of(space, scanned), held.size());
       const std::string_view rest = std::string_view(held).substr(begin);
+      scanned = begin;
       if (rest.starts_with(options.reasoning_begin)) {
         held.erase(0, begin + options.reasoning_begin.size());
+        scanned = 0;
         return true;
       }
       if (!last && std::string_view(options.reasoning_begin).starts_with(rest)) return false;
@@ -271,6 +275,7 @@ struct MessageParser::Impl {
     const std::size_t size = more ? held.size() - (last ? 0 : unsure(held, markers)) : found.at;
     say(MessageEvent::Kind::reasoning, std::string_view(held).substr(0, size));
     held.erase(0, more ? size : size + options.reasoning_end.size());
+    scanned = 0;
     if (more) return false;
     border();
     state = State::text;
@@ -361,6 +366,7 @@ struct MessageParser::Impl {
 
   void after_call(const std::string& closer) {
     state = State::text;
+    scanned = 0;
     if (options.format == ToolCallFormat::functionary && closer == ">>>") {
       opener = closer;
       state = State::recipient;

@@ -269,6 +269,21 @@ TEST_CASE("text.tool_calls: text comes out as soon as it cannot be anything else
   CHECK(parser.finish().empty());
 }
 
+TEST_CASE("text.tool_calls: where reasoning cannot begin, its marker does not hide an opener") {
+  const std::string text = ">>l\n<think>>>f\n{}";
+  const auto whole = skald::parse_message(text, {.format = Format::functionary});
+  CHECK(whole.content == ">>l\n<think");
+  REQUIRE(whole.tool_calls.size() == 1);
+  CHECK(whole.tool_calls[0].name == "f");
+  for (std::size_t piece = 1; piece < text.size(); ++piece) {
+    MessageParser parser({.format = Format::functionary});
+    for (std::size_t at = 0; at < text.size(); at += piece) (void)parser.push(text.substr(at, piece));
+    (void)parser.finish();
+    CHECK(parser.message().content == whole.content);
+    CHECK(parser.message().tool_calls == whole.tool_calls);
+  }
+}
+
 TEST_CASE("text.tool_calls: knows formats by name and by template") {
   for (int i = 0; i < 8; ++i) {
     const auto format = static_cast<Format>(i);
