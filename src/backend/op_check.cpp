@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <utility>
 
@@ -90,6 +91,12 @@ Fault stack_fault(const Weight* weight, std::int64_t matrices, std::int64_t rows
                      weight->rows() / weight->matrices(), weight->cols(), matrices, rows, cols);
 }
 
+Fault state_fault(const StateLayer& state) {
+  if (state.offset < 0 || state.offset > max_extent) return fmt::format("a state from element {} on", state.offset);
+  if (state.segment_count < 0) return fmt::format("{} segments", state.segment_count);
+  return {};
+}
+
 struct ShapeCheck {
   Fault operator()(const EmbedOp& op) const {
     if (auto fault = matrix_fault(op.out, "out")) return fault;
@@ -103,9 +110,68 @@ struct ShapeCheck {
   Fault operator()(const DownloadOp& op) const { return matrix_fault(op.x, "x"); }
   Fault operator()(const NormOp& op) const {
     if (auto fault = norm_fault(op.norm, "norm")) return fault;
-    return same_shape(op.x, op.out, "x", "out");
+    if (auto fault = same_shape(op.x, op.out, "x", "out")) return fault;
+    if (op.groups < 1 || op.x.cols % op.groups != 0) return fmt::format("{} groups of {} columns", op.groups, op.x.cols);
+    return {};
   }
   Fault operator()(const AddOp& op) const { return same_shape(op.x, op.y, "x", "y"); }
+  Fault operator()(const MultiplyOp& op) const { return same_shape(op.x, op.y, "x", "y"); }
+  Fault operator()(const LerpOp& op) const {
+    if (auto fault = same_shape(op.x, op.y, "x", "y")) return fault;
+    return same_shape(op.x, op.weight, "x", "weight");
+  }
+  Fault operator()(const ConvOp& op) const {
+    if (auto fault = same_shape(op.x, op.out, "x", "out")) return fault;
+    if (auto fault = state_fault(op.state)) return fault;
+    if (op.activation > Activation::sigmoid) return "unknown activation";
+    if (op.taps < 2 || op.taps > most_conv_taps) return fmt::format("{} taps; allowed: 2 to {}", op.taps, most_conv_taps);
+    return {};
+  }
+  Fault operator()(const ScanOp& op) const {
+    if (auto fault = state_fault(op.state)) return fault;
+    for (const auto& [matrix, name] : {std::pair(&op.gate, "gate"), std::pair(&op.out, "out")}) {
+      if (auto fault = same_shape(op.x, *matrix, "x", name)) return fault;
+    }
+    if (op.heads < 1 || op.groups < 1 || op.size < 1 || op.x.cols % op.heads != 0 || op.heads % op.groups != 0) {
+      return fmt::format("{} columns in {} heads in {} groups with {} elements of state", op.x.cols, op.heads, op.groups,
+                         op.size);
+    }
+    if (auto fault = cols_fault(op.steps, op.heads, 1, "steps")) return fault;
+    if (auto fault = cols_fault(op.b, op.groups, op.size, "b")) return fault;
+    if (auto fault = cols_fault(op.c, op.groups, op.size, "c")) return fault;
+    if (op.steps.rows != op.x.rows || op.b.rows != op.x.rows || op.c.rows != op.x.rows) {
+      return fmt::format("x, steps, b, c have {}, {}, {}, {} rows", op.x.rows, op.steps.rows, op.b.rows, op.c.rows);
+    }
+    return {};
+  }
+  Fault operator()(const TokenShiftOp& op) const {
+    if (auto fault = matrix_fault(op.x, "x")) return fault;
+    if (auto fault = matrix_fault(op.out, "out")) return fault;
+    if (auto fault = state_fault(op.state)) return fault;
+    if (op.out.rows != op.x.rows || op.out.cols % op.x.cols != 0) {
+      return fmt::format("x is {} x {}, out {} x {}", op.x.rows, op.x.cols, op.out.rows, op.out.cols);
+    }
+    if (op.more.cols == 0) return {};
+    return same_shape(op.out, op.more, "out", "more");
+  }
+  Fault operator()(const WkvOp& op) const {
+    if (op.version != 6 && op.version != 7) return fmt::format("version {}; there are 6 and 7", op.version);
+    if (auto fault = matrix_fault(op.r, "r")) return fault;
+    if (auto fault = state_fault(op.state)) return fault;
+    if (auto fault = norm_fault(op.norm, "norm")) return fault;
+    if (op.heads < 1 || op.r.cols % op.heads != 0 || op.r.cols / op.heads > most_wkv_size) {
+      return fmt::format("{} columns in {} heads; allowed: up to {} for each", op.r.cols, op.heads, most_wkv_size);
+    }
+    for (const auto& [matrix, name] : {std::pair(&op.k, "k"), std::pair(&op.v, "v"), std::pair(&op.decay, "decay"),
+                                       std::pair(&op.out, "out")}) {
+      if (auto fault = same_shape(op.r, *matrix, "r", name)) return fault;
+    }
+    if (op.version == 7) {
+      if (auto fault = same_shape(op.r, op.rate, "r", "rate")) return fault;
+    }
+    if (op.gate.cols == 0) return {};
+    return same_shape(op.r, op.gate, "r", "gate");
+  }
   Fault operator()(const SoftcapOp& op) const {
     if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
     return matrix_fault(op.x, "x");
@@ -133,7 +199,7 @@ struct ShapeCheck {
     if (op.part_count < 1 || op.part_count > 3) return fmt::format("{} parts; allowed: 1 to 3", op.part_count);
     if (op.rows == nullptr && op.row_count != 0) return fmt::format("{} row numbers but no array", op.row_count);
     if (op.row_count < 0) return fmt::format("{} row numbers", op.row_count);
-    if (op.activation > Activation::relu_squared) return "unknown activation";
+    if (op.activation > Activation::sigmoid) return "unknown activation";
     if (op.epilogue > LinearEpilogue::gated) return "unknown epilogue";
     if (op.epilogue == LinearEpilogue::add && op.activation != Activation::none) {
       return "an activation with the epilogue 'add'";
@@ -182,7 +248,7 @@ struct ShapeCheck {
     }
     if (op.groups > 1 && experts / op.groups < 2) return "groups of one expert";
     if (!(op.gate_limit >= 0.0F)) return fmt::format("gate_limit is {}", op.gate_limit);
-    if (op.activation > Activation::relu_squared) return "unknown activation";
+    if (op.activation > Activation::sigmoid) return "unknown activation";
     if (op.logits.rows != op.x.rows) return fmt::format("logits has {} rows, x has {}", op.logits.rows, op.x.rows);
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
     const std::int64_t pairs = std::min(op.x.rows, most) * op.used;
@@ -342,6 +408,54 @@ struct EnqueueCheck {
   void operator()(const AddOp& op) const {
     matrix(op.x, "x");
     matrix(op.y, "y");
+  }
+  void operator()(const MultiplyOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.y, "y");
+  }
+  void operator()(const LerpOp& op) const {
+    matrix(op.x, "x");
+    matrix(op.y, "y");
+    matrix(op.weight, "weight");
+  }
+  void state(const StateLayer& state) const {
+    limit(state.segment_count, limits.segments, "segments");
+    need(state.segment_count == 0 || state.segments != nullptr, "segments");
+    need(state.segment_count == 0 || state.places != nullptr, "places");
+  }
+  /// Inputs of an op that reads earlier rows again while it writes.
+  void apart(const Matrix& out, std::initializer_list<std::pair<const Matrix*, std::string_view>> inputs) const {
+    for (const auto& [input, name] : inputs) {
+      if (input->cols != 0) matrix(*input, name);
+      if (input->cols != 0 && overlap(*input, out)) fail(where, whole, fmt::format("out overlaps {}", name));
+    }
+    matrix(out, "out");
+  }
+  void operator()(const ConvOp& op) const {
+    apart(op.out, {{&op.x, "x"}});
+    need(op.weight != nullptr, "weight");
+    state(op.state);
+  }
+  void operator()(const ScanOp& op) const {
+    apart(op.out, {{&op.x, "x"}, {&op.steps, "steps"}, {&op.b, "b"}, {&op.c, "c"}, {&op.gate, "gate"}});
+    need(op.decay != nullptr, "decay");
+    need(op.skip != nullptr, "skip");
+    state(op.state);
+  }
+  void operator()(const TokenShiftOp& op) const {
+    apart(op.out, {{&op.x, "x"}});
+    need(op.mix != nullptr, "mix");
+    const bool in_place = op.more.data == op.out.data && op.more.stride == op.out.stride;
+    if (op.more.cols != 0 && !in_place) apart(op.out, {{&op.more, "more"}});
+    state(op.state);
+  }
+  void operator()(const WkvOp& op) const {
+    apart(op.out, {{&op.r, "r"}, {&op.k, "k"}, {&op.v, "v"}, {&op.decay, "decay"}, {&op.gate, "gate"}});
+    if (op.version == 7) apart(op.out, {{&op.rate, "rate"}});
+    need(op.bonus != nullptr, "bonus");
+    need(op.version == 6 || op.key_scale != nullptr, "key_scale");
+    need(op.version == 6 || op.rate_scale != nullptr, "rate_scale");
+    state(op.state);
   }
   void operator()(const SoftcapOp& op) const { matrix(op.x, "x"); }
   void operator()(const ClampOp& op) const { matrix(op.x, "x"); }
@@ -518,6 +632,29 @@ struct HostCheck {
     }
   }
 
+  void operator()(const ConvOp& op) const { states(op.x.rows, op.state); }
+  void operator()(const ScanOp& op) const { states(op.x.rows, op.state); }
+  void operator()(const TokenShiftOp& op) const { states(op.x.rows, op.state); }
+  void operator()(const WkvOp& op) const { states(op.r.rows, op.state); }
+
+  void states(std::int64_t rows, const StateLayer& state) const {
+    std::int64_t next = 0;
+    for (std::int32_t s = 0; s < state.segment_count; ++s) {
+      const Segment& segment = state.segments[s];
+      if (segment.row_begin < next || segment.row_count < 0 ||
+          std::int64_t{segment.row_begin} + segment.row_count > rows) {
+        fail(where, whole,
+             fmt::format("segment {} has rows [{}, +{}) of {}; segments must ascend without overlap", s,
+                         segment.row_begin, segment.row_count, rows));
+      }
+      next = std::int64_t{segment.row_begin} + segment.row_count;
+      if (segment.visible != nullptr) fail(where, whole, fmt::format("segment {} is a tree; a state is that of one sequence", s));
+      if (state.places[s].to == nullptr || state.places[s].to == state.places[s].from) {
+        fail(where, whole, fmt::format("segment {} needs a place for its state apart from where it was", s));
+      }
+    }
+  }
+
   /// `stored`: the rows have slots of their own.
   void segments(std::int64_t rows, const KvLayer& kv, const Segment* segments, std::int32_t count, bool stored) const {
     std::int64_t next = 0;
@@ -568,7 +705,7 @@ std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
       "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp",
-      "HeadLinearOp", "ClampOp", "DeltaInputOp"};
+      "HeadLinearOp", "ClampOp", "DeltaInputOp", "ConvOp", "ScanOp", "TokenShiftOp", "WkvOp", "MultiplyOp", "LerpOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

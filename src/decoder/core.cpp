@@ -85,7 +85,14 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
     options_.kv.capacity_tokens = (options_.context + page - 1) / page * page * options_.parallel;
   if (options_.kv.capacity_tokens < 1) refuse("kv.capacity_tokens must be positive");
   options_.batch_tokens = std::min(options_.batch_tokens, options_.context * options_.parallel);
+  if (options_.recurrent.checkpoint_interval < 0 || options_.recurrent.checkpoints < 0 ||
+      options_.recurrent.checkpoints > (1 << 20))
+    refuse("recurrent.checkpoint_interval is " + std::to_string(options_.recurrent.checkpoint_interval) +
+           " and recurrent.checkpoints " + std::to_string(options_.recurrent.checkpoints) +
+           ", 0 or more (up to 2^20 checkpoints) are allowed");
   causal_ = spec.causal();
+  for (const auto& layer : spec.layers)
+    recurrent_layers_.push_back(layer.state_elements(spec.dim) > 0 ? static_cast<int>(recurrent_count_++) : -1);
   check_composition();
   make_pools(format);
   make_buffers();
@@ -105,6 +112,9 @@ void DecoderImpl::check_composition() const {
   if (traits.needs_scores && !model_.backend()->info().host_visible)
     clash("needs attention scores in memory that the host can see; backend '" + model_.backend()->info().name +
           "' has none");
+  if (traits.drops_tokens && std::none_of(model_.spec().layers.begin(), model_.spec().layers.end(),
+                                          [](const auto& layer) { return layer.attention.has_value(); }))
+    clash("drops tokens, but no layer keeps them: all layers have a state of fixed size");
   if (traits.drops_tokens && !causal_) clash("drops tokens, but the model's tokens see those that come later");
   if (traits.reorders_positions && (!traits.drops_tokens || traits.sinks < 1))
     clash("renumbers positions, but keys are stored rotated: only a declared number of sinks can be rotated anew");
@@ -177,6 +187,7 @@ void DecoderImpl::make_buffers() {
   if (sizes_.router > 0) router_ = make(sizes_.router);
   if (sizes_.experts > 0) experts_ = make(sizes_.experts);
   if (sizes_.work > 0) work_ = make(sizes_.work);
+  if (sizes_.recurrent > 0) recurrent_ = make(sizes_.recurrent);
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
   stopped_.request_stop();
   stream_ = backend.new_stream(
@@ -238,6 +249,7 @@ void DecoderImpl::check_program() {
   std::size_t groups = 0;
   for (const auto& layer : kv_) groups += static_cast<std::size_t>(layer.groups);
   tables_.assign(groups, KvTable{});
+  places_.assign(static_cast<std::size_t>(recurrent_count_), StatePlace{});
   head_rows_.assign(1, 0);
   head_runs_.clear();
   if (model_.spec().has_head) head_runs_.assign(1, HeadRun{0, 0, 1});
@@ -270,6 +282,18 @@ void DecoderImpl::describe() {
   config_.context = options_.context;
   config_.batch_tokens = options_.batch_tokens;
   config_.parallel = options_.parallel;
+  if (recurrent_count_ == 0) return;
+  config_.checkpoint_interval = options_.recurrent.checkpoint_interval;
+  config_.checkpoints = config_.checkpoint_interval > 0 ? options_.recurrent.checkpoints : 0;
+  config_.recurrent_bytes = recurrent_bytes(model_.spec(), config_.checkpoint_interval, config_.checkpoints);
+}
+
+RecurrentOptions DecoderImpl::recurrent_options(std::size_t layer) const {
+  const auto& spec = model_.spec();
+  return {.elements = spec.layers[layer].state_elements(spec.dim),
+          .checkpoint_interval = options_.recurrent.checkpoint_interval,
+          .checkpoints = options_.recurrent.checkpoints,
+          .max_tokens = options_.context};
 }
 
 PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
@@ -293,10 +317,13 @@ PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
 }
 
 Session DecoderImpl::new_session() {
-  std::vector<std::unique_ptr<LayerState>> layers(kv_.size());
-  for (std::size_t i = 0; i < kv_.size(); ++i)
+  std::vector<std::unique_ptr<LayerState>> layers(kv_.size() * (recurrent_count_ > 0 ? 2 : 1));
+  for (std::size_t i = 0; i < kv_.size(); ++i) {
     if (kv_[i].pool) layers[i] = std::make_unique<PagedKv>(kv_[i].pool, kv_[i].groups, layer_options(i));
-  auto session = make_session(shared_from_this(), SequenceState(std::move(layers)));
+    if (recurrent_layers_[i] >= 0)
+      layers[kv_.size() + i] = std::make_unique<RecurrentState>(model_.backend(), recurrent_options(i));
+  }
+  auto session = make_session(shared_from_this(), SequenceState(std::move(layers), static_cast<int>(kv_.size())));
   tokens(session).reserve(static_cast<std::size_t>(options_.context));
   return session;
 }
@@ -316,7 +343,7 @@ DecoderCounters DecoderImpl::counters() const {
 
 std::size_t DecoderImpl::memory_bytes() const noexcept {
   std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
-                      router_.bytes() + experts_.bytes() + work_.bytes() + logits_.bytes() + slope_memory_.bytes() +
+                      router_.bytes() + experts_.bytes() + work_.bytes() + recurrent_.bytes() + logits_.bytes() + slope_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
   return bytes;
@@ -325,7 +352,7 @@ std::size_t DecoderImpl::memory_bytes() const noexcept {
 std::size_t DecoderImpl::kv_capacity_bytes() const noexcept {
   std::size_t bytes = 0;
   for (const auto& pool : pools_) bytes += pool->capacity_pages() * pool->page_bytes();
-  return bytes;
+  return bytes + static_cast<std::size_t>(config_.recurrent_bytes) * static_cast<std::size_t>(options_.parallel);
 }
 
 void DecoderImpl::check_batch(const Batch& batch) const {
@@ -363,6 +390,10 @@ void DecoderImpl::check_batch(const Batch& batch) const {
                std::to_string(spec.vocabulary));
     }
     if (entry.kind != EntryKind::tree) continue;
+    if (recurrent_count_ > 0)
+      throw IncompatibleError("decoder.forward",
+                              "a token tree cannot be computed by recurrent layers, whose state follows one sequence; give "
+                              "the tokens of one path and truncate");
     if (eviction_.traits().drops_tokens)
       throw IncompatibleError("decoder.forward",
                               "a token tree cannot be combined with eviction '" + eviction_.name() +
@@ -442,6 +473,8 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
     if ((entry.kind == EntryKind::tree || !causal_) && count < left) break;
     if (eviction_.traits().drops_tokens && entry.kind != EntryKind::tree)
       count = std::min(count, border_after(entry.session->length()) - entry.session->length());
+    if (config_.checkpoints > 0)
+      count = std::min(count, config_.checkpoint_interval - entry.session->length() % config_.checkpoint_interval);
     Piece piece{entry.session, e, entry_done_[e], count, 0, 0, count == left, entry.kind == EntryKind::embeddings};
     if (entry.wanted == LogitsWanted::all) {
       piece.logits_row = entry_rows_[e] + entry_done_[e];
@@ -555,6 +588,11 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
     score_sinks_.resize(kv_.size());
   }
   if (scoring_ || policy_scoring_) score_pointers_.resize(count);
+  places_.clear();
+  for (std::size_t l = 0; l < kv_.size() && recurrent_count_ > 0; ++l)
+    for (const auto& piece : pieces_)
+      if (const auto* state = entries(batch)[piece.entry].session->state().second(static_cast<int>(l)))
+        places_.push_back(static_cast<const RecurrentState*>(state)->place());
   std::size_t at = 0;
   std::size_t group_base = 0;
   for (std::size_t l = 0; l < kv_.size(); ++l) {
@@ -572,6 +610,11 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
     }
     group_base += static_cast<std::size_t>(kv_[l].groups);
   }
+}
+
+StateLayer DecoderImpl::state_layer(int layer, std::int64_t offset) const noexcept {
+  const auto first = static_cast<std::size_t>(recurrent_layers_[static_cast<std::size_t>(layer)]) * segments_.size();
+  return {places_.data() + first, offset, segments_.data(), static_cast<std::int32_t>(segments_.size())};
 }
 
 /// True if the piece completes a page, which is when a policy may drop others.
@@ -664,6 +707,8 @@ void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
                                                    eviction_.name() + "' removes slots");
   score_groups_ = 0;
   for (const auto& layer : kv_) score_groups_ += static_cast<std::size_t>(layer.groups);
+  if (score_groups_ == 0)
+    throw IncompatibleError("decoder.forward", "attention scores cannot be collected: no layer has attention");
   score_offsets_.clear();
   scores.values.clear();
   std::size_t floats = 0;

@@ -7,6 +7,7 @@
 #include <skald/decoder/decoder.hpp>
 #include <skald/model/plan.hpp>
 #include <skald/state/paged_kv.hpp>
+#include <skald/state/recurrent.hpp>
 
 namespace skald::inline v0::detail {
 
@@ -46,6 +47,18 @@ struct ResidualSum {
   Norm residual_norm{};  // of x after the sum
 };
 
+/// out = output(up (inner(down x)) + base), through a row of `rank` elements.
+struct LowRank {
+  Matrix x{};
+  Role down{};
+  Role up{};
+  const float* base = nullptr;
+  Matrix inner{};
+  Matrix out{};
+  Activation inner_activation = Activation::none;
+  Activation activation = Activation::none;
+};
+
 class DecoderImpl final : public DecoderCore {
  public:
   DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options);
@@ -75,6 +88,7 @@ class DecoderImpl final : public DecoderCore {
   void prepare_tables(const Batch& batch);
   void count_evictions(const Session& session, std::int64_t sign) noexcept;
   [[nodiscard]] PagedKvOptions layer_options(std::size_t layer) const;
+  [[nodiscard]] RecurrentOptions recurrent_options(std::size_t layer) const;
   void commit_pieces(const Batch& batch);
   void reset_pieces(const Batch& batch) noexcept;
   void choose_evictions(const Batch& batch);
@@ -98,6 +112,19 @@ class DecoderImpl final : public DecoderCore {
   void emit_sum(const ResidualSum& sum, int layer, std::int64_t rows, OpSink sink);
   void emit_experts(int layer, std::int64_t rows, OpSink sink);
   void emit_shared_inner(int layer, const Norm& norm, const Matrix& x, const Matrix& inner, OpSink sink);
+  // program_recurrent.cpp
+  void emit_recurrent(int layer, std::int64_t rows, OpSink sink);
+  void emit_recurrent_output(int layer, std::int64_t rows, OpSink sink);
+  void emit_selective_scan(int layer, std::int64_t rows, OpSink sink);
+  void emit_ssd(int layer, std::int64_t rows, OpSink sink);
+  void emit_short_convolution(int layer, std::int64_t rows, OpSink sink);
+  void emit_rwkv6(int layer, std::int64_t rows, OpSink sink);
+  void emit_rwkv7(int layer, std::int64_t rows, OpSink sink);
+  void emit_channel_mix(int layer, std::int64_t rows, OpSink sink);
+  void emit_low_rank(const LowRank& pair, int layer, OpSink sink);
+  void emit_project(const Matrix& x, Role weight, const Matrix& out, int layer, OpSink sink,
+                    Activation activation = Activation::none);
+  [[nodiscard]] StateLayer state_layer(int layer, std::int64_t offset) const noexcept;
   void emit_head(std::int64_t rows, OpSink sink);
   void emit_hidden(const Batch& batch, std::int64_t rows, OpSink sink);
   [[nodiscard]] std::size_t first_table(int layer) const noexcept;
@@ -115,9 +142,11 @@ class DecoderImpl final : public DecoderCore {
   ActivationSizes sizes_;
   std::vector<LayerKv> kv_;
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
+  std::vector<int> recurrent_layers_;           // layer -> its index among those with recurrent state, or -1
+  std::int64_t recurrent_count_ = 0;
 
   // Backend memory, made once.
-  Buffer x_, q_, k_, v_, attention_, ffn_, router_, experts_, work_, logits_;
+  Buffer x_, q_, k_, v_, attention_, ffn_, router_, experts_, work_, recurrent_, logits_;
   std::vector<Buffer> rope_tables_;
   std::vector<RopeFrequencies> ropes_;  // for the context of this decoder
   Buffer slope_memory_;
@@ -140,6 +169,8 @@ class DecoderImpl final : public DecoderCore {
   std::vector<Segment> segments_;
   std::vector<std::uint64_t> visible_;
   std::vector<KvTable> tables_;
+  std::vector<StatePlace> places_;  // [recurrent layer][segment]
+  Matrix mixed_{};                  // result of the latest recurrent mixer
   bool pass_has_embeddings_ = false;
   std::vector<float>* hidden_ = nullptr;  // where hidden states go, if asked for
   bool pass_has_adapters_ = false;

@@ -21,7 +21,10 @@ std::string EffectiveConfig::to_json() const {
                                     {"capacity_tokens", capacity_tokens},
                                     {"context", context},
                                     {"batch_tokens", batch_tokens},
-                                    {"parallel", parallel}};
+                                    {"parallel", parallel},
+                                    {"recurrent_bytes", recurrent_bytes},
+                                    {"checkpoint_interval", checkpoint_interval},
+                                    {"checkpoints", checkpoints}};
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

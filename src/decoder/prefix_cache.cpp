@@ -146,7 +146,7 @@ void PrefixTree::set_state(PrefixNode& node, SequenceState state) {
   drop_fast(node);
   const auto above = known_above(node);
   if (above && above->state) state.share_rows(*above->state, above->end());
-  const auto shared = above && above->state ? above->state->bytes() : 0;
+  const auto shared = above && above->state ? above->state->bytes() - above->state->unshared_bytes() : 0;
   const auto total = state.bytes();
   node.bytes = total > shared ? total - shared : 0;
   fast_bytes += node.bytes;

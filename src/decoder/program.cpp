@@ -18,16 +18,21 @@ void DecoderImpl::emit(std::int64_t rows, OpSink sink) {
   for (int layer = 0; layer < model_.spec().layer_count(); ++layer) {
     const auto& spec = model_.spec().layers[static_cast<std::size_t>(layer)];
     emit_attention(layer, rows, sink);
+    if (spec.recurrent) emit_recurrent(layer, rows, sink);
     // Parallel parts both read x, so what the network computes comes before attention is added.
     if (spec.parallel && spec.ffn) emit_ffn_inner(layer, rows, sink);
     emit_attention_output(layer, rows, sink);
-    if (!spec.ffn) continue;
-    if (spec.ffn->experts) {
+    if (spec.recurrent) emit_recurrent_output(layer, rows, sink);
+    if (spec.ffn && spec.ffn->experts) {
       emit_experts(layer, rows, sink);
-    } else {
+    } else if (spec.ffn && spec.ffn->token_shift) {
+      emit_channel_mix(layer, rows, sink);
+    } else if (spec.ffn) {
       if (!spec.parallel) emit_ffn_inner(layer, rows, sink);
       emit_ffn_output(layer, rows, sink);
     }
+    if (spec.output_scale != 1.0F)
+      sink(SoftcapOp{x_.matrix(0, rows, model_.spec().dim), spec.output_scale, 0.0F}, layer);
   }
   emit_head(rows, sink);
 }

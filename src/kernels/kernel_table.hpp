@@ -121,6 +121,111 @@ struct RowKernels {
   void (*rope)(float* x, const float* table, int kind, std::int64_t dims) noexcept;
 };
 
+/// Some columns of a ConvOp over the rows of one segment; pointers are those of the first column.
+struct ConvTask {
+  const float* x;  ///< row 0
+  std::int64_t x_stride;
+  float* out;
+  std::int64_t out_stride;
+  std::int64_t rows;
+  std::int64_t cols;  ///< at most recurrent_columns
+  std::int32_t taps;
+  const float* weight;
+  const float* bias;  ///< or null
+  int activation;     ///< skald::Activation
+  const float* from;  ///< taps - 1 rows, or null: zeros
+  float* to;
+  std::int64_t state_stride;
+};
+
+/// Some heads of a ScanOp that read the same b and c, over the rows of one segment; pointers are those of the first head.
+struct ScanTask {
+  const float* x;
+  std::int64_t x_stride;
+  const float* steps;
+  std::int64_t steps_stride;
+  const float* b;
+  std::int64_t b_stride;
+  const float* c;
+  std::int64_t c_stride;
+  const float* gate;
+  std::int64_t gate_stride;
+  float* out;
+  std::int64_t out_stride;
+  std::int64_t rows;
+  std::int64_t heads;     ///< at most recurrent_columns
+  std::int64_t channels;  ///< of a head
+  std::int64_t size;
+  const float* decay;
+  bool one_decay;
+  const float* skip;
+  const float* step_bias;  ///< or null
+  const float* from;       ///< heads * channels * size elements, or null: zeros
+  float* to;
+};
+
+/// Some columns of one part of a TokenShiftOp over the rows of one segment.
+struct ShiftTask {
+  const float* x;
+  std::int64_t x_stride;
+  const float* mix;
+  const float* more;  ///< or null
+  std::int64_t more_stride;
+  float* out;
+  std::int64_t out_stride;
+  std::int64_t rows;
+  std::int64_t cols;
+  const float* from;  ///< or null: zeros
+};
+
+/// One head of a WkvOp over the rows of one segment; pointers are those of the head's first element.
+struct WkvTask {
+  int version;
+  const float* r;
+  std::int64_t r_stride;
+  const float* k;
+  std::int64_t k_stride;
+  const float* v;
+  std::int64_t v_stride;
+  const float* decay;
+  std::int64_t decay_stride;
+  const float* rate;  ///< version 7
+  std::int64_t rate_stride;
+  const float* gate;  ///< or null
+  std::int64_t gate_stride;
+  float* out;
+  std::int64_t out_stride;
+  std::int64_t rows;
+  std::int64_t size;  ///< at most most_head
+  const float* bonus;
+  const float* key_scale;
+  const float* rate_scale;
+  int norm;  ///< skald::NormKind
+  const float* norm_weight;
+  const float* norm_bias;
+  float epsilon;
+  const float* from;  ///< size x size, or null: zeros
+  float* to;
+};
+
+/// Most columns, or heads, of one task above.
+inline constexpr std::int64_t recurrent_columns = 64;
+
+/// What reads and writes a recurrent state. All rows of a task are taken one after the other; a channel's result depends
+/// neither on the other channels of its task nor on where its sequence is cut.
+struct RecurrentKernels {
+  static constexpr std::int64_t most_head = 256;
+  static constexpr std::int32_t most_taps = 32;
+  void (*conv)(const ConvTask& task) noexcept;
+  void (*scan)(const ScanTask& task) noexcept;
+  void (*shift)(const ShiftTask& task) noexcept;
+  void (*wkv)(const WkvTask& task) noexcept;
+  /// y *= x
+  void (*multiply)(const float* x, std::int64_t n, float* y) noexcept;
+  /// y += (x - y) * weight
+  void (*lerp)(const float* x, const float* weight, std::int64_t n, float* y) noexcept;
+};
+
 struct KernelTable {
   const char* name;
   const MatmulKernel* matmul;  ///< matmul_count entries
@@ -128,6 +233,7 @@ struct KernelTable {
   const AttentionKernel* attention;
   int attention_count;
   const RowKernels* rows;
+  const RecurrentKernels* recurrent;
 };
 
 /// Each instruction set's pieces, defined in src/kernels/isa/: one function per file and instruction set.
@@ -136,6 +242,7 @@ struct KernelTable {
   const MatmulKernel* matmul_kernels(int* count) noexcept;        \
   const AttentionKernel* attention_kernels(int* count) noexcept;  \
   const RowKernels* row_kernels() noexcept;                       \
+  const RecurrentKernels* recurrent_kernels() noexcept;           \
   }
 SKALD_DECLARE_ISA(baseline)
 SKALD_DECLARE_ISA(avx2)

@@ -34,4 +34,16 @@ struct AttentionSizes {
 [[nodiscard]] ModelSpec read_deepseek2(HyperParameters& parameters);
 [[nodiscard]] ModelSpec read_granitemoe(HyperParameters& parameters);
 
+
+// Networks with recurrent layers.
+[[nodiscard]] ModelSpec read_mamba(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_mamba2(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_jamba(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_falcon_h1(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_granitehybrid(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_nemotron_h(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_lfm2(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_rwkv6(HyperParameters& parameters);
+[[nodiscard]] ModelSpec read_rwkv7(HyperParameters& parameters);
+
 }  // namespace skald::inline v0

@@ -20,6 +20,10 @@ TensorNames one_norm() {
   return {.roles = {{Role::ffn_norm, {"attn_norm.weight"}}, {Role::ffn_norm_bias, {"attn_norm.bias"}}}};
 }
 
+TensorNames second_norm() {
+  return {.roles = {{Role::ffn_norm, {"attn_norm_2.weight"}}, {Role::ffn_norm_bias, {"attn_norm_2.bias"}}}};
+}
+
 // Falcon's larger models give attention a norm of its own, and then `attn_norm` is that of the network.
 TensorNames falcon_norms() {
   return {.roles = {{Role::attention_norm, {"attn_norm_2.weight", "attn_norm.weight"}},
@@ -111,6 +115,7 @@ std::vector<Architecture> architectures() {
   add(decoder("dream", "Dream (diffusion)",
               {.rope = RopeKind::half, .causal = false, .qkv_bias = Presence::always}));
   add(decoder("falcon", "Falcon 7B to 180B", phi2, falcon_norms()));
+  add({"falcon-h1", "Falcon H1", read_falcon_h1, {.roles = {{Role::ffn_norm, {"ffn_norm.weight", "ffn_norm"}}}}});
   add(decoder("gemma", "Gemma 1, CodeGemma", gemma));
   add(decoder("gemma2", "Gemma 2", gemma2));
   add(decoder("gemma3", "Gemma 3 (text)", gemma3));
@@ -119,11 +124,17 @@ std::vector<Architecture> architectures() {
   add(decoder("gptneox", "GPT-NeoX, Pythia, RedPajama, Dolly", neox));
   add(decoder("granite", "Granite 3",
               {.rope_by_finetuned = true, .scales = true, .logit_scale = LogitScale::divide}));
+  add({"granitehybrid", "Granite 4", read_granitehybrid});
   add({"granitemoe", "Granite 3 with experts", read_granitemoe});
+  add({"jamba", "Jamba", read_jamba});
+  add({"lfm2", "LFM 2", read_lfm2, {.roles = {{Role::final_norm, {"token_embd_norm.weight", "output_norm.weight"}}}}});
   add(decoder("llada", "LLaDA (diffusion)", {.causal = false}));
   add(decoder("llama", "Llama 1-3, Mistral, Mixtral, TinyLlama, SmolLM, Vicuna, Yi", {.experts = true}));
+  add({"mamba", "Mamba, Falcon Mamba", read_mamba});
+  add({"mamba2", "Mamba 2, Codestral Mamba", read_mamba2});
   add(decoder("mpt", "MPT", mpt));
   add(decoder("nemotron", "Nemotron 3 and 4, Minitron", nemotron));
+  add({"nemotron_h", "Nemotron H, Nemotron Nano 2", read_nemotron_h, one_norm()});
   add(decoder("nomic-bert", "Nomic Embed", nomic_bert));
   add(decoder("olmo2", "OLMo 2 and 3",
               {.pre_norm = false,
@@ -140,6 +151,8 @@ std::vector<Architecture> architectures() {
   add({"qwen2moe", "Qwen 1.5 and 2 with experts", read_qwen2moe});
   add(decoder("qwen3", "Qwen 3", {.rope = RopeKind::half, .qk_norm = Presence::always}));
   add({"qwen3moe", "Qwen 3 with experts", read_qwen3moe});
+  add({"rwkv6", "RWKV 6", read_rwkv6, second_norm()});
+  add({"rwkv7", "RWKV 7", read_rwkv7, second_norm()});
   add(decoder("smollm3", "SmolLM 3", {.no_rope_period = 4}));
   add(decoder("stablelm", "StableLM 1 to 2 1.6B",
               {.norm = NormKind::layer,

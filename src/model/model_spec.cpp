@@ -75,7 +75,46 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "token_type_embedding",
                                                                  "embedding_norm",
                                                                  "embedding_norm_bias",
-                                                                 "rope_long_factors"};
+                                                                 "rope_long_factors",
+                                                                 "recurrent_in",
+                                                                 "conv_weight",
+                                                                 "conv_bias",
+                                                                 "step_input",
+                                                                 "step_norm",
+                                                                 "b_norm",
+                                                                 "c_norm",
+                                                                 "step",
+                                                                 "step_bias",
+                                                                 "scan_decay",
+                                                                 "scan_skip",
+                                                                 "recurrent_norm",
+                                                                 "recurrent_norm_bias",
+                                                                 "recurrent_output",
+                                                                 "mix_first",
+                                                                 "mix_down",
+                                                                 "mix_up",
+                                                                 "mix",
+                                                                 "receptance",
+                                                                 "time_key",
+                                                                 "time_value",
+                                                                 "time_gate",
+                                                                 "time_bonus",
+                                                                 "decay_base",
+                                                                 "decay_down",
+                                                                 "decay_up",
+                                                                 "rate_base",
+                                                                 "rate_down",
+                                                                 "rate_up",
+                                                                 "first_value_base",
+                                                                 "first_value_down",
+                                                                 "first_value_up",
+                                                                 "gate_down",
+                                                                 "gate_up",
+                                                                 "key_scale",
+                                                                 "rate_scale",
+                                                                 "channel_mix",
+                                                                 "channel_receptance_mix",
+                                                                 "channel_receptance"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -205,16 +244,59 @@ class Checker {
     norm("ffn_post_norm", layer.ffn_post_norm);
     norm("ffn_residual_norm", layer.ffn_residual_norm);
     positive("residual_scale", layer.residual_scale);
+    positive("output_scale", layer.output_scale);
     if (layer.attention && layer.linear_attention) fail("a layer has attention and a linear layer in its place");
     if (layer.parallel && layer.attention_residual_norm.kind != NormKind::none)
       fail("a parallel layer has no norm between attention and the feed-forward network");
     if (layer.parallel && layer.ffn && layer.ffn->experts) fail("experts parallel to attention are not implemented");
     if (layer.attention) attention(*layer.attention);
+    if (layer.recurrent) recurrent(layer);
     if (!layer.ffn) return;
+    if (layer.ffn->token_shift && (layer.ffn->gated || layer.ffn->experts || layer.parallel ||
+                                   layer.ffn_post_norm.kind != NormKind::none || layer.ffn->stored_width != 0))
+      fail("a feed-forward network with token shift has no gate, no experts, no post norm, no share of its width and is not "
+           "parallel to the mixer");
+    if (layer.ffn->receptance && !layer.ffn->token_shift) fail("a receptance without token shift");
     within("FFN width", layer.ffn->width, 1, limits::ffn_width);
     if (layer.ffn->stored_width != 0)
       within("FFN stored_width", layer.ffn->stored_width, layer.ffn->width, limits::ffn_width);
     if (layer.ffn->experts) experts(*layer.ffn);
+  }
+
+  void recurrent(const LayerSpec& layer) const {
+    const RecurrentSpec& mixer = *layer.recurrent;
+    if (mixer.kind > RecurrentKind::rwkv7) fail("the recurrent mixer is of an unknown kind");
+    if (layer.linear_attention || layer.attention_post_norm.kind != NormKind::none ||
+        layer.attention_residual_norm.kind != NormKind::none)
+      fail("a recurrent layer has no linear layer and no norm after the mixer");
+    if (layer.attention && !layer.attention->causal) fail("a recurrent mixer beside attention that is not causal");
+    norm("step_norm", mixer.step_norm);
+    norm("recurrent norm", mixer.norm);
+    const bool scans = mixer.kind == RecurrentKind::selective_scan || mixer.kind == RecurrentKind::ssd;
+    within("recurrent width", mixer.width, 1, limits::dim);
+    if (!scans) within("recurrent width", mixer.width, spec_.dim, spec_.dim);
+    if (mixer.kind != RecurrentKind::short_convolution) within("recurrent heads", mixer.heads, 1, mixer.width);
+    if (mixer.heads > 0 && mixer.width % mixer.heads != 0)
+      fail(fmt::format("{} recurrent heads do not divide the width {}", mixer.heads, mixer.width));
+    if (!mixer.rwkv()) within("convolution taps", mixer.taps, 2, most_conv_taps);
+    if (scans) {
+      within("state_size", mixer.state_size, 1, limits::head_dim);
+      within("recurrent groups", mixer.groups, 1, mixer.heads);
+      if (mixer.heads % mixer.groups != 0 || mixer.width % mixer.groups != 0)
+        fail(fmt::format("{} recurrent groups do not divide {} heads", mixer.groups, mixer.heads));
+    }
+    if (mixer.kind == RecurrentKind::selective_scan) {
+      within("recurrent heads", mixer.heads, mixer.width, mixer.width);
+      within("step_rank", mixer.step_rank, 1, limits::dim);
+    }
+    if (!mixer.rwkv()) return;
+    within("elements of a recurrent head", mixer.width / mixer.heads, 1, most_wkv_size);
+    within("decay_rank", mixer.decay_rank, 1, limits::dim);
+    const bool six = mixer.kind == RecurrentKind::rwkv6;
+    within("mix_rank", mixer.mix_rank, six ? 1 : 0, six ? limits::dim : 0);
+    within("rate_rank", mixer.rate_rank, six ? 0 : 1, six ? 0 : limits::dim);
+    within("value_rank", mixer.value_rank, 0, six ? 0 : limits::dim);
+    within("gate_rank", mixer.gate_rank, 0, six ? 0 : limits::dim);
   }
 
   void experts(const FfnSpec& ffn) const {
@@ -260,11 +342,15 @@ std::string_view to_string(NormKind kind) noexcept {
   return name_of(std::array<std::string_view, 3>{"none", "rms", "layer"}, kind);
 }
 std::string_view to_string(Activation activation) noexcept {
-  return name_of(std::array<std::string_view, 6>{"none", "silu", "gelu_tanh", "gelu_erf", "relu", "relu_squared"},
+  return name_of(std::array<std::string_view, 8>{"none", "silu", "gelu_tanh", "gelu_erf", "relu", "relu_squared", "tanh",
+                                                  "sigmoid"},
                  activation);
 }
 std::string_view to_string(ExpertGating gating) noexcept {
   return name_of(std::array<std::string_view, 3>{"softmax", "softmax_selected", "sigmoid"}, gating);
+}
+std::string_view to_string(RecurrentKind kind) noexcept {
+  return name_of(std::array<std::string_view, 5>{"selective_scan", "ssd", "short_convolution", "rwkv6", "rwkv7"}, kind);
 }
 std::string_view to_string(Pooling pooling) noexcept {
   return name_of(std::array<std::string_view, 5>{"none", "mean", "cls", "last", "rank"}, pooling);

@@ -61,6 +61,8 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
   check_range("heads_per_group", options.heads_per_group, 1, limits::heads);
   check_range("batch_tokens", options.batch_tokens, 1, limits::vocabulary);
   check_range("logits_rows", options.logits_rows, 1, limits::vocabulary);
+  check_range("checkpoint_interval", options.checkpoint_interval, 0, limits::context);
+  check_range("checkpoints", options.checkpoints, 0, 1 << 20);
   check_range("page_tokens", options.page_tokens, KvPageLayout::lane_tokens, attention_chunk);
   if (options.page_tokens % KvPageLayout::lane_tokens != 0 || attention_chunk % options.page_tokens != 0)
     throw UsageError(where, fmt::format("page_tokens is {}, allowed is a multiple of {} that divides {}",
@@ -94,13 +96,15 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   }
   plan.kv = kv.value();
   plan.kv_per_token = per_token.value();
+  plan.recurrent = (size(options.sequences) *
+                    recurrent_bytes(spec, options.checkpoint_interval, options.checkpoints)).value();
   plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
   plan.stream = options.backend->stream_bytes(
       stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types, expert_types));
 }
 
 void check_total(const MemoryPlan& plan) {
-  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.activations + plan.stream + plan.tokenizer);
+  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.recurrent + plan.activations + plan.stream + plan.tokenizer);
 }
 
 }  // namespace
@@ -110,6 +114,7 @@ std::string MemoryPlan::to_json() const {
       .add("weights", weights)
       .add("vectors", vectors)
       .add("kv", kv)
+      .add("recurrent", recurrent)
       .add("activations", activations)
       .add("stream", stream)
       .add("tokenizer", tokenizer)
@@ -124,12 +129,45 @@ namespace {
 bool needs_work_rows(const ModelSpec& spec) {
   if (spec.learned_positions || spec.token_types > 0) return true;
   return std::ranges::any_of(spec.layers, [](const LayerSpec& layer) {
-    return layer.linear_attention || layer.attention_post_norm.kind != NormKind::none ||
+    return layer.linear_attention || (layer.ffn && layer.ffn->receptance) || layer.attention_post_norm.kind != NormKind::none ||
            layer.ffn_post_norm.kind != NormKind::none;
   });
 }
 
+// What a mixer and a channel mixing compute for a row beside what they share with other layers; as in
+// decoder/program_recurrent.cpp.
+std::int64_t recurrent_columns(const RecurrentSpec& mixer) {
+  const std::int64_t width = mixer.width;
+  switch (mixer.kind) {
+    case RecurrentKind::selective_scan:
+      return mixer.input_rows() + mixer.conv_cols() + mixer.step_rank + 2 * std::int64_t{mixer.state_size} + 2 * width;
+    case RecurrentKind::ssd: return mixer.input_rows() + mixer.conv_cols() + width;
+    case RecurrentKind::short_convolution: return mixer.input_rows() + width;
+    case RecurrentKind::rwkv6: return 13 * width + 5 * std::int64_t{mixer.mix_rank} + mixer.decay_rank;
+    case RecurrentKind::rwkv7:
+      return 15 * width + std::max({mixer.decay_rank, mixer.rate_rank, mixer.value_rank, mixer.gate_rank});
+  }
+  return 0;
+}
+
 }  // namespace
+
+std::int64_t first_value_columns(const ModelSpec& spec) noexcept {
+  return std::ranges::any_of(spec.layers,
+                             [](const LayerSpec& layer) {
+                               return layer.recurrent && layer.recurrent->kind == RecurrentKind::rwkv7;
+                             })
+             ? spec.dim
+             : 0;
+}
+
+std::uint64_t recurrent_bytes(const ModelSpec& spec, std::int64_t checkpoint_interval, std::int32_t checkpoints) {
+  const std::int64_t copies = 2 + (checkpoint_interval > 0 ? std::max(0, checkpoints) : 0);
+  Bytes total = 0;
+  for (const LayerSpec& layer : spec.layers)
+    total = total + size(copies) * (size(layer.state_elements(spec.dim)) * sizeof(float)).aligned();
+  return total.value();
+}
 
 ActivationSizes activation_sizes(const ModelSpec& spec) {
   ActivationSizes sizes;
@@ -148,12 +186,15 @@ ActivationSizes activation_sizes(const ModelSpec& spec) {
         sizes.v = std::max<std::int64_t>(sizes.v, latent->query_rank);
       }
     }
+    if (layer.recurrent) sizes.recurrent = std::max(sizes.recurrent, recurrent_columns(*layer.recurrent));
+    if (layer.ffn && layer.ffn->token_shift) sizes.recurrent = std::max(sizes.recurrent, 3 * spec.dim);
     if (!layer.ffn) continue;
     const ExpertsSpec experts = layer.ffn->experts.value_or(ExpertsSpec{});
     sizes.ffn = std::max(sizes.ffn, layer.ffn->width * (layer.ffn->experts ? experts.used : 1) + experts.shared_width);
     sizes.router = std::max<std::int64_t>(sizes.router, experts.count + (experts.shared_gate ? 1 : 0));
     sizes.experts = std::max(sizes.experts, spec.dim * experts.used);
   }
+  if (sizes.recurrent > 0) sizes.recurrent += first_value_columns(spec);
   if (needs_work_rows(spec)) sizes.work = spec.dim;
   for (const RopeSpec& rope : spec.ropes)
     if (rope.kind != RopeKind::none) sizes.rope += rope.dims;
@@ -167,7 +208,7 @@ std::size_t activation_bytes(const ModelSpec& spec, std::int64_t batch_tokens, s
   const ActivationSizes sizes = activation_sizes(spec);
   Bytes total = (size(logits_rows) * size(sizes.logits) * sizeof(float)).aligned();
   for (const std::int64_t width : {sizes.residual, sizes.q, sizes.k, sizes.v, sizes.attention, sizes.ffn, sizes.router,
-                                   sizes.experts, sizes.work, sizes.rope})
+                                   sizes.experts, sizes.work, sizes.recurrent, sizes.rope})
     total = total + (size(batch_tokens) * size(width) * sizeof(float)).aligned();
   return static_cast<std::size_t>(total.value());
 }
@@ -192,6 +233,11 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
         limits.head_cols = std::max<std::int64_t>({limits.head_cols, attention.latent->rank,
                                                    attention.head_dim_k - attention.latent->rope_dims});
       }
+    }
+    if (const auto& mixer = layer.recurrent) {
+      limits.max_cols = std::max<std::int64_t>({limits.max_cols, mixer->width, mixer->step_rank, mixer->decay_rank,
+                                                mixer->rate_rank, mixer->value_rank, mixer->gate_rank});
+      limits.head_cols = std::max<std::int64_t>(limits.head_cols, mixer->mix_rank);
     }
     if (layer.ffn) limits.max_cols = std::max(limits.max_cols, layer.ffn->width);
     if (!layer.ffn || !layer.ffn->experts) continue;

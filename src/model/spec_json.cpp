@@ -99,13 +99,34 @@ std::string json_of(const FfnSpec& ffn) {
       .add("up_bias", ffn.up_bias)
       .add("down_bias", ffn.down_bias);
   if (ffn.stored_width != 0) json.add("stored_width", ffn.stored_width);
+  if (ffn.token_shift) json.add("token_shift", true).add("receptance", ffn.receptance);
   if (ffn.experts) json.add_raw("experts", json_of(*ffn.experts));
   return json.text();
 }
 
-std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last) {
+std::string json_of(const RecurrentSpec& mixer) {
   return Object()
-      .add("first", first)
+      .add("kind", to_string(mixer.kind))
+      .add("width", mixer.width)
+      .add("heads", mixer.heads)
+      .add("groups", mixer.groups)
+      .add("state_size", mixer.state_size)
+      .add("taps", mixer.taps)
+      .add("conv_bias", mixer.conv_bias)
+      .add("step_rank", mixer.step_rank)
+      .add_raw("step_norm", json_of(mixer.step_norm))
+      .add_raw("norm", json_of(mixer.norm))
+      .add("mix_rank", mixer.mix_rank)
+      .add("decay_rank", mixer.decay_rank)
+      .add("rate_rank", mixer.rate_rank)
+      .add("value_rank", mixer.value_rank)
+      .add("gate_rank", mixer.gate_rank)
+      .text();
+}
+
+std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last) {
+  Object json;
+  json.add("first", first)
       .add("last", last)
       .add_raw("attention_norm", json_of(layer.attention_norm))
       .add_raw("attention", layer.attention ? json_of(*layer.attention) : "null")
@@ -117,8 +138,10 @@ std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last)
       .add_raw("ffn_post_norm", json_of(layer.ffn_post_norm))
       .add_raw("ffn_residual_norm", json_of(layer.ffn_residual_norm))
       .add("parallel", layer.parallel)
-      .add("residual_scale", layer.residual_scale)
-      .text();
+      .add("residual_scale", layer.residual_scale);
+  if (layer.recurrent) json.add_raw("recurrent", json_of(*layer.recurrent));
+  if (layer.output_scale != 1.0F) json.add("output_scale", layer.output_scale);
+  return json.text();
 }
 
 std::string json_of(const std::vector<LayerSpec>& layers) {

@@ -144,6 +144,90 @@ class Binder {
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
     vector_if(attention.sinks, Role::attention_sinks, "attn_sinks.weight", attention.heads);
   }
+  void convolution(const RecurrentSpec& mixer, std::string_view name) {
+    vectors(Role::conv_weight, std::string(name) + ".weight", mixer.conv_cols(), mixer.taps);
+    vector_if(mixer.conv_bias, Role::conv_bias, std::string(name) + ".bias", mixer.conv_cols());
+  }
+  void state_space(const RecurrentSpec& mixer) {
+    const bool selective = mixer.kind == RecurrentKind::selective_scan;
+    matrix(Role::recurrent_in, "ssm_in.weight", mixer.input_rows(), spec_.dim);
+    convolution(mixer, "ssm_conv1d");
+    if (selective) {
+      matrix(Role::step_input, "ssm_x.weight", mixer.step_rank + 2 * std::int64_t{mixer.state_size}, mixer.width);
+      norm(mixer.step_norm, Role::step_norm, Role::step_norm, "ssm_dt_norm", mixer.step_rank);
+      norm(mixer.step_norm, Role::b_norm, Role::b_norm, "ssm_b_norm", mixer.state_size);
+      norm(mixer.step_norm, Role::c_norm, Role::c_norm, "ssm_c_norm", mixer.state_size);
+      matrix(Role::step, "ssm_dt.weight", mixer.width, mixer.step_rank);
+    }
+    vector_if(true, Role::step_bias, "ssm_dt.bias", mixer.heads);
+    vectors(Role::scan_decay, "ssm_a", mixer.heads, selective ? mixer.state_size : 1);
+    vectors(Role::scan_skip, "ssm_d", mixer.heads, 1);
+    if (mixer.norm.kind != NormKind::none)
+      vectors(Role::recurrent_norm, "ssm_norm.weight", mixer.groups, mixer.width / mixer.groups);
+    matrix(Role::recurrent_output, "ssm_out.weight", spec_.dim, mixer.width);
+  }
+  void low_rank(Role down, Role up, std::string_view name, std::int64_t rank) {
+    matrix(down, fmt::format("time_mix_{}1.weight", name), rank, spec_.dim);
+    matrix(up, fmt::format("time_mix_{}2.weight", name), spec_.dim, rank);
+  }
+  void time_mix(const RecurrentSpec& mixer) {
+    const std::int64_t width = mixer.width;
+    const auto part = [&](Role role, std::string_view name) {
+      matrix(role, fmt::format("time_mix_{}.weight", name), width, width);
+    };
+    const auto elements = [&](Role role, std::string_view name, std::int64_t rows = 1) {
+      vectors(role, fmt::format("time_mix_{}.weight", name), rows, width);
+    };
+    part(Role::receptance, "receptance");
+    part(Role::time_key, "key");
+    part(Role::time_value, "value");
+    if (mixer.kind == RecurrentKind::rwkv6) {
+      elements(Role::mix_first, "lerp_x");
+      matrix(Role::mix_down, "time_mix_w1.weight", 5 * std::int64_t{mixer.mix_rank}, width);
+      stack(Role::mix_up, "time_mix_w2.weight", 5, width, mixer.mix_rank);
+      elements(Role::mix, "lerp_fused", 5);
+      part(Role::time_gate, "gate");
+      vectors(Role::time_bonus, "time_mix_first.weight", mixer.heads, width / mixer.heads);
+      elements(Role::decay_base, "decay");
+      low_rank(Role::decay_down, Role::decay_up, "decay_w", mixer.decay_rank);
+    } else {
+      elements(Role::mix, "lerp_fused", mixer.gate_rank > 0 ? 6 : 5);
+      elements(Role::time_bonus, "r_k");
+      elements(Role::decay_base, "w0");
+      low_rank(Role::decay_down, Role::decay_up, "w", mixer.decay_rank);
+      elements(Role::rate_base, "a0");
+      low_rank(Role::rate_down, Role::rate_up, "a", mixer.rate_rank);
+      if (mixer.value_rank > 0) {
+        elements(Role::first_value_base, "v0");
+        low_rank(Role::first_value_down, Role::first_value_up, "v", mixer.value_rank);
+      }
+      if (mixer.gate_rank > 0) low_rank(Role::gate_down, Role::gate_up, "g", mixer.gate_rank);
+      elements(Role::key_scale, "k_k");
+      elements(Role::rate_scale, "k_a");
+    }
+    norm(mixer.norm, Role::recurrent_norm, Role::recurrent_norm_bias, "time_mix_ln", width);
+    matrix(Role::recurrent_output, "time_mix_output.weight", spec_.dim, width);
+  }
+  void recurrent(const RecurrentSpec& mixer) {
+    if (mixer.rwkv()) return time_mix(mixer);
+    if (mixer.kind != RecurrentKind::short_convolution) return state_space(mixer);
+    matrix(Role::recurrent_in, "shortconv.in_proj.weight", mixer.input_rows(), spec_.dim);
+    convolution(mixer, "shortconv.conv");
+    matrix(Role::recurrent_output, "shortconv.out_proj.weight", spec_.dim, mixer.width);
+  }
+  void channel_mix(const FfnSpec& ffn) {
+    vectors(Role::channel_mix, "channel_mix_lerp_k.weight", 1, spec_.dim);
+    matrix(Role::ffn_up, "channel_mix_key.weight", ffn.width, spec_.dim);
+    matrix(Role::ffn_down, "channel_mix_value.weight", spec_.dim, ffn.width);
+    if (!ffn.receptance) return;
+    vectors(Role::channel_receptance_mix, "channel_mix_lerp_r.weight", 1, spec_.dim);
+    matrix(Role::channel_receptance, "channel_mix_receptance.weight", spec_.dim, spec_.dim);
+  }
+  /// `count` vectors that lie together; dimensions of one element may stand anywhere in their shape.
+  void vectors(Role role, std::string_view name, std::int64_t count, std::int64_t elements) {
+    vectors_if(true, role, name, count, elements);
+    bindings_.back().loose_shape = true;
+  }
   void vectors_if(bool present, Role role, std::string_view name, std::int64_t count, std::int64_t elements) {
     vector_if(present, role, name, count * elements);
     if (present) bindings_.back().matrices = count;
@@ -168,6 +252,7 @@ class Binder {
   }
   void ffn(const FfnSpec& ffn) {
     if (ffn.experts) return experts(ffn);
+    if (ffn.token_shift) return channel_mix(ffn);
     // Of a nested network the file has more rows, and more columns of the matrix that goes back.
     const std::int64_t stored = ffn.stored_width;
     const std::int64_t whole = stored != 0 ? stored : ffn.width;
@@ -196,10 +281,11 @@ class Binder {
     vector_if(ffn.down_bias, Role::ffn_down_bias, "ffn_down.bias", spec_.dim);
   }
   void layer(const LayerSpec& layer) {
-    if (layer.attention || layer.linear_attention) {
+    if (layer.attention || layer.linear_attention || layer.recurrent) {
       norm(layer.attention_norm, Role::attention_norm, Role::attention_norm_bias, "attn_norm", spec_.dim);
+      if (layer.recurrent) recurrent(*layer.recurrent);
       if (layer.attention) attention(*layer.attention);
-      else matrix(Role::attention_output, "attn_output.weight", spec_.dim, spec_.dim);
+      if (layer.linear_attention) matrix(Role::attention_output, "attn_output.weight", spec_.dim, spec_.dim);
       norm(layer.attention_post_norm, Role::attention_post_norm, Role::attention_post_norm_bias, "post_attention_norm",
            spec_.dim);
       norm(layer.attention_residual_norm, Role::attention_residual_norm, Role::attention_residual_norm_bias,
@@ -268,6 +354,15 @@ void check_shape(const ModelFile& file, const BoundTensor& bound) {
   const std::int64_t rows = matrix ? outer / binding.matrices : binding.matrices;
   const std::int64_t matrices = matrix ? binding.matrices : 1;
   if (tensor.dims == std::array<std::int64_t, 4>{columns, rows, matrices, 1}) return;
+  if (binding.loose_shape) {
+    const auto longer = [](const auto& dims) {
+      std::vector<std::int64_t> result;
+      for (const std::int64_t each : dims)
+        if (each != 1) result.push_back(each);
+      return result;
+    };
+    if (longer(tensor.dims) == longer(std::array{columns, rows})) return;
+  }
   if (matrices > 1)
     file.fail(tensor, fmt::format("found shape {}, allowed is [{}, {}, {}]", tensor.shape(), columns, rows,
                                   binding.matrices));

@@ -59,7 +59,8 @@ void SequenceState::truncate(std::int64_t length) {
     throw UsageError("state.sequence",
                      "cannot truncate " + std::to_string(length_) + " tokens to " + std::to_string(length) +
                          (at < 0 ? ": an eviction or a sliding window has dropped tokens that would be seen again"
-                                 : ": the policy's statistics are known after " + std::to_string(at) + " tokens"));
+                                 : ": what layers remember beside rows of tokens is known after " + std::to_string(at) +
+                                       " tokens"));
   for (auto& layer : layers_)
     if (layer) layer->remove_last(length_ - length);
   length_ = length;
@@ -85,6 +86,7 @@ SequenceState SequenceState::fork() const {
   SequenceState copy;
   copy.layers_.reserve(layers_.size());
   for (const auto& layer : layers_) copy.layers_.push_back(layer ? layer->fork() : nullptr);
+  copy.layer_count_ = layer_count_;
   copy.length_ = length_;
   copy.prompt_ = prompt_;
   return copy;
@@ -122,6 +124,13 @@ std::size_t SequenceState::bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& layer : layers_)
     if (layer) total += layer->bytes();
+  return total;
+}
+
+std::size_t SequenceState::unshared_bytes() const noexcept {
+  std::size_t total = 0;
+  for (const auto& layer : layers_)
+    if (layer) total += layer->unshared_bytes();
   return total;
 }
 

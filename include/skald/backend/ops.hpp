@@ -56,9 +56,11 @@ struct NormOp {
   Matrix x{};
   Norm norm{};
   Matrix out{};
+  /// A row's columns are this many equal groups, each normalized alone; weight and bias still have cols elements.
+  std::int32_t groups = 1;
 };
 
-enum class Activation : std::uint8_t { none, silu, gelu_tanh, gelu_erf, relu, relu_squared };
+enum class Activation : std::uint8_t { none, silu, gelu_tanh, gelu_erf, relu, relu_squared, tanh, sigmoid };
 
 /// What happens to the products of a LinearOp.
 enum class LinearEpilogue : std::uint8_t {
@@ -331,7 +333,114 @@ struct DownloadOp {
   float* host = nullptr;  ///< [host] x.rows x x.cols, dense
 };
 
+/// Where one sequence's recurrent state of a layer is read, and where what follows from it is written.
+struct StatePlace {
+  const float* from = nullptr;  ///< [device] null: the beginning of a sequence, all zeros
+  float* to = nullptr;          ///< [device] memory apart from `from`
+};
+
+/// The recurrent state of a layer for each segment of a batch; an op reads and writes its own part, which begins `offset`
+/// elements in. Rows are taken one after the other in the order of their segment.
+struct StateLayer {
+  const StatePlace* places = nullptr;  ///< [host] one per segment
+  std::int64_t offset = 0;
+  const Segment* segments = nullptr;  ///< [host] Segment::visible must be null: a state follows one sequence
+  std::int32_t segment_count = 0;
+};
+
+/// Most taps of a ConvOp.
+inline constexpr std::int32_t most_conv_taps = 32;
+
+/// Causal convolution of each column over the rows of its sequence: out[t, c] = activation(bias[c] + sum over j of
+/// weight[c * taps + j] * x[t - taps + 1 + j, c]). Part of the state: the taps - 1 rows before, [taps - 1, cols], oldest first.
+struct ConvOp {
+  Matrix x{};
+  Matrix out{};
+  std::int32_t taps = 0;          ///< 2 to most_conv_taps
+  const float* weight = nullptr;  ///< [device] cols x taps
+  const float* bias = nullptr;    ///< [device] cols, or null
+  Activation activation = Activation::none;
+  StateLayer state{};
+};
+
+/// Selective state-space scan (Mamba, Gu and Dao 2023, arXiv 2312.00752; with few decays Mamba-2, Dao and Gu 2024, arXiv
+/// 2405.21060). Head h has x.cols / heads channels p with `size` elements of state each, and reads group
+/// g = h / (heads / groups) of b and c. In row t, with step = log(1 + exp(steps[t, h] + step_bias[h])):
+///   s[p, n] = exp(step * decay[h, n]) * s[p, n] + step * x[t, p] * b[t, g, n]
+///   out[t, p] = (sum over n of c[t, g, n] * s[p, n] + skip[h] * x[t, p]) * silu(gate[t, p])
+/// Part of the state: s, [x.cols, size].
+struct ScanOp {
+  Matrix x{};
+  Matrix steps{};  ///< [rows, heads]
+  Matrix b{};      ///< [rows, groups * size]
+  Matrix c{};      ///< as b
+  Matrix gate{};   ///< as x
+  Matrix out{};    ///< as x; may be neither x nor b nor c
+  std::int32_t heads = 0;
+  std::int32_t groups = 1;
+  std::int32_t size = 0;
+  const float* decay = nullptr;  ///< [device] heads x size, or heads if one_decay; negative numbers
+  bool one_decay = false;        ///< one for all elements of a head
+  const float* skip = nullptr;       ///< [device] heads
+  const float* step_bias = nullptr;  ///< [device] heads, or null
+  StateLayer state{};
+};
+
+/// Mixes each row with the one before it in its sequence (RWKV's token shift, Peng et al. 2023, arXiv 2305.13048):
+/// out[t, p * cols + i] = x[t, i] + (x[t - 1, i] - x[t, i]) * (mix[p * cols + i] + more[t, p * cols + i])
+/// for the out.cols / cols parts p. Part of the state: the last row, [cols].
+struct TokenShiftOp {
+  Matrix x{};
+  const float* mix = nullptr;  ///< [device] out.cols elements
+  Matrix more{};               ///< as out, or Matrix{}: zeros
+  Matrix out{};                ///< may be `more`
+  StateLayer state{};
+};
+
+/// Most elements of a head of a WkvOp.
+inline constexpr std::int32_t most_wkv_size = 256;
+
+/// RWKV's state over the keys and values of each head, of `size` elements, and what it is read into. All vectors are those of
+/// a head in row t. Finch (version 6, Peng et al. 2024, arXiv 2404.05892), with w = exp(-exp(decay)):
+///   y[i] = sum over j of r[j] * (bonus[j] * k[j] * v[i] + s[j, i]);  s[j, i] = w[j] * s[j, i] + k[j] * v[i]
+///   out = norm(y) * gate
+/// Goose (version 7, Peng et al. 2025, arXiv 2503.14456), with w = exp(-0.606531 * sigmoid(decay)), a = sigmoid(rate),
+/// q = k * key_scale over its length, k' = k * (1 + (a - 1) * rate_scale):
+///   s[j, i] = w[j] * s[j, i] - (sum over m of q[m] * s[m, i]) * q[j] * a[j] + k'[j] * v[i];  y[i] = sum over j of r[j] * s[j, i]
+///   out = (norm(y) + v * sum over j of r[j] * k'[j] * bonus[j]) * gate
+/// Part of the state: s, [heads, size (keys), size (values)].
+struct WkvOp {
+  std::int32_t version = 6;
+  std::int32_t heads = 0;
+  Matrix r{};      ///< [rows, heads * size], as all of the following
+  Matrix k{};
+  Matrix v{};
+  Matrix decay{};
+  Matrix rate{};   ///< version 7
+  Matrix gate{};   ///< or Matrix{}: ones
+  Matrix out{};    ///< none of the others
+  const float* bonus = nullptr;       ///< [device] heads * size
+  const float* key_scale = nullptr;   ///< [device] heads * size; version 7
+  const float* rate_scale = nullptr;  ///< [device] heads * size; version 7
+  Norm norm{};                        ///< of each head; weight and bias of all heads
+  StateLayer state{};
+};
+
+/// x *= y, elementwise.
+struct MultiplyOp {
+  Matrix x{};
+  Matrix y{};
+};
+
+/// x += (y - x) * weight, elementwise.
+struct LerpOp {
+  Matrix x{};
+  Matrix y{};
+  Matrix weight{};
+};
+
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
-                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp, DeltaInputOp>;
+                        DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp, DeltaInputOp, ConvOp, ScanOp,
+                        TokenShiftOp, WkvOp, MultiplyOp, LerpOp>;
 
 }  // namespace skald::inline v0

@@ -26,12 +26,22 @@ struct KvOptions {
   std::int64_t capacity_tokens = 0;
 };
 
+/// Recurrent layers' memory. Their state has a fixed size and cannot take tokens back: truncating goes back to the last
+/// checkpoint before and computes the tokens after it again.
+struct RecurrentMemoryOptions {
+  /// Tokens between checkpoints, at which batches are cut; 0: none, truncating computes everything again.
+  std::int64_t checkpoint_interval = 256;
+  /// How many of the latest checkpoints a session keeps.
+  std::int32_t checkpoints = 2;
+};
+
 /// What is checked for NaN and infinity after each forward pass.
 enum class CheckFinite : std::uint8_t { off, logits };
 
 /// Options of a decoder.
 struct DecoderOptions {
   KvOptions kv{};
+  RecurrentMemoryOptions recurrent{};
   /// Attention variant by name: "dense".
   std::string attention = "dense";
   /// Most tokens of one session; 0: the model's context length, at most 4096.
@@ -62,6 +72,9 @@ struct EffectiveConfig {
   std::int64_t context = 0;
   std::int64_t batch_tokens = 0;
   std::int32_t parallel = 0;
+  std::uint64_t recurrent_bytes = 0;     ///< recurrent state of one session, checkpoints included; 0: the model has none
+  std::int64_t checkpoint_interval = 0;  ///< of recurrent state
+  std::int32_t checkpoints = 0;
   /// One JSON object with these fields.
   [[nodiscard]] SKALD_API std::string to_json() const;
 };

@@ -44,6 +44,7 @@ struct TensorBinding {
   std::int64_t group_rows = 0;   ///< rows of one matrix of each stack
   std::int64_t group_first = 0;  ///< of them the first of this stack
   bool transposed = false;       ///< in the common tensor; the weight is made in f32 then
+  bool loose_shape = false;  ///< dimensions of one element may stand anywhere in the file's shape
   bool fused_must_fit = false;  ///< the name may also be that of one part alone: only a tensor of this size is common
 };
 

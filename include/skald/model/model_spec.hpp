@@ -127,6 +127,53 @@ struct AttentionSpec {
   friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
 };
 
+enum class RecurrentKind : std::uint8_t {
+  selective_scan,     ///< Mamba (arXiv 2312.00752)
+  ssd,                ///< Mamba-2 (arXiv 2405.21060)
+  short_convolution,  ///< gated short convolution (LFM 2)
+  rwkv6,              ///< time mixing of RWKV-6 (arXiv 2404.05892)
+  rwkv7,              ///< time mixing of RWKV-7 (arXiv 2503.14456)
+};
+[[nodiscard]] SKALD_API std::string_view to_string(RecurrentKind kind) noexcept;
+
+/// A token mixer with a state of fixed size. @see ConvOp, ScanOp, TokenShiftOp, WkvOp
+struct RecurrentSpec {
+  RecurrentKind kind = RecurrentKind::selective_scan;
+  std::int64_t width = 0;       ///< channels; those of the network for short_convolution and RWKV
+  std::int32_t heads = 0;       ///< divides width; as many as channels for selective_scan, 0 for short_convolution
+  std::int32_t groups = 1;      ///< ssd: sets of b and c; divides heads
+  std::int32_t state_size = 0;  ///< selective_scan, ssd: elements of state per channel
+  std::int32_t taps = 0;        ///< of the convolution; not RWKV
+  bool conv_bias = false;
+  std::int32_t step_rank = 0;   ///< selective_scan: of the steps' matrix
+  NormSpec step_norm{};         ///< selective_scan: of the steps' row, b and c, each alone
+  NormSpec norm{};              ///< ssd: of each group of the gated result; RWKV: of each head
+  std::int32_t mix_rank = 0;    ///< rwkv6: of what is added to the token shift
+  std::int32_t decay_rank = 0;  ///< RWKV
+  std::int32_t rate_rank = 0;   ///< rwkv7
+  std::int32_t value_rank = 0;  ///< rwkv7: of the share of the first such layer's values; 0: this is that layer
+  std::int32_t gate_rank = 0;   ///< rwkv7; 0: no gate
+
+  /// Columns that the convolution runs over.
+  [[nodiscard]] std::int64_t conv_cols() const noexcept {
+    return kind == RecurrentKind::ssd ? width + 2 * std::int64_t{groups} * state_size : width;
+  }
+  /// Rows of the matrix that makes the mixer's inputs; not RWKV.
+  [[nodiscard]] std::int64_t input_rows() const noexcept {
+    if (kind == RecurrentKind::ssd) return width + conv_cols() + heads;
+    return kind == RecurrentKind::short_convolution ? 3 * width : 2 * width;
+  }
+  [[nodiscard]] bool rwkv() const noexcept { return kind >= RecurrentKind::rwkv6; }
+  /// Elements of state of the convolution or the token shift, which come first.
+  [[nodiscard]] std::int64_t shift_elements() const noexcept { return rwkv() ? width : (taps - 1) * conv_cols(); }
+  /// Elements of state of the scan, which follow.
+  [[nodiscard]] std::int64_t scan_elements() const noexcept {
+    if (rwkv()) return width * (width / heads);
+    return kind == RecurrentKind::short_convolution ? 0 : width * state_size;
+  }
+  friend bool operator==(const RecurrentSpec&, const RecurrentSpec&) = default;
+};
+
 /// A router and the networks that it chooses from. @see ExpertsOp
 struct ExpertsSpec {
   std::int32_t count = 0;
@@ -157,6 +204,8 @@ struct FfnSpec {
   bool up_bias = false;
   bool down_bias = false;
   std::optional<ExpertsSpec> experts{};
+  bool token_shift = false;  ///< up reads a row mixed with the one before (RWKV's channel mixing); not gated
+  bool receptance = false;   ///< then the result is multiplied by sigmoid(receptance(another such mixture)) (RWKV-6)
   friend bool operator==(const FfnSpec&, const FfnSpec&) = default;
 };
 
@@ -169,6 +218,7 @@ struct LayerSpec {
   std::optional<AttentionSpec> attention{};
   /// In the place of attention one matrix [dim, dim], Role::attention_output (Puzzle, arXiv 2411.19146).
   bool linear_attention = false;
+  std::optional<RecurrentSpec> recurrent{};  ///< in the place of attention or beside it (Falcon H1), with the same norm
   NormSpec attention_post_norm{};      ///< of what attention adds to x (Gemma 2)
   NormSpec attention_residual_norm{};  ///< of x after that (BERT)
   NormSpec ffn_norm{};
@@ -177,6 +227,12 @@ struct LayerSpec {
   NormSpec ffn_residual_norm{};  ///< of x after that
   bool parallel = false;         ///< attention and feed-forward network read the same x (GPT-NeoX, Command R)
   float residual_scale = 1.0F;  ///< multiplies what either part adds to x
+  float output_scale = 1.0F;    ///< multiplies x in the end (RWKV-6)
+  /// Elements of recurrent state of a network of width `dim`: those of the mixer, then those of the network's token shift.
+  [[nodiscard]] std::int64_t state_elements(std::int64_t dim) const noexcept {
+    return (recurrent ? recurrent->shift_elements() + recurrent->scan_elements() : 0) +
+           (ffn && ffn->token_shift ? dim : 0);
+  }
   friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
@@ -211,6 +267,12 @@ struct ModelSpec {
   float logit_softcap = 0.0F;  ///< after scaling: l = softcap * tanh(l / softcap) if > 0
 
   [[nodiscard]] std::int32_t layer_count() const noexcept { return static_cast<std::int32_t>(layers.size()); }
+  /// True if a layer has a recurrent state.
+  [[nodiscard]] bool recurrent() const noexcept {
+    for (const LayerSpec& layer : layers)
+      if (layer.state_elements(dim) > 0) return true;
+    return false;
+  }
   /// True if no token sees a later one: tokens may come one after the other.
   [[nodiscard]] bool causal() const noexcept {
     for (const LayerSpec& layer : layers)
@@ -296,8 +358,47 @@ enum class Role : std::uint8_t {
   embedding_norm,                ///< [dim]
   embedding_norm_bias,           ///< [dim]
   rope_long_factors,             ///< [dims / 2], read into RopeSpec::long_factors
+  recurrent_in,           ///< [input_rows, dim]
+  conv_weight,            ///< [conv_cols x taps]
+  conv_bias,              ///< [conv_cols]
+  step_input,             ///< [step_rank + 2 state_size, width]
+  step_norm,              ///< [step_rank]
+  b_norm,                 ///< [state_size]
+  c_norm,                 ///< [state_size]
+  step,                   ///< [width, step_rank]
+  step_bias,              ///< [heads]
+  scan_decay,             ///< [heads x state_size] or [heads]
+  scan_skip,              ///< [heads]
+  recurrent_norm,         ///< [width]
+  recurrent_norm_bias,    ///< [width]
+  recurrent_output,       ///< [dim, width]
+  mix_first,              ///< [width], rwkv6: of the row that makes `mix_up`'s
+  mix_down,               ///< [5 mix_rank, width]
+  mix_up,                 ///< 5 matrices [width, mix_rank]
+  mix,                    ///< [5 (rwkv7: 6) width]
+  receptance,             ///< [width, dim]
+  time_key,               ///< [width, dim]
+  time_value,             ///< [width, dim]
+  time_gate,              ///< [width, dim], rwkv6
+  time_bonus,             ///< [width]
+  decay_base,             ///< [width]
+  decay_down,             ///< [decay_rank, dim]
+  decay_up,               ///< [width, decay_rank]
+  rate_base,              ///< [width]
+  rate_down,              ///< [rate_rank, dim]
+  rate_up,                ///< [width, rate_rank]
+  first_value_base,       ///< [width]
+  first_value_down,       ///< [value_rank, dim]
+  first_value_up,         ///< [width, value_rank]
+  gate_down,              ///< [gate_rank, dim]
+  gate_up,                ///< [width, gate_rank]
+  key_scale,              ///< [width]
+  rate_scale,             ///< [width]
+  channel_mix,            ///< [dim]
+  channel_receptance_mix, ///< [dim]
+  channel_receptance,     ///< [dim, dim]
 };
-inline constexpr std::int32_t role_count = 61;
+inline constexpr std::int32_t role_count = 100;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

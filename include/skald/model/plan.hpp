@@ -24,6 +24,8 @@ struct PlanOptions {
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
   std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together
+  std::int64_t checkpoint_interval = 256;  ///< as RecurrentMemoryOptions
+  std::int32_t checkpoints = 2;            ///< as RecurrentMemoryOptions
   std::vector<float> ffn_fraction{};          ///< as LoadOptions::ffn_fraction
   std::vector<Architecture> architectures{};  ///< as LoadOptions::architectures
   std::int64_t logits_rows = 0;      ///< most rows of logits of one batch; 0: one per sequence
@@ -34,13 +36,14 @@ struct MemoryPlan {
   std::uint64_t weights = 0;       ///< matrices in backend memory
   std::uint64_t vectors = 0;       ///< norms and biases in backend memory
   std::uint64_t kv = 0;            ///< KV pages of all sequences
+  std::uint64_t recurrent = 0;     ///< recurrent state of all sequences, with its checkpoints
   std::uint64_t activations = 0;   ///< activation buffers of the decoder
   std::uint64_t stream = 0;        ///< work memory of one backend stream
   std::uint64_t tokenizer = 0;     ///< estimate for vocabulary and merges
   std::uint64_t kv_per_token = 0;  ///< KV bytes of one token of one sequence, without rounding to pages
 
   [[nodiscard]] std::uint64_t total() const noexcept {
-    return weights + vectors + kv + activations + stream + tokenizer;
+    return weights + vectors + kv + recurrent + activations + stream + tokenizer;
   }
   /// One JSON object: the fields above and "total".
   [[nodiscard]] SKALD_API std::string to_json() const;
@@ -58,10 +61,19 @@ struct ActivationSizes {
   std::int64_t router = 0;     ///< logits of the experts
   std::int64_t experts = 0;    ///< results of the experts that a token uses
   std::int64_t work = 0;       ///< what is computed before it is added to x
+  std::int64_t recurrent = 0;  ///< what recurrent layers compute
   std::int64_t rope = 0;       ///< rotary tables, all kinds together
   std::int64_t logits = 0;     ///< per row of logits
 };
 [[nodiscard]] SKALD_API ActivationSizes activation_sizes(const ModelSpec& spec);
+
+/// Elements per row that every recurrent layer leaves alone: the values of the first RWKV-7 layer, which others mix in.
+[[nodiscard]] SKALD_API std::int64_t first_value_columns(const ModelSpec& spec) noexcept;
+
+/// Bytes of recurrent state of one sequence: for each layer that has one two copies, so that a pass can fail, and the
+/// checkpoints, each rounded up to 64 bytes.
+[[nodiscard]] SKALD_API std::uint64_t recurrent_bytes(const ModelSpec& spec, std::int64_t checkpoint_interval,
+                                                      std::int32_t checkpoints);
 
 /// Bytes of the decoder's activation buffers: each buffer of ActivationSizes is rows x width f32, rounded up to 64
 /// bytes; `logits` has logits_rows rows, the others batch_tokens.

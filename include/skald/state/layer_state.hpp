@@ -48,6 +48,8 @@ class SKALD_API LayerState {
   [[nodiscard]] virtual std::int64_t restorable(std::int64_t length) const noexcept { return length; }
   /// Bytes of backend memory that this state holds; shared memory counts in full.
   [[nodiscard]] virtual std::size_t bytes() const noexcept = 0;
+  /// Those of them that share_rows can never share.
+  [[nodiscard]] virtual std::size_t unshared_bytes() const noexcept { return 0; }
   /// Writes everything that is needed to go on.
   virtual void save(ArchiveWriter& out) const = 0;
   /// Replaces the contents. @throws FormatError, OutOfMemoryError; the state is then empty.

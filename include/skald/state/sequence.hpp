@@ -16,8 +16,10 @@ namespace skald::inline v0 {
 class SKALD_API SequenceState {
  public:
   SequenceState() = default;
-  /// Null entries are layers without state.
-  explicit SequenceState(std::vector<std::unique_ptr<LayerState>> layers) : layers_(std::move(layers)) {}
+  /// Null entries are layers without state. The first `layers` states, if negative all, are those that `layer` gives; more of
+  /// them are second states of these layers in the same order, which `second` gives.
+  explicit SequenceState(std::vector<std::unique_ptr<LayerState>> states, int layers = -1)
+      : layers_(std::move(states)), layer_count_(layers < 0 ? static_cast<int>(layers_.size()) : layers) {}
   SequenceState(SequenceState&&) noexcept = default;
   SequenceState& operator=(SequenceState&&) noexcept = default;
 
@@ -59,6 +61,8 @@ class SKALD_API SequenceState {
   void apply_evictions() noexcept;
   /// Bytes of backend memory held; memory shared with forks counts in full.
   [[nodiscard]] std::size_t bytes() const noexcept;
+  /// As LayerState::unshared_bytes, of all layers.
+  [[nodiscard]] std::size_t unshared_bytes() const noexcept;
   void save(ArchiveWriter& out) const;
   /// Replaces the contents. @throws FormatError, OutOfMemoryError; the sequence is then empty.
   void load(ArchiveReader& in);
@@ -72,12 +76,18 @@ class SKALD_API SequenceState {
   /// Holds the first `tokens` tokens in common memory with `other`, which must have been computed from the same ones.
   void share_rows(const SequenceState& other, std::int64_t tokens) noexcept;
 
-  [[nodiscard]] int layer_count() const noexcept { return static_cast<int>(layers_.size()); }
+  [[nodiscard]] int layer_count() const noexcept { return layer_count_; }
   /// State of a layer, or null if the layer has none.
   [[nodiscard]] LayerState* layer(int index) const noexcept { return layers_[static_cast<std::size_t>(index)].get(); }
+  /// A layer's second state (a recurrent one beside pages), or null.
+  [[nodiscard]] LayerState* second(int index) const noexcept {
+    const auto at = static_cast<std::size_t>(layer_count_ + index);
+    return at < layers_.size() ? layers_[at].get() : nullptr;
+  }
 
  private:
   std::vector<std::unique_ptr<LayerState>> layers_;
+  int layer_count_ = 0;
   std::int64_t length_ = 0;
   std::int64_t pending_ = 0;
   std::int64_t prompt_ = 0;

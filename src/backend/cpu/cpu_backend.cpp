@@ -121,7 +121,7 @@ class CpuStream final : public Stream {
       plan_heads(state_, op, phases_);
     } else if (std::holds_alternative<StoreKvOp>(op) || std::holds_alternative<AttentionOp>(op)) {
       plan_attention(state_, op, phases_);
-    } else {
+    } else if (!plan_recurrent(state_, op, phases_)) {
       plan_rows(state_, op, phases_);
     }
   }

@@ -7,7 +7,11 @@ namespace skald::inline v0::cpu {
 // The row kernels know these enumerations by number.
 static_assert(static_cast<int>(Activation::silu) == 1 && static_cast<int>(Activation::gelu_tanh) == 2 &&
               static_cast<int>(Activation::gelu_erf) == 3 && static_cast<int>(Activation::relu) == 4 &&
-              static_cast<int>(Activation::relu_squared) == 5);
+              static_cast<int>(Activation::relu_squared) == 5 && static_cast<int>(Activation::tanh) == 6 &&
+              static_cast<int>(Activation::sigmoid) == 7);
+static_assert(static_cast<int>(NormKind::none) == 0 && static_cast<int>(NormKind::rms) == 1);
+static_assert(kernels::RecurrentKernels::most_head == most_wkv_size &&
+              kernels::RecurrentKernels::most_taps == most_conv_taps);
 static_assert(static_cast<int>(RopeKind::interleaved) == 1 && static_cast<int>(RopeKind::half) == 2);
 static_assert(static_cast<int>(ScoreKind::sum) == 0 && static_cast<int>(ScoreKind::max) == 1);
 
@@ -17,7 +21,8 @@ namespace {
   table.name = #isa_name;                                                         \
   table.matmul = kernels::isa_name::matmul_kernels(&table.matmul_count);          \
   table.attention = kernels::isa_name::attention_kernels(&table.attention_count); \
-  table.rows = kernels::isa_name::row_kernels()
+  table.rows = kernels::isa_name::row_kernels();                                  \
+  table.recurrent = kernels::isa_name::recurrent_kernels()
 
 }  // namespace
 

@@ -22,6 +22,7 @@ class KernelSet {
   KernelSet& operator=(KernelSet&&) = default;
   [[nodiscard]] Isa isa() const noexcept { return isa_; }
   [[nodiscard]] const kernels::RowKernels& rows() const noexcept { return *table_.rows; }
+  [[nodiscard]] const kernels::RecurrentKernels& recurrent() const noexcept { return *table_.recurrent; }
   /// Kernel of a weight format, or null.
   [[nodiscard]] const kernels::MatmulKernel* matmul(DType type) const noexcept;
   /// Kernel of a KV format, or null.

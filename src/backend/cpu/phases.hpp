@@ -153,6 +153,12 @@ struct HeadsPlan {
   std::int64_t column_ranges = 0;  ///< units of one head
 };
 
+/// Units are a segment by some columns (or heads).
+struct RecurrentPlan {
+  std::int64_t unit_columns = 0;
+  std::int64_t ranges = 0;  ///< units of one segment
+};
+
 struct Phase : PhaseHead {
   StreamState* state = nullptr;
   const Op* op = nullptr;
@@ -162,6 +168,7 @@ struct Phase : PhaseHead {
     AttentionPlan attention;
     ExpertsPlan experts;
     HeadsPlan heads;
+    RecurrentPlan recurrent;
   };
   Phase() noexcept : linear{} {}
 };
@@ -179,6 +186,8 @@ bool plan_shared_attention(StreamState& state, const Op& whole, const AttentionO
 void plan_attention(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_experts(StreamState& state, const Op& op, std::vector<Phase>& phases);
 void plan_heads(StreamState& state, const Op& op, std::vector<Phase>& phases);
+/// @return false if the op has no recurrent state.
+bool plan_recurrent(StreamState& state, const Op& op, std::vector<Phase>& phases);
 
 /// A part of a product: panels of a weight by columns of prepared activations.
 struct Tile {

@@ -59,8 +59,14 @@ void unit(const Phase& /*phase*/, const DownloadOp& op, const Piece& piece) noex
 
 void unit(const Phase& phase, const NormOp& op, const Piece& piece) noexcept {
   for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
-    normalize(phase.state->kernels.rows(), op.norm, op.x.data + i * op.x.stride, op.x.cols,
-              op.out.data + i * op.out.stride);
+    const std::int64_t cols = op.x.cols / op.groups;
+    for (std::int64_t g = 0; g < op.groups; ++g) {
+      Norm norm = op.norm;
+      if (norm.weight != nullptr) norm.weight += g * cols;
+      if (norm.bias != nullptr) norm.bias += g * cols;
+      normalize(phase.state->kernels.rows(), norm, op.x.data + i * op.x.stride + g * cols, cols,
+                op.out.data + i * op.out.stride + g * cols);
+    }
   }
 }
 
@@ -93,6 +99,21 @@ void unit(const Phase& /*phase*/, const ClampOp& op, const Piece& piece) noexcep
   }
 }
 
+void unit(const Phase& phase, const MultiplyOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    phase.state->kernels.recurrent().multiply(op.y.data + i * op.y.stride + piece.col, piece.cols,
+                                              op.x.data + i * op.x.stride + piece.col);
+  }
+}
+
+void unit(const Phase& phase, const LerpOp& op, const Piece& piece) noexcept {
+  for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
+    phase.state->kernels.recurrent().lerp(op.y.data + i * op.y.stride + piece.col,
+                                          op.weight.data + i * op.weight.stride + piece.col, piece.cols,
+                                          op.x.data + i * op.x.stride + piece.col);
+  }
+}
+
 void unit(const Phase& /*phase*/, const RopeTableOp& op, const Piece& piece) noexcept {
   for (std::int64_t i = piece.row; i < piece.last_row; ++i) {
     float* out = op.out.data + i * op.out.stride;
@@ -112,6 +133,8 @@ const Matrix& main_matrix(const NormOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const AddOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const SoftcapOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const ClampOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const MultiplyOp& op) noexcept { return op.x; }
+const Matrix& main_matrix(const LerpOp& op) noexcept { return op.x; }
 const Matrix& main_matrix(const RopeTableOp& op) noexcept { return op.out; }
 const Matrix& main_matrix(const GateRowsOp& op) noexcept { return op.x; }
 
@@ -153,6 +176,8 @@ void plan_rows(StreamState& state, const Op& whole, std::vector<Phase>& phases) 
   if (const auto* op = std::get_if<AddOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<SoftcapOp>(&whole)) plan(state, whole, *op, medium, false, phases);
   if (const auto* op = std::get_if<ClampOp>(&whole)) plan(state, whole, *op, light, false, phases);
+  if (const auto* op = std::get_if<MultiplyOp>(&whole)) plan(state, whole, *op, light, false, phases);
+  if (const auto* op = std::get_if<LerpOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<RopeTableOp>(&whole)) plan(state, whole, *op, heavy, true, phases);
   if (const auto* op = std::get_if<GateRowsOp>(&whole)) plan(state, whole, *op, light, true, phases);
 }

@@ -60,7 +60,14 @@ void run(const DownloadOp& op, const std::stop_token& /*short*/) {
 void run(const NormOp& op, const std::stop_token& stop) {
   for (std::int64_t i = 0; i < op.x.rows; ++i) {
     throw_if_stopped(stop, where);
-    row(op.out, i) = normalize(row(op.x, i).cast<double>(), op.norm).cast<float>();
+    const std::int64_t cols = op.x.cols / op.groups;
+    for (std::int64_t g = 0; g < op.groups; ++g) {
+      Norm norm = op.norm;
+      if (norm.weight != nullptr) norm.weight += g * cols;
+      if (norm.bias != nullptr) norm.bias += g * cols;
+      row(op.out, i).segment(g * cols, cols) =
+          normalize(row(op.x, i).segment(g * cols, cols).cast<double>(), norm).cast<float>();
+    }
   }
 }
 
@@ -434,6 +441,8 @@ double activate(double x, Activation kind) noexcept {
     case Activation::gelu_erf: return 0.5 * x * std::erfc(-x / std::numbers::sqrt2);
     case Activation::relu: return std::max(x, 0.0);
     case Activation::relu_squared: return x > 0 ? x * x : 0.0;
+    case Activation::tanh: return std::tanh(x);
+    case Activation::sigmoid: return 1 / (1 + std::exp(-x));
   }
   return x;
 }

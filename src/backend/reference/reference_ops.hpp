@@ -30,6 +30,14 @@ class ReferenceWeight final : public Weight {
 /// Runs one op. Shapes and host data were checked. @throws CancelledError.
 void run_op(const Op& op, const std::stop_token& stop);
 
+// Ops with a recurrent state, and what they come with (reference_recurrent.cpp).
+void run(const ConvOp& op, const std::stop_token& stop);
+void run(const ScanOp& op, const std::stop_token& stop);
+void run(const TokenShiftOp& op, const std::stop_token& stop);
+void run(const WkvOp& op, const std::stop_token& stop);
+void run(const MultiplyOp& op, const std::stop_token& stop);
+void run(const LerpOp& op, const std::stop_token& stop);
+
 /// activation(x).
 [[nodiscard]] double activate(double x, Activation kind) noexcept;
 

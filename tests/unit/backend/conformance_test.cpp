@@ -68,7 +68,8 @@ Dense product(const Dense& weight, const Dense& x) {
 }
 
 constexpr std::array all_activations = {Activation::none,     Activation::silu, Activation::gelu_tanh,
-                                        Activation::gelu_erf, Activation::relu, Activation::relu_squared};
+                                        Activation::gelu_erf, Activation::relu, Activation::relu_squared,
+                                        Activation::tanh,     Activation::sigmoid};
 
 }  // namespace
 

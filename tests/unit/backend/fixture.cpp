@@ -29,6 +29,8 @@ double oracle_activation(double x, Activation kind) {
     case Activation::gelu_erf: return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
     case Activation::relu: return x > 0 ? x : 0;
     case Activation::relu_squared: return x > 0 ? x * x : 0;
+    case Activation::tanh: return std::tanh(x);
+    case Activation::sigmoid: return 1 / (1 + std::exp(-x));
   }
   return 0;
 }

@@ -35,7 +35,8 @@ TEST_CASE("kernels.rows: activations are exact to a few units in the last place"
   for (const Isa isa : available_isas()) {
     const KernelSet kernels(isa);
     for (const Activation kind :
-         {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu, Activation::relu_squared}) {
+         {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu, Activation::relu_squared,
+          Activation::tanh, Activation::sigmoid}) {
       std::vector<float> y(x.size());
       kernels.rows().activate(x.data(), static_cast<int>(kind), static_cast<std::int64_t>(x.size()), y.data());
       double worst = 0;

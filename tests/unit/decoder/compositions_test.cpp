@@ -11,6 +11,7 @@
 #include <skald/decoder/prefix_cache.hpp>
 
 #include "support/catch.hpp"
+#include "support/recurrent_model.hpp"
 #include "support/shared_data.hpp"
 #include "support/tiny_attention.hpp"
 
@@ -52,7 +53,7 @@ const std::vector<Component>& components() {
                                              "streaming:sinks=4,window=60", "d2o:budget=64"});
     add("attention", &Pipeline::attention, {"dense"});
     add("scores", &Pipeline::scores, {"off", "sum"});
-    add("model", &Pipeline::model, {"gqa", "mha", "mla", "window"});
+    add("model", &Pipeline::model, {"gqa", "mha", "mla", "window", "recurrent", "hybrid"});
     add("prompt", &Pipeline::prompt, {"whole", "chunked"});
     add("prefix", &Pipeline::prefix, {"none", "reuse"});
     return all;
@@ -67,7 +68,11 @@ const skald::Model& model_of(const Pipeline& parts) {
   if (const auto known = models.find(key); known != models.end()) return known->second;
   skald::LoadOptions load{.backend = skald::make_backend(parts.backend)};
   load.layout = parts.layout == "rows" ? skald::WeightLayout::rows : skald::WeightLayout::packed;
-  skald_test::TinyShape shape{.layers = 1, .type = *skald::dtype_from_name(parts.weights)};
+  const auto type = *skald::dtype_from_name(parts.weights);
+  if (parts.model == "recurrent" || parts.model == "hybrid")
+    return models.emplace(key, skald_test::recurrent_model(parts.model == "hybrid" ? "jamba" : "mamba", type, load, 256))
+        .first->second;
+  skald_test::TinyShape shape{.layers = 1, .type = type};
   return models.emplace(key, skald_test::tiny_attention_model(parts.model, shape, load)).first->second;
 }
 
@@ -112,12 +117,15 @@ std::string outcome(const Pipeline& parts) {
     REQUIRE(std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); }));
     // What was asked for is active, and shows in a counter.
     const auto& config = decoder.effective_config();
-    REQUIRE(config.kv_format == parts.kv);
+    const bool stores = parts.model != "recurrent";
+    const std::string works = stores || parts.kv == Pipeline{}.kv ? "works" : "works; no layer stores keys and values";
+    REQUIRE(config.kv_format == (stores ? parts.kv : "none"));
+    REQUIRE((config.recurrent_bytes > 0) == (parts.model == "recurrent" || parts.model == "hybrid"));
     REQUIRE(config.eviction == parts.eviction);
     REQUIRE(config.backend == parts.backend);
     REQUIRE((decoder.counters().evicted_pages > 0) == (parts.eviction != "none"));
     REQUIRE(scores.values.empty() == (parts.scores == "off"));
-    if (parts.prompt == "whole" && parts.prefix == "none") return "works";
+    if (parts.prompt == "whole" && parts.prefix == "none") return works;
     // Neither changes a bit.
     auto plain = parts;
     plain.prompt = "whole";
@@ -125,7 +133,7 @@ std::string outcome(const Pipeline& parts) {
     options.batch_tokens = 512;
     const auto expected = last_row(skald::Decoder(model_of(parts), options), plain, nullptr);
     REQUIRE(std::memcmp(row.data(), expected.data(), row.size() * sizeof(float)) == 0);
-    return "works";
+    return works;
   } catch (const skald::IncompatibleError& error) {
     return error.message();
   }

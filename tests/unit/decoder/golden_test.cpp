@@ -93,7 +93,9 @@ TEST_CASE("decoder.golden: every f32 model gives the reference engine's logits a
        {"llama2-spm", "llama3-ropefreqs", "llama-yarn", "llama-linear-bias", "mixtral", "qwen2", "qwen3", "qwen2moe",
         "qwen3moe", "granitemoe", "gpt-oss", "deepseek3", "deepseek2-legacy-kvb", "olmoe", "gemma",
         "gemma2", "gemma3", "phi2", "phi3-long", "phi3-short", "gpt2", "gptneox", "falcon", "stablelm", "starcoder2",
-        "olmo2", "olmo3-swa", "command-r", "cohere2", "granite", "smollm3", "deci", "bloom", "mpt", "dream", "llada"}) {
+        "olmo2", "olmo3-swa", "command-r", "cohere2", "granite", "smollm3", "deci", "bloom", "mpt", "dream", "llada",
+        "mamba", "falcon-mamba", "mamba2", "mamba2-groups", "jamba", "falcon-h1", "granitehybrid", "nemotron_h", "lfm2",
+        "rwkv6", "rwkv7"}) {
     const std::string folder = "goldens/logits";
     const auto description = json::parse(skald_test::read_text(skald_test::shared_path(folder + "/" + name + ".json")));
     const auto& tolerance = description.at("tolerance_max_abs");
