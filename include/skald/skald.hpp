@@ -11,6 +11,7 @@
 #include <skald/core/log.hpp>
 #include <skald/core/progress.hpp>
 #include <skald/core/tensor.hpp>
+#include <skald/decoder/context_file.hpp>
 #include <skald/decoder/decoder.hpp>
 #include <skald/decoder/embed.hpp>
 #include <skald/decoder/embedding_rows.hpp>

@@ -27,6 +27,10 @@ struct GenerateFlags {
   int logprobs = 0;
   std::string save;
   std::string load;
+  std::string save_context;
+  std::string load_context;
+  std::vector<float> context_steps = skald::ContextSaveOptions{}.steps;
+  int context_level = 0;
 };
 
 using nlohmann::ordered_json;
@@ -80,9 +84,14 @@ int run(const GenerateFlags& flags, const Global& global) {
   const skald::Decoder decoder(model, flags.decoder.options(model.spec(), global));
   if (flags.show_config) fmt::print(stderr, "{}\n", decoder.effective_config().to_json());
   auto session = decoder.new_session();
-  if (!flags.load.empty()) session.load(flags.load);
-
   ProgressLine progress(global.quiet);
+  if (!flags.load.empty()) session.load(flags.load);
+  if (!flags.load_context.empty())
+    skald::ContextFile::open(flags.load_context)
+        .load(session, {.level = flags.context_level,
+                        .stop = stop_on_interrupt(),
+                        .progress = progress.callback("loading context")});
+
   skald::GenerateOptions options;
   options.max_tokens = std::max<std::int64_t>(flags.max_tokens, -1);
   options.sampler = flags.sampler.options(model.tokenizer());
@@ -105,6 +114,8 @@ int run(const GenerateFlags& flags, const Global& global) {
     }
   }
   if (!flags.save.empty()) session.save(flags.save);
+  if (!flags.save_context.empty())
+    skald::save_context(session, flags.save_context, {.steps = flags.context_steps, .stop = stop_on_interrupt()});
   if (flags.json) {
     auto json = result_json(prompt, generation, options.sampler.seed);
     if (flags.logprobs > 0) json["logprobs"] = std::move(logprobs);
@@ -152,7 +163,19 @@ void add_generate(CLI::App& app, Global& global, std::vector<Command>& commands)
       ->needs(json);
   command->add_flag("--show-config", flags->show_config, "Print what is really active as JSON on stderr");
   command->add_option("--save-session", flags->save, "Write the session to a file in the end");
-  command->add_option("--load-session", flags->load, "Continue a session from a file");
+  auto* load = command->add_option("--load-session", flags->load, "Continue a session from a file");
+  command->add_option("--save-context", flags->save_context, "Write the session compressed, with loss, in the end");
+  command->add_option("--load-context", flags->load_context, "Continue a compressed session from a file")->excludes(load);
+  command
+      ->add_option("--context-steps", flags->context_steps,
+                   "Quality levels of --save-context: steps in standard deviations, the finest first")
+      ->delimiter(',')
+      ->capture_default_str();
+  command
+      ->add_option("--context-level", flags->context_level,
+                   "Which of its levels --load-context takes; -1: its tokens are computed again")
+      ->check(CLI::Range(-1, 15))
+      ->capture_default_str();
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }
 

@@ -21,6 +21,7 @@ class Logits;
 class PrefixCache;
 namespace detail {
 class DecoderCore;
+struct ContextAccess;
 }
 
 /// Which rows of an entry get logits.
@@ -94,6 +95,7 @@ class SKALD_API Session {
  private:
   friend class detail::DecoderCore;
   friend class PrefixCache;  // begins sessions under adapters with what it knows
+  friend struct detail::ContextAccess;
   Session(std::shared_ptr<detail::DecoderCore> core, SequenceState state);
   void restore_named(std::span<const std::byte> snapshot, const std::string& name);
 

@@ -321,6 +321,24 @@ TEST_CASE("cli.logits: rows as floats, shape and greedy ids", "[cli]") {
   CHECK(json::parse(skald_test::read_text(folder.file("c.json"))).at("config").at("backend") == "reference");
 }
 
+TEST_CASE("cli: generate keeps a compressed context and goes on from each of its levels", "[cli]") {
+  const Folder folder;
+  const std::vector<std::string> common{"generate", "-m", model, "-n", "4", "--temp", "0", "--no-display-prompt", "-q"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), common.begin(), common.end());
+    return more;
+  };
+  output_of(with({"-p", "Once upon a time there was", "--save-context", folder.file("a"), "--context-steps", "0.02,1"}));
+  output_of(with({"-p", "Once upon a time there was", "--save-session", folder.file("b")}));
+  const auto whole = output_of(with({"-p", " and", "--load-session", folder.file("b")}));
+  CHECK(output_of(with({"-p", " and", "--load-context", folder.file("a")})) == whole);
+  CHECK(output_of(with({"-p", " and", "--load-context", folder.file("a"), "--context-level", "-1"})) == whole);
+  CHECK(!output_of(with({"-p", " and", "--load-context", folder.file("a"), "--context-level", "1"})).empty());
+  check_error(with({"-p", "x", "--load-context", folder.file("a"), "--context-level", "2"}), "level 2 of 2", "usage");
+  check_error(with({"-p", "x", "--load-context", folder.file("b")}), "not a skald context", "format");
+  check_usage(with({"-p", "x", "--load-context", folder.file("a"), "--load-session", folder.file("b")}), "excludes");
+}
+
 TEST_CASE("cli.inspect: spec, plan, tensors and metadata", "[cli]") {
   const auto text = output_of({"inspect", "-m", model, "--tensors", "--metadata"});
   for (const char* part : {"spec:", "plan for 1 sequence of ", "token_embd.weight", "general.architecture"})
