@@ -114,8 +114,10 @@ void check(const ContextSaveOptions& options) {
     refuse("group_tokens is " + std::to_string(options.group_tokens) + ", 2 to 256 are allowed");
 }
 
-void write_identity(ArchiveWriter& out, const detail::DecoderCore& core) {
+void write_identity(ArchiveWriter& out, const Session& session) {
+  const auto& core = detail::ContextAccess::core(session);
   for (const auto word : core.model().fingerprint()) out.value(word);
+  for (const auto word : session.adapter_fingerprint()) out.value(word);
   out.text(core.effective_config().architecture);
   out.text(core.effective_config().attention);
 }
@@ -125,7 +127,6 @@ void write_identity(ArchiveWriter& out, const detail::DecoderCore& core) {
 std::vector<std::byte> compress_context(const Session& session, const ContextSaveOptions& options) {
   check(options);
   const auto layers = detail::context_layers(session);
-  const auto& core = detail::ContextAccess::core(session);
   const ContextCut cut{options.chunk_tokens, options.group_tokens};
   const auto tokens = session.length();
   const auto chunks = static_cast<std::size_t>((tokens + cut.chunk_tokens - 1) / cut.chunk_tokens);
@@ -163,7 +164,7 @@ std::vector<std::byte> compress_context(const Session& session, const ContextSav
   if (options.progress) options.progress({"compress", done, done});
 
   ArchiveWriter header;
-  write_identity(header, core);
+  write_identity(header, session);
   header.array(session.tokens());
   header.value(cut.chunk_tokens);
   header.value(cut.group_tokens);
@@ -263,7 +264,7 @@ void ContextFile::Impl::read_header() {
   (void)in.raw(prefix_bytes, "prefix");
   // Kept as bytes, to be compared with what a session would write.
   ArchiveWriter out;
-  for (int i = 0; i < 2; ++i) out.value(in.value<std::uint64_t>("model"));
+  for (int i = 0; i < 4; ++i) out.value(in.value<std::uint64_t>("model"));
   out.text(in.text("architecture"));
   out.text(in.text("attention"));
   identity = out.take();
@@ -332,7 +333,7 @@ std::vector<std::byte> ContextFile::Impl::read_chunk(int level, std::size_t chun
 void ContextFile::Impl::check_identity(const Session& session, std::span<PagedKv* const> kv) const {
   const auto& core = detail::ContextAccess::core(session);
   ArchiveWriter own;
-  write_identity(own, core);
+  write_identity(own, session);
   const auto differs = [&](const std::string& field, const std::string& found, const std::string& here) {
     throw IncompatibleError(where, field + " of the context is " + found + ", here it is " + here,
                             {.file = source.name(), .key = field});
@@ -342,6 +343,9 @@ void ContextFile::Impl::check_identity(const Session& session, std::span<PagedKv
     for (const auto word : core.model().fingerprint())
       if (const auto found = in.value<std::uint64_t>("model"); found != word)
         differs("model", std::to_string(found), std::to_string(word));
+    for (const auto word : session.adapter_fingerprint())
+      if (const auto found = in.value<std::uint64_t>("adapters"); found != word)
+        differs("adapters", std::to_string(found), std::to_string(word));
     differs("architecture and attention", "'" + printable(in.text("architecture")) + "'",
             "'" + core.effective_config().architecture + "'");
   }
@@ -417,6 +421,7 @@ ContextLoadReport ContextFile::load(Session& session, const ContextLoadOptions& 
   if (options.controller == nullptr && (options.level < recompute_chunk || options.level >= levels))
     throw UsageError(where, "level " + std::to_string(options.level) + " of " + std::to_string(levels));
   auto fresh = detail::ContextAccess::core(session).new_session();
+  fresh.set_adapters({session.adapters().begin(), session.adapters().end()});
   const auto kv = detail::context_layers(fresh);
   file.check_identity(fresh, kv);
   const auto executor = executor_of(options.executor);
