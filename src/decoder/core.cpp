@@ -68,7 +68,7 @@ std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction evicti
 }
 
 DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options)
-    : model_(std::move(model)), eviction_(std::move(eviction)), options_(options) {
+    : model_(std::move(model)), eviction_(std::move(eviction)), format_(std::move(format)), options_(options) {
   const auto& spec = model_.spec();
   if (options_.context == 0) options_.context = std::min(spec.context_length, default_context);
   if (spec.learned_positions && options_.context > spec.context_length)
@@ -94,7 +94,7 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
   for (const auto& layer : spec.layers)
     recurrent_layers_.push_back(layer.state_elements(spec.dim) > 0 ? static_cast<int>(recurrent_count_++) : -1);
   check_composition();
-  make_pools(format);
+  make_pools();
   make_buffers();
   make_positions();
   check_program();
@@ -134,44 +134,68 @@ void DecoderImpl::check_composition() const {
   if (traits.memory_floats < 0 || traits.memory_floats > 4096) clash("keeps more than 4096 numbers per head group");
 }
 
-void DecoderImpl::make_pools(AnyKvFormat format) {
+/// The runs of KV-head groups of a layer that have one format.
+std::vector<KvPart> DecoderImpl::kv_parts(std::size_t layer) const {
+  const auto& attention = *model_.spec().layers[layer].attention;
+  const auto per_group = options_.kv.heads_per_group;
+  const auto clash = [&](const std::string& what) {
+    throw IncompatibleError("decoder.decoder", what, {.layer = static_cast<int>(layer)});
+  };
+  if (per_group < 1 || attention.kv_heads % per_group != 0)
+    clash("kv.heads_per_group " + std::to_string(per_group) + " does not divide the " +
+          std::to_string(attention.kv_heads) + " KV heads");
+  std::vector<KvPart> parts;
+  for (std::int32_t head = 0; head < attention.kv_heads; ++head) {
+    const auto dtype = format_.dtype(static_cast<std::int32_t>(layer), head);
+    if (head % per_group != 0) {
+      if (dtype != parts.back().dtype) clash("the heads of a group of kv.heads_per_group cannot have different KV formats");
+      continue;
+    }
+    if (parts.empty() || parts.back().dtype != dtype) parts.push_back({nullptr, head / per_group, 0, dtype});
+    ++parts.back().groups;
+  }
+  return parts;
+}
+
+void DecoderImpl::make_pools() {
   const auto& spec = model_.spec();
   kv_.resize(spec.layers.size());
+  std::int32_t most_heads = 0;
   std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, groups of all its layers
-  const auto layout_of = [&](const AttentionSpec& attention) {
-    return KvPageLayout{format.dtype(), options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
+  const auto layout_of = [&](const AttentionSpec& attention, DType dtype) {
+    return KvPageLayout{dtype, options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
                         attention.stored_dim_v(), attention.latent.has_value()};
   };
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const auto& attention = spec.layers[i].attention;
     if (!attention) continue;
-    if (options_.kv.heads_per_group < 1 || attention->kv_heads % options_.kv.heads_per_group != 0)
-      throw IncompatibleError("decoder.decoder",
-                              "kv.heads_per_group " + std::to_string(options_.kv.heads_per_group) +
-                                  " does not divide the " + std::to_string(attention->kv_heads) + " KV heads",
-                              {.layer = static_cast<int>(i)});
-    kv_[i].groups = attention->kv_heads / options_.kv.heads_per_group;
-    const auto layout = layout_of(*attention);
-    auto it = std::find_if(needed.begin(), needed.end(), [&](const auto& n) { return same_pages(n.first, layout); });
-    if (it == needed.end()) it = needed.insert(needed.end(), {layout, 0});
-    it->second += kv_[i].groups;
+    most_heads = std::max(most_heads, attention->kv_heads);
+    kv_[i].parts = kv_parts(i);
+    for (const auto& part : kv_[i].parts) {
+      kv_[i].groups += part.groups;
+      const auto layout = layout_of(*attention, part.dtype);
+      auto it = std::find_if(needed.begin(), needed.end(), [&](const auto& n) { return same_pages(n.first, layout); });
+      if (it == needed.end()) it = needed.insert(needed.end(), {layout, 0});
+      it->second += part.groups;
+    }
   }
+  format_.check(spec.layer_count(), most_heads);
   for (const auto& [layout, groups] : needed) {
     const auto pages = (options_.kv.capacity_tokens + layout.page_tokens - 1) / std::max(1, layout.page_tokens) * groups;
     if (pages > 0x7FFFFFFF) refuse("kv.capacity_tokens needs more than 2^31 pages");
     pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, static_cast<std::uint32_t>(pages)));
   }
-  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
-    const auto& attention = spec.layers[i].attention;
-    if (!attention) continue;
-    const auto layout = layout_of(*attention);
-    for (const auto& pool : pools_)
-      if (same_pages(pool->layout(), layout)) kv_[i].pool = pool;
-  }
+  for (std::size_t i = 0; i < spec.layers.size(); ++i)
+    for (auto& part : kv_[i].parts)
+      for (const auto& pool : pools_)
+        if (same_pages(pool->layout(), layout_of(*spec.layers[i].attention, part.dtype))) part.pool = pool;
 }
 
 void DecoderImpl::make_buffers() {
   const auto& spec = model_.spec();
+  std::size_t parts = 0;
+  for (const auto& layer : kv_) parts += layer.parts.size();
+  score_sinks_.resize(parts);
   auto& backend = *model_.backend();
   sizes_ = activation_sizes(spec);
   const auto rows = options_.batch_tokens;
@@ -273,7 +297,7 @@ void DecoderImpl::describe() {
   config_.threads = info.threads;
   config_.huge_pages = info.huge_pages;
   config_.weight_layout = model_.layout() == WeightLayout::packed ? "packed" : "rows";
-  config_.kv_format = pools_.empty() ? "none" : std::string(to_string(pools_.front()->layout().dtype));
+  config_.kv_format = pools_.empty() ? "none" : format_.name();
   config_.eviction = eviction_.name();
   config_.attention = options_.attention;
   config_.page_tokens = options_.kv.page_tokens;
@@ -319,7 +343,11 @@ PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
 Session DecoderImpl::new_session() {
   std::vector<std::unique_ptr<LayerState>> layers(kv_.size() * (recurrent_count_ > 0 ? 2 : 1));
   for (std::size_t i = 0; i < kv_.size(); ++i) {
-    if (kv_[i].pool) layers[i] = std::make_unique<PagedKv>(kv_[i].pool, kv_[i].groups, layer_options(i));
+    std::vector<std::unique_ptr<PagedKv>> parts;
+    for (const auto& part : kv_[i].parts)
+      parts.push_back(std::make_unique<PagedKv>(part.pool, part.groups, layer_options(i)));
+    if (parts.size() == 1) layers[i] = std::move(parts.front());
+    else if (!parts.empty()) layers[i] = std::make_unique<SplitKv>(std::move(parts));
     if (recurrent_layers_[i] >= 0)
       layers[kv_.size() + i] = std::make_unique<RecurrentState>(model_.backend(), recurrent_options(i));
   }
@@ -583,10 +611,7 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
   policy_scoring_ = false;
   if (eviction_.traits().needs_scores && eviction_.traits().drops_tokens)
     for (const auto& piece : pieces_) policy_scoring_ = policy_scoring_ || scored_from(piece.session->length());
-  if (policy_scoring_) {
-    score_template_ = {ScoreKind::sum, 0, nullptr};
-    score_sinks_.resize(kv_.size());
-  }
+  if (policy_scoring_) score_template_ = {ScoreKind::sum, 0, nullptr};
   if (scoring_ || policy_scoring_) score_pointers_.resize(count);
   places_.clear();
   for (std::size_t l = 0; l < kv_.size() && recurrent_count_ > 0; ++l)
@@ -596,16 +621,20 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
   std::size_t at = 0;
   std::size_t group_base = 0;
   for (std::size_t l = 0; l < kv_.size(); ++l) {
-    for (const auto& piece : pieces_) {
-      for (int g = 0; g < kv_[l].groups; ++g, ++at) {
-        auto& state = static_cast<PagedKv&>(*entries(batch)[piece.entry].session->state().layer(static_cast<int>(l)));
-        tables_[at] = {state.pages(g).data(), static_cast<std::int32_t>(state.slots(g) - piece.count),
-                       static_cast<std::int32_t>(state.first_slot(g))};
-        if (policy_scoring_)
-          score_pointers_[at] = scored_from(piece.session->length()) ? state.begin_scores(g) : nullptr;
-        if (scoring_)
-          score_pointers_[at] = reinterpret_cast<float*>(score_memory_.address()) +
-                                score_offsets_[piece.entry * score_groups_ + group_base + static_cast<std::size_t>(g)];
+    for (std::size_t p = 0; p < kv_[l].parts.size(); ++p) {
+      const auto& part = kv_[l].parts[p];
+      for (const auto& piece : pieces_) {
+        auto& state = paged(*entries(batch)[piece.entry].session, l, p);
+        for (int g = 0; g < part.groups; ++g, ++at) {
+          tables_[at] = {state.pages(g).data(), static_cast<std::int32_t>(state.slots(g) - piece.count),
+                         static_cast<std::int32_t>(state.first_slot(g))};
+          if (policy_scoring_)
+            score_pointers_[at] = scored_from(piece.session->length()) ? state.begin_scores(g) : nullptr;
+          if (scoring_)
+            score_pointers_[at] =
+                reinterpret_cast<float*>(score_memory_.address()) +
+                score_offsets_[piece.entry * score_groups_ + group_base + static_cast<std::size_t>(part.first_group + g)];
+        }
       }
     }
     group_base += static_cast<std::size_t>(kv_[l].groups);
@@ -615,6 +644,13 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
 StateLayer DecoderImpl::state_layer(int layer, std::int64_t offset) const noexcept {
   const auto first = static_cast<std::size_t>(recurrent_layers_[static_cast<std::size_t>(layer)]) * segments_.size();
   return {places_.data() + first, offset, segments_.data(), static_cast<std::int32_t>(segments_.size())};
+}
+
+/// What a session holds of one part of a layer.
+PagedKv& DecoderImpl::paged(const Session& session, std::size_t layer, std::size_t part) const noexcept {
+  auto& state = *session.state().layer(static_cast<int>(layer));
+  if (kv_[layer].parts.size() == 1) return static_cast<PagedKv&>(state);
+  return static_cast<SplitKv&>(state).part(static_cast<int>(part));
 }
 
 /// True if the piece completes a page, which is when a policy may drop others.
@@ -651,13 +687,13 @@ void DecoderImpl::commit_pieces(const Batch& batch) {
 
 /// Adds what a session's layers have evicted so far, `sign` times.
 void DecoderImpl::count_evictions(const Session& session, std::int64_t sign) noexcept {
-  for (int l = 0; l < session.state().layer_count(); ++l) {
-    const auto* layer = static_cast<const PagedKv*>(session.state().layer(l));
-    if (layer == nullptr) continue;
-    counters_.evicted_pages += static_cast<std::uint64_t>(sign * layer->evicted_pages());
-    counters_.evicted_tokens += static_cast<std::uint64_t>(sign * layer->evicted_tokens());
-    counters_.merged_tokens += static_cast<std::uint64_t>(sign * layer->merged_tokens());
-  }
+  for (std::size_t l = 0; l < kv_.size(); ++l)
+    for (std::size_t p = 0; p < kv_[l].parts.size(); ++p) {
+      const auto& kv = paged(session, l, p);
+      counters_.evicted_pages += static_cast<std::uint64_t>(sign * kv.evicted_pages());
+      counters_.evicted_tokens += static_cast<std::uint64_t>(sign * kv.evicted_tokens());
+      counters_.merged_tokens += static_cast<std::uint64_t>(sign * kv.merged_tokens());
+    }
 }
 
 /// Forgets ops of a pass that was not started as a whole.
@@ -726,7 +762,6 @@ void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
   }
   score_memory_ = model_.backend()->allocate(std::max<std::size_t>(floats, 1) * sizeof(float));
   score_template_ = {scores.kind, scores.last_rows, nullptr};
-  score_sinks_.resize(kv_.size());
 }
 
 void DecoderImpl::collect_scores(AttentionScores& scores) {

@@ -6,15 +6,23 @@
 
 #include <skald/decoder/decoder.hpp>
 #include <skald/model/plan.hpp>
-#include <skald/state/paged_kv.hpp>
 #include <skald/state/recurrent.hpp>
+#include <skald/state/split_kv.hpp>
 
 namespace skald::inline v0::detail {
 
+/// A run of a layer's KV-head groups that have one format.
+struct KvPart {
+  std::shared_ptr<KvPool> pool;
+  std::int32_t first_group = 0;
+  std::int32_t groups = 0;
+  DType dtype = DType::f16;
+};
+
 /// One layer's place in KV memory.
 struct LayerKv {
-  std::shared_ptr<KvPool> pool;  // null: the layer has no attention
-  std::int32_t groups = 0;
+  std::vector<KvPart> parts;  // none: the layer has no attention
+  std::int32_t groups = 0;    // of all parts
 };
 
 /// Rows of one entry that go through the network together.
@@ -73,7 +81,8 @@ class DecoderImpl final : public DecoderCore {
 
  private:
   void check_composition() const;
-  void make_pools(AnyKvFormat format);
+  void make_pools();
+  [[nodiscard]] std::vector<KvPart> kv_parts(std::size_t layer) const;
   void make_buffers();
   void make_positions();
   void check_program();
@@ -86,6 +95,7 @@ class DecoderImpl final : public DecoderCore {
   void run(const Batch& batch, const ForwardOptions& options);
   void prepare_rows(const Batch& batch);
   void prepare_tables(const Batch& batch);
+  [[nodiscard]] PagedKv& paged(const Session& session, std::size_t layer, std::size_t part) const noexcept;
   void count_evictions(const Session& session, std::int64_t sign) noexcept;
   [[nodiscard]] PagedKvOptions layer_options(std::size_t layer) const;
   [[nodiscard]] RecurrentOptions recurrent_options(std::size_t layer) const;
@@ -128,13 +138,15 @@ class DecoderImpl final : public DecoderCore {
   void emit_head(std::int64_t rows, OpSink sink);
   void emit_hidden(const Batch& batch, std::int64_t rows, OpSink sink);
   [[nodiscard]] std::size_t first_table(int layer) const noexcept;
-  [[nodiscard]] KvLayer kv_layer(int layer) const noexcept;
-  void emit_attend(AttentionOp attend, int layer, OpSink sink);
+  [[nodiscard]] KvLayer kv_layer(int layer, const KvPart& part) const noexcept;
+  void emit_store(const StoreKvOp& store, int layer, OpSink sink);
+  void emit_attend(const AttentionOp& attend, int layer, OpSink sink);
   [[nodiscard]] Matrix logits_matrix(const HeadRun& run) const noexcept;
   [[nodiscard]] Norm norm(const NormSpec& spec, Role weight, Role bias, int layer) const;
 
   Model model_;
   AnyEviction eviction_;
+  AnyKvFormat format_;
   DecoderOptions options_;
   EffectiveConfig config_;
   bool causal_ = true;  // no token sees a later one
@@ -182,7 +194,7 @@ class DecoderImpl final : public DecoderCore {
   Buffer score_memory_;
   std::vector<std::size_t> score_offsets_;  // [entry][layer][group], in floats
   std::vector<float*> score_pointers_;      // [layer][segment][group] of the pass
-  std::vector<ScoreSink> score_sinks_;      // [layer]
+  std::vector<ScoreSink> score_sinks_;      // [layer][part]
   std::size_t score_groups_ = 0;            // groups of all layers
   bool scoring_ = false;         // the caller asks for scores
   bool policy_scoring_ = false;  // the eviction policy asks for those of a piece in this pass

@@ -77,23 +77,68 @@ std::size_t DecoderImpl::first_table(int layer) const noexcept {
   return table;
 }
 
-KvLayer DecoderImpl::kv_layer(int layer) const noexcept {
-  const auto& place = kv_[static_cast<std::size_t>(layer)];
-  return {place.pool->base(), place.pool->layout(), place.groups, tables_.data() + first_table(layer)};
+KvLayer DecoderImpl::kv_layer(int layer, const KvPart& part) const noexcept {
+  return {part.pool->base(), part.pool->layout(), part.groups,
+          tables_.data() + first_table(layer) + static_cast<std::size_t>(part.first_group) * segments_.size()};
 }
 
-/// Attention over the layer's pages, with scores if they are asked for.
-void DecoderImpl::emit_attend(AttentionOp attend, int layer, OpSink sink) {
-  attend.kv = kv_layer(layer);
-  attend.segments = segments_.data();
-  attend.segment_count = static_cast<std::int32_t>(segments_.size());
-  if (scoring_ || policy_scoring_) {
-    auto& sink_of_layer = score_sinks_[static_cast<std::size_t>(layer)];
-    sink_of_layer = score_template_;
-    sink_of_layer.scores = score_pointers_.data() + first_table(layer);
-    attend.sink = &sink_of_layer;
+namespace {
+
+/// The columns of some heads, `step` elements each.
+Matrix heads_of(Matrix x, std::int64_t first, std::int64_t count, std::int64_t step) noexcept {
+  if (x.data == nullptr) return x;
+  x.data += first * step;
+  x.cols = count * step;
+  return x;
+}
+
+}  // namespace
+
+/// Keys and values to the pages of each part of the layer.
+void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
+  const auto shared = store.heads / store.kv_heads;
+  for (const auto& part : kv_[static_cast<std::size_t>(layer)].parts) {
+    auto op = store;
+    op.kv = kv_layer(layer, part);
+    op.segments = segments_.data();
+    op.segment_count = static_cast<std::int32_t>(segments_.size());
+    op.kv_heads = part.groups * op.kv.layout.heads;
+    op.heads = op.kv_heads * shared;
+    const auto first = part.first_group * op.kv.layout.heads;
+    op.q = heads_of(store.q, first * shared, op.heads, op.kv.layout.head_dim_k);
+    op.k = heads_of(store.k, first, op.kv_heads, op.kv.layout.head_dim_k);
+    op.v = heads_of(store.v, first, op.kv_heads, op.kv.layout.head_dim_v);
+    sink(op, layer);
   }
-  sink(attend, layer);
+}
+
+/// Attention over the pages of each part of the layer, with scores if they are asked for.
+void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink) {
+  const auto shared = attend.heads / attend.kv_heads;
+  std::size_t sink_index = 0;
+  for (int l = 0; l < layer; ++l) sink_index += kv_[static_cast<std::size_t>(l)].parts.size();
+  for (const auto& part : kv_[static_cast<std::size_t>(layer)].parts) {
+    auto op = attend;
+    op.kv = kv_layer(layer, part);
+    op.segments = segments_.data();
+    op.segment_count = static_cast<std::int32_t>(segments_.size());
+    op.kv_heads = part.groups * op.kv.layout.heads;
+    op.heads = op.kv_heads * shared;
+    const auto first = std::int64_t{part.first_group} * op.kv.layout.heads * shared;
+    op.q = heads_of(attend.q, first, op.heads, op.kv.layout.head_dim_k);
+    op.out = heads_of(attend.out, first, op.heads, op.kv.layout.head_dim_v);
+    if (op.sinks != nullptr) op.sinks += first;
+    if (op.slopes != nullptr) op.slopes += first;
+    if (op.bias != nullptr) op.bias += first * (2 * std::int64_t{op.bias_reach} + 1);
+    if (scoring_ || policy_scoring_) {
+      auto& sink_of_part = score_sinks_[sink_index++];
+      sink_of_part = score_template_;
+      sink_of_part.scores =
+          score_pointers_.data() + first_table(layer) + static_cast<std::size_t>(part.first_group) * segments_.size();
+      op.sink = &sink_of_part;
+    }
+    sink(op, layer);
+  }
 }
 
 void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
@@ -141,10 +186,7 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
     store.rope_dims = rope.dims;
     store.rope_table = rope_tables_[static_cast<std::size_t>(attention.rope)].matrix(0, rows, rope.dims);
   }
-  store.kv = kv_layer(layer);
-  store.segments = segments_.data();
-  store.segment_count = static_cast<std::int32_t>(segments_.size());
-  sink(store, layer);
+  emit_store(store, layer, sink);
 
   AttentionOp attend{};
   attend.q = q;

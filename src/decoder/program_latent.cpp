@@ -56,10 +56,7 @@ void DecoderImpl::emit_latent_attention(int layer, std::int64_t rows, OpSink sin
   store.rope_dims = latent.rope_dims;
   store.rope_offset = latent.rank;
   store.rope_table = rope_tables_[static_cast<std::size_t>(attention.rope)].matrix(0, rows, latent.rope_dims);
-  store.kv = kv_layer(layer);
-  store.segments = segments_.data();
-  store.segment_count = static_cast<std::int32_t>(segments_.size());
-  sink(store, layer);
+  emit_store(store, layer, sink);
 
   AttentionOp attend{};
   attend.q = absorb.out;

@@ -79,20 +79,23 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   const std::int64_t pages = (options.context + options.page_tokens - 1) / options.page_tokens;
   Bytes kv = 0;
   Bytes per_token = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    if (!layer.attention) continue;
-    const KvPageLayout page{.dtype = options.kv_type,
-                            .page_tokens = options.page_tokens,
-                            .heads = options.heads_per_group,
-                            .head_dim_k = layer.attention->stored_dim_k(),
-                            .head_dim_v = layer.attention->stored_dim_v(),
-                            .values_in_keys = layer.attention->latent.has_value()};
-    if (layer.attention->kv_heads % options.heads_per_group != 0)
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto& attention = spec.layers[i].attention;
+    if (!attention) continue;
+    if (attention->kv_heads % options.heads_per_group != 0)
       throw UsageError(where, fmt::format("heads_per_group {} does not divide {} KV heads", options.heads_per_group,
-                                          layer.attention->kv_heads));
-    kv = kv + size(layer.attention->kv_heads / options.heads_per_group) * size(options.sequences) * size(pages) *
-                  page.page_bytes();
-    per_token = per_token + size(layer.attention->kv_heads) * page.token_bytes();
+                                          attention->kv_heads));
+    for (std::int32_t head = 0; head < attention->kv_heads; head += options.heads_per_group) {
+      const KvPageLayout page{
+          .dtype = options.kv_type_of ? options.kv_type_of(static_cast<std::int32_t>(i), head) : options.kv_type,
+          .page_tokens = options.page_tokens,
+          .heads = options.heads_per_group,
+          .head_dim_k = attention->stored_dim_k(),
+          .head_dim_v = attention->stored_dim_v(),
+          .values_in_keys = attention->latent.has_value()};
+      kv = kv + size(options.sequences) * size(pages) * page.page_bytes();
+      per_token = per_token + size(options.heads_per_group) * page.token_bytes();
+    }
   }
   plan.kv = kv.value();
   plan.kv_per_token = per_token.value();

@@ -39,9 +39,9 @@ void PagedKv::show_groups(int layer, std::int64_t sequence_tokens, std::vector<E
   }
 }
 
-void PagedKv::choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views) {
+void PagedKv::choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views, int first_group) {
   try {
-    for (const auto& view : views) plan_group(groups_[static_cast<std::size_t>(view.group)], policy, view);
+    for (const auto& view : views) plan_group(groups_[static_cast<std::size_t>(view.group - first_group)], policy, view);
   } catch (...) {
     for (auto& group : groups_) release_spares(group);
     throw;

@@ -138,7 +138,7 @@ struct Cost {
   bool bf16 = false;
 };
 
-Cost cost_of(const skald::Model& model, skald::DType kv) {
+Cost cost_of(const skald::Model& model, const skald::AnyKvFormat& kv) {
   const auto& spec = model.spec();
   Cost cost;
   const auto add = [&](skald::Role role, int layer) {
@@ -170,11 +170,13 @@ Cost cost_of(const skald::Model& model, skald::DType kv) {
       add(role, layer);
     const auto& attention = spec.layers[static_cast<std::size_t>(layer)].attention;
     if (!attention) continue;
-    const skald::KvPageLayout page{.dtype = kv,
-                                   .head_dim_k = attention->stored_dim_k(),
-                                   .head_dim_v = attention->stored_dim_v(),
-                                   .values_in_keys = attention->latent.has_value()};
-    cost.kv_bytes_per_token += static_cast<double>(attention->kv_heads) * static_cast<double>(page.token_bytes());
+    for (std::int32_t head = 0; head < attention->kv_heads; ++head) {
+      const skald::KvPageLayout page{.dtype = kv.dtype(layer, head),
+                                     .head_dim_k = attention->stored_dim_k(),
+                                     .head_dim_v = attention->stored_dim_v(),
+                                     .values_in_keys = attention->latent.has_value()};
+      cost.kv_bytes_per_token += static_cast<double>(page.token_bytes());
+    }
     cost.attention_operations += 2.0 * attention->heads * (attention->stored_dim_k() + attention->stored_dim_v());
   }
   add(skald::Role::head, -1);
@@ -583,7 +585,7 @@ ordered_json measure(const BenchFlags& flags, const skald::Model& model, const S
   }
   auto row = row_of(setting, test, model, samples);
   if (machine.bandwidth > 0) {
-    const auto cost = cost_of(model, skald::AnyKvFormat(setting.cache).dtype());
+    const auto cost = cost_of(model, skald::AnyKvFormat(setting.cache));
     const auto limits = limits_of(test, cost, machine, setting.batch, options.batch_tokens);
     add_shares(row, &limits, machine, mean(samples.ns) * 1e-9);
   } else {

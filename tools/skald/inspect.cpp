@@ -73,7 +73,8 @@ ordered_json plan_of(const InspectFlags& flags, const skald::ModelFile& file, st
   options.context = context;
   options.sequences = flags.parallel;
   options.batch_tokens = flags.ubatch;
-  options.kv_type = skald::AnyKvFormat(flags.cache).dtype();
+  const skald::AnyKvFormat format(flags.cache);
+  options.kv_type_of = [format](std::int32_t layer, std::int32_t head) { return format.dtype(layer, head); };
   return ordered_json::parse(skald::plan(file, options).to_json());
 }
 

@@ -10,7 +10,8 @@ namespace skald::inline v0 {
 
 /// The KV cache of a decoder.
 struct KvOptions {
-  /// Element format: "f32", "f16", "bf16", "q8_0" or "q4_0".
+  /// Element format: "f32", "f16", "bf16", "q8_0" or "q4_0", and rules for layers and KV heads that differ:
+  /// "q4_0;layers 0-1=f16;heads 3=q8_0". @see AnyKvFormat
   std::string format = "f16";
   /// Eviction policy by name: "none", "recent_pages:sinks=1,recent=8", "h2o:budget=512", ... (see docs/kv-cache.md).
   std::string eviction = "none";

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@ struct PlanOptions {
   std::int64_t context = 0;          ///< tokens of one sequence; 0: the model's context length, at most 4096
   std::int32_t sequences = 4;        ///< sequences that are full at the same time
   DType kv_type = DType::f16;        ///< f32, f16, bf16, q8_0 or q4_0
+  /// Type of a KV head of a layer, if they are not all of kv_type (AnyKvFormat::dtype).
+  std::function<DType(std::int32_t layer, std::int32_t head)> kv_type_of{};
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
   std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include <skald/core/dtype.hpp>
 #include <skald/core/error.hpp>
@@ -37,26 +40,48 @@ struct KvQ4 {
 };
 static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat<KvQ8> && KvFormat<KvQ4>);
 
-/// The type-erased twin, chosen by name.
-class AnyKvFormat {
+/// The type-erased twin, chosen by name, for each layer and KV head if wanted.
+///
+/// A specification is a format, then rules, of which later ones come before earlier ones:
+///   "q8_0"                            all keys and values
+///   "q4_0;layers 0-1=f16"             the first two layers differ
+///   "q4_0;heads 0,3=q8_0"             two KV heads of every layer
+///   "f16;layers 2-9 heads 1=q4_0"     one KV head of some layers
+class SKALD_API AnyKvFormat {
  public:
   AnyKvFormat() : AnyKvFormat(KvF16{}) {}
   template <class F>
     requires(!std::same_as<F, AnyKvFormat>) && KvFormat<F>
   AnyKvFormat(const F& format) : dtype_(format.dtype()) {}  // NOLINT(google-explicit-constructor)
-  /// "f32", "f16", "bf16", "q8_0" or "q4_0". @throws UnsupportedError listing these.
-  explicit AnyKvFormat(std::string_view name) : dtype_(parse(name)) {}
+  /// Formats are "f32", "f16", "bf16", "q8_0" and "q4_0". @throws UnsupportedError listing these; UsageError for rules that
+  /// are none.
+  explicit AnyKvFormat(std::string_view spec);
+  /// Of what no rule is about.
   [[nodiscard]] DType dtype() const noexcept { return dtype_; }
+  /// Of a KV head of a layer.
+  [[nodiscard]] DType dtype(std::int32_t layer, std::int32_t head) const noexcept;
+  /// The specification in one spelling.
+  [[nodiscard]] std::string name() const;
+  /// @throws IncompatibleError if a rule is about a layer or head that a model of so many does not have; `kv_heads` is the largest
+  /// number of any layer.
+  void check(std::int32_t layers, std::int32_t kv_heads) const;
 
  private:
-  static DType parse(std::string_view name) {
-    const auto type = dtype_from_name(name);
-    if (!type || !KvPageLayout::supports(*type))
-      detail::throw_error(ErrorCode::unsupported, "state.kv_format",
-                          "KV format '" + std::string(name) + "' is not one of f32, f16, bf16, q8_0, q4_0");
-    return *type;
-  }
+  struct Range {
+    std::int32_t first = 0;
+    std::int32_t last = 0;
+    friend bool operator==(const Range&, const Range&) = default;
+  };
+  struct Rule {
+    std::vector<Range> layers{};  // empty: all
+    std::vector<Range> heads{};   // empty: all
+    DType dtype = DType::f16;
+  };
+  static Rule parse_rule(std::string_view text);
+  static std::vector<Range> parse_ranges(std::string_view text, std::string_view rule);
+  static DType parse(std::string_view name);
   DType dtype_;
+  std::vector<Rule> rules_{};
 };
 static_assert(KvFormat<AnyKvFormat>);
 

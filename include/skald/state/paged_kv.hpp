@@ -49,7 +49,11 @@ class SKALD_API PagedKv final : public LayerState {
   void select_last(std::int64_t count, std::span<const std::int32_t> rows) override;
   [[nodiscard]] std::unique_ptr<LayerState> fork() const override;
   void show_groups(int layer, std::int64_t sequence_tokens, std::vector<EvictionView>& views) override;
-  void choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views) override;
+  void choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views) override {
+    choose_evictions(policy, views, 0);
+  }
+  /// The same for views in which this state's groups are numbered from `first_group` on.
+  void choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views, int first_group);
   void apply_evictions() noexcept override;
   void commit() noexcept override;
   [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept override;

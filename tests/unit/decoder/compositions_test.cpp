@@ -47,7 +47,7 @@ const std::vector<Component>& components() {
     add("layout", &Pipeline::layout, {"packed", "rows"});
     add("weights", &Pipeline::weights,
         {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"});
-    add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0"});
+    add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0", "f16;heads 1=q8_0"});
     add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2", "window:sinks=4,window=60", "h2o:budget=64,recent=50",
                                              "snapkv:budget=64,window=8,pool=5", "rpc:interval=32,window=8,percent=25",
                                              "streaming:sinks=4,window=60", "d2o:budget=64"});

@@ -223,3 +223,26 @@ TEST_CASE("state.kv_format: names give formats, others are refused by name", "[s
   CHECK(skald::AnyKvFormat(skald::KvF16{}).dtype() == skald::DType::f16);
   CHECK_THROWS_AS(skald::AnyKvFormat("q4_1"), skald::UnsupportedError);
 }
+
+TEST_CASE("state.kv_format: rules choose formats for layers and heads, later ones first", "[state]") {
+  using skald::DType;
+  const skald::AnyKvFormat format(" q4_0 ; layers 0-1,5=f16;heads 2=q8_0; layers 5 heads 0-1 = f32");
+  CHECK(format.dtype() == DType::q4_0);
+  CHECK(format.dtype(3, 0) == DType::q4_0);
+  CHECK(format.dtype(1, 0) == DType::f16);
+  CHECK(format.dtype(5, 3) == DType::f16);
+  CHECK(format.dtype(5, 2) == DType::q8_0);
+  CHECK(format.dtype(5, 1) == DType::f32);
+  CHECK(format.name() == "q4_0;layers 0-1,5=f16;heads 2=q8_0;layers 5 heads 0-1=f32");
+  CHECK(skald::AnyKvFormat(format.name()).name() == format.name());
+  CHECK_NOTHROW(format.check(6, 3));
+  CHECK_THROWS_AS(format.check(5, 3), skald::IncompatibleError);
+  CHECK_THROWS_AS(format.check(6, 2), skald::IncompatibleError);
+  for (const auto* bad : {"f16;", "f16;layers 0", "f16;layers =f32", "f16;layers 3-1=f32", "f16;rows 1=f32", "f16;layers -1=f32",
+                          "f16;=f32", "f16;layers 0 heads=f32", "f16;layers 99999999999=f32", "f16;layers 0x=f32"}) {
+    INFO(bad);
+    if (std::string(bad) == "f16;") CHECK_NOTHROW(skald::AnyKvFormat(bad));
+    else CHECK_THROWS_AS(skald::AnyKvFormat(bad), skald::UsageError);
+  }
+  CHECK_THROWS_AS(skald::AnyKvFormat("f16;layers 0=q4_1"), skald::UnsupportedError);
+}

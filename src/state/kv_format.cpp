@@ -1,0 +1,133 @@
+#include <skald/state/kv_format.hpp>
+
+#include <algorithm>
+#include <charconv>
+
+namespace skald::inline v0 {
+
+namespace {
+
+constexpr std::string_view where = "state.kv_format";
+
+[[noreturn]] void refuse(std::string_view rule, const std::string& what) {
+  throw UsageError(where, "KV format rule '" + printable(std::string(rule)) + "': " + what +
+                              "; rules look like 'layers 0-3=f16', 'heads 0,2=q8_0' or 'layers 4 heads 1=q4_0'");
+}
+
+std::string_view trimmed(std::string_view text) {
+  const auto first = text.find_first_not_of(' ');
+  if (first == std::string_view::npos) return {};
+  return text.substr(first, text.find_last_not_of(' ') - first + 1);
+}
+
+/// Takes the text up to the next of `separator` off the front.
+std::string_view take(std::string_view& text, char separator) {
+  const auto at = std::min(text.find(separator), text.size());
+  const auto part = text.substr(0, at);
+  text.remove_prefix(std::min(text.size(), at + 1));
+  return part;
+}
+
+}  // namespace
+
+AnyKvFormat::AnyKvFormat(std::string_view spec) : dtype_(parse(trimmed(take(spec, ';')))) {
+  while (!spec.empty()) rules_.push_back(parse_rule(trimmed(take(spec, ';'))));
+}
+
+DType AnyKvFormat::parse(std::string_view name) {
+  const auto type = dtype_from_name(name);
+  if (!type || !KvPageLayout::supports(*type))
+    throw UnsupportedError(where, "KV format '" + printable(std::string(name)) +
+                                      "' is not one of f32, f16, bf16, q8_0, q4_0");
+  return *type;
+}
+
+std::vector<AnyKvFormat::Range> AnyKvFormat::parse_ranges(std::string_view text, std::string_view rule) {
+  std::vector<Range> ranges;
+  while (!text.empty()) {
+    auto part = trimmed(take(text, ','));
+    const auto number = [&] {
+      std::int32_t value = 0;
+      const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+      if (error != std::errc{} || value < 0) refuse(rule, "a number is missing");
+      part.remove_prefix(static_cast<std::size_t>(end - part.data()));
+      return value;
+    };
+    Range range;
+    range.first = range.last = number();
+    if (!part.empty() && part.front() == '-') {
+      part.remove_prefix(1);
+      range.last = number();
+    }
+    if (!part.empty() || range.last < range.first) refuse(rule, "ranges are 'first-last'");
+    ranges.push_back(range);
+  }
+  if (ranges.empty()) refuse(rule, "a number is missing");
+  return ranges;
+}
+
+AnyKvFormat::Rule AnyKvFormat::parse_rule(std::string_view text) {
+  const auto equals = text.find('=');
+  if (equals == std::string_view::npos) refuse(text, "'=' and a format are missing");
+  Rule rule;
+  rule.dtype = parse(trimmed(text.substr(equals + 1)));
+  auto left = trimmed(text.substr(0, equals));
+  constexpr std::string_view layers = "layers ";
+  constexpr std::string_view heads = "heads ";
+  const auto split = left.find(heads);
+  auto before = trimmed(left.substr(0, std::min(split, left.size())));
+  if (split != std::string_view::npos) rule.heads = parse_ranges(left.substr(split + heads.size()), text);
+  if (!before.empty()) {
+    if (before.substr(0, layers.size()) != layers) refuse(text, "it begins with neither 'layers' nor 'heads'");
+    rule.layers = parse_ranges(before.substr(layers.size()), text);
+  }
+  if (rule.layers.empty() && rule.heads.empty()) refuse(text, "it begins with neither 'layers' nor 'heads'");
+  return rule;
+}
+
+DType AnyKvFormat::dtype(std::int32_t layer, std::int32_t head) const noexcept {
+  const auto inside = [](const std::vector<Range>& ranges, std::int32_t value) {
+    return ranges.empty() || std::any_of(ranges.begin(), ranges.end(), [&](const Range& range) {
+             return range.first <= value && value <= range.last;
+           });
+  };
+  auto type = dtype_;
+  for (const auto& rule : rules_)
+    if (inside(rule.layers, layer) && inside(rule.heads, head)) type = rule.dtype;
+  return type;
+}
+
+std::string AnyKvFormat::name() const {
+  auto text = std::string(to_string(dtype_));
+  const auto add = [&](const char* what, const std::vector<Range>& ranges) {
+    if (ranges.empty()) return;
+    text += what;
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      text += (i == 0 ? "" : ",") + std::to_string(ranges[i].first);
+      if (ranges[i].last != ranges[i].first) text += "-" + std::to_string(ranges[i].last);
+    }
+  };
+  for (const auto& rule : rules_) {
+    text += ";";
+    add("layers ", rule.layers);
+    add(rule.layers.empty() ? "heads " : " heads ", rule.heads);
+    text += "=" + std::string(to_string(rule.dtype));
+  }
+  return text;
+}
+
+void AnyKvFormat::check(std::int32_t layers, std::int32_t kv_heads) const {
+  const auto within = [&](const std::vector<Range>& ranges, std::int32_t count, const char* what) {
+    for (const auto& range : ranges)
+      if (range.last >= count)
+        throw IncompatibleError(where, "KV format '" + name() + "' has a rule for " + std::string(what) + " " +
+                                           std::to_string(range.last) + "; the model has " + std::to_string(count) +
+                                           ", counted from 0");
+  };
+  for (const auto& rule : rules_) {
+    within(rule.layers, layers, "layer");
+    within(rule.heads, kv_heads, "KV head");
+  }
+}
+
+}  // namespace skald::inline v0
