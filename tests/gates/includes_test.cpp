@@ -7,6 +7,7 @@
 
 #include "support/catch.hpp"
 #include "tree.hpp"
+#include "support/paths.hpp"
 
 namespace {
 
@@ -128,7 +129,7 @@ TEST_CASE("gates.includes: kernel translation units reach only what cannot leak 
       }
       const auto path = (include.quoted ? "src/" : "include/") + include.name;
       if (seen.insert(path).second)
-        pending.push_back({path, skald_test::lines_of(std::string(SKALD_SOURCE_DIR) + "/" + path)});
+        pending.push_back({path, skald_test::lines_of(skald_test::source_path(path))});
       if (pending.size() > 0 && pending.back().path == path && pending.back().lines.empty())
         faults.push_back(file.path + ": cannot read " + path);
     }

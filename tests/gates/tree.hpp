@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string>
 #include <vector>
+#include "support/paths.hpp"
 
 namespace skald_test {
 
@@ -26,7 +27,7 @@ inline std::vector<std::string> lines_of(const std::filesystem::path& path) {
 
 /// All files under `folder` (from the root) whose name ends in one of `endings`, sorted by path.
 inline std::vector<SourceFile> files_under(const std::string& folder, const std::vector<std::string>& endings) {
-  const std::filesystem::path root = SKALD_SOURCE_DIR;
+  const std::filesystem::path root = source_path("");
   std::vector<SourceFile> files;
   if (!std::filesystem::exists(root / folder)) return files;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root / folder)) {

@@ -4,13 +4,14 @@
 
 #include "support/catch.hpp"
 #include "tree.hpp"
+#include "support/paths.hpp"
 
 namespace {
 
 std::set<std::string> rooms_of_tree() {
   std::set<std::string> rooms;
   for (const std::string folder : {"include/skald", "src"})
-    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(SKALD_SOURCE_DIR) / folder))
+    for (const auto& entry : std::filesystem::directory_iterator(skald_test::source_path(folder)))
       if (entry.is_directory()) rooms.insert(entry.path().filename().string());
   return rooms;
 }
@@ -55,7 +56,7 @@ TEST_CASE("gates.tree: examples have at most 150 lines", "[gates]") {
 
 TEST_CASE("gates.tree: the umbrella header names only headers that exist, sorted", "[gates]") {
   std::vector<std::string> names;
-  for (const auto& line : skald_test::lines_of(std::string(SKALD_SOURCE_DIR) + "/include/skald/skald.hpp")) {
+  for (const auto& line : skald_test::lines_of(skald_test::source_path("include/skald/skald.hpp"))) {
     const auto include = skald_test::include_in(line);
     if (!include.name.empty()) names.push_back(include.name);
   }
@@ -63,13 +64,13 @@ TEST_CASE("gates.tree: the umbrella header names only headers that exist, sorted
   CHECK(std::is_sorted(names.begin(), names.end()));
   for (const auto& name : names) {
     INFO(name);
-    CHECK(std::filesystem::exists(std::string(SKALD_SOURCE_DIR) + "/include/" + name));
+    CHECK(std::filesystem::exists(skald_test::source_path("include/" + name)));
   }
 }
 
 TEST_CASE("gates.tree: docs/tour.md has one line for each room of the tree and no other", "[gates]") {
   std::set<std::string> told;
-  for (const auto& line : skald_test::lines_of(std::string(SKALD_SOURCE_DIR) + "/docs/tour.md")) {
+  for (const auto& line : skald_test::lines_of(skald_test::source_path("docs/tour.md"))) {
     if (!line.starts_with("| `")) continue;
     const auto end = line.find("/`", 3);
     if (end == std::string::npos) continue;
@@ -83,11 +84,11 @@ TEST_CASE("gates.tree: links of the documents lead to files of the tree", "[gate
   std::vector<std::string> faults;
   std::vector<skald_test::SourceFile> documents = skald_test::files_under("docs", {".md"});
   for (const std::string name : {"README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "models/README.md"})
-    documents.push_back({name, skald_test::lines_of(std::string(SKALD_SOURCE_DIR) + "/" + name)});
+    documents.push_back({name, skald_test::lines_of(skald_test::source_path(name))});
   for (const auto& document : documents) {
     INFO(document.path);
     CHECK(!document.lines.empty());
-    const auto folder = std::filesystem::path(SKALD_SOURCE_DIR) / std::filesystem::path(document.path).parent_path();
+    const auto folder = std::filesystem::path(skald_test::source_path(document.path)).parent_path();
     for (const auto& line : document.lines)
       for (auto at = line.find("]("); at != std::string::npos; at = line.find("](", at + 1)) {
         auto target = line.substr(at + 2, line.find(')', at) - at - 2);

@@ -7,11 +7,9 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/paths.hpp"
 
 namespace skald_test {
-
-/// Path in the reference data beside the project.
-inline std::string shared_path(const std::string& relative) { return std::string(SKALD_SHARED_DIR) + "/" + relative; }
 
 /// True if the file or folder is there; otherwise warns that the test is skipped. Use: `if (!have_shared("…")) return;`
 inline bool have_shared(const std::string& relative) {
@@ -19,9 +17,6 @@ inline bool have_shared(const std::string& relative) {
   WARN("skipped: reference data '" << relative << "' is not beside the project");
   return false;
 }
-
-/// A file of the bundled models.
-inline std::string model_path(const std::string& name) { return std::string(SKALD_MODELS_DIR) + "/" + name; }
 
 inline std::string read_text(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

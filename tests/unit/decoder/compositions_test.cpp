@@ -161,7 +161,7 @@ std::string table() {
 
 TEST_CASE("decoder.compositions: the table of pairs in the documentation is what happens", "[decoder]") {
   const auto found = table();
-  const std::string path = std::string(SKALD_SOURCE_DIR) + "/docs/compositions.md";
+  const std::string path = skald_test::source_path("docs/compositions.md");
   if (std::getenv("SKALD_WRITE_COMPOSITIONS") != nullptr) std::ofstream(path) << found;
   CHECK(skald_test::read_text(path) == found);
 }

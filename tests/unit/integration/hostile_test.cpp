@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/gguf_defects.hpp"
 #include "support/model_defects.hpp"
+#include "support/paths.hpp"
 
 using namespace skald_test;
 
@@ -19,7 +20,7 @@ namespace {
 constexpr std::uint64_t most_bytes = std::uint64_t{200} << 20;
 
 std::vector<std::byte> bundled_model() {
-  return skald::read_whole_file(std::string(SKALD_MODELS_DIR) + "/skald-tiny-q8_0.gguf");
+  return skald::read_whole_file(skald_test::model_path("skald-tiny-q8_0.gguf"));
 }
 
 /// Loading must end with an error that names the place, within bounds of memory.

@@ -16,7 +16,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const std::string folder = std::string(SKALD_SOURCE_DIR) + "/tests/unit/template/";
+const std::string folder = skald_test::source_path("tests/unit/template/");
 
 const Json& golden() {
   static const Json data = [] {

@@ -22,7 +22,7 @@ using Ids = std::vector<skald::TokenId>;
 using Json = nlohmann::json;
 using skald::Tokenizer;
 
-const std::string folder = std::string(SKALD_SOURCE_DIR) + "/tests/unit/text/tokenizer_json";
+const std::string folder = skald_test::source_path("tests/unit/text/tokenizer_json");
 
 struct Counts {
   int files = 0;
