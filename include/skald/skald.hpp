@@ -17,8 +17,11 @@
 #include <skald/decoder/embedding_rows.hpp>
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/generate/chat.hpp>
+#include <skald/generate/eval.hpp>
 #include <skald/generate/generate.hpp>
 #include <skald/generate/sampler.hpp>
+#include <skald/generate/score.hpp>
+#include <skald/generate/story_grammar.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>

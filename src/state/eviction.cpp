@@ -127,12 +127,21 @@ void share_adaptively(std::int64_t budget, std::int64_t least, std::span<const E
   for (std::size_t g = 0; g < layer.size(); ++g) out[g] = least + free * hits[g] / sum;
 }
 
+/// As long as all groups together need no more than the whole budget, with a page to come, everything may stay.
+bool share_plenty(std::int64_t budget, std::span<const EvictionView> views, std::span<std::int64_t> out) {
+  std::int64_t needed = 0;
+  for (const auto& view : views) needed += view.slots() + view.page_tokens;
+  if (needed > budget * static_cast<std::int64_t>(views.size())) return false;
+  for (std::size_t i = 0; i < views.size(); ++i) out[i] = std::max(out[i], views[i].slots() + views[i].page_tokens);
+  return true;
+}
+
 }  // namespace
 
 void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least, std::span<const EvictionView> views,
                    std::span<std::int64_t> out) {
   std::fill(out.begin(), out.end(), budget);
-  if (shares == BudgetShares::uniform || budget <= least) return;
+  if (shares == BudgetShares::uniform || budget <= least || share_plenty(budget, views, out)) return;
   if (shares == BudgetShares::pyramid) {
     std::size_t layers = 0;
     const auto ranks = layer_ranks(views, layers);
@@ -151,7 +160,7 @@ void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least,
 void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const EvictionView> views,
                      std::span<std::int64_t> out) {
   std::fill(out.begin(), out.end(), budget);
-  if (budget <= least || views.empty()) return;
+  if (budget <= least || views.empty() || share_plenty(budget, views, out)) return;
   std::vector<double> spread(views.size());
   double sum = 0;
   for (std::size_t at = 0; at < views.size();) {

@@ -103,6 +103,7 @@ void add_logits(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_inspect(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_perplexity(CLI::App& app, Global& global, std::vector<Command>& commands);
+void add_eval(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands);
 
 /// A whole file, or standard input for "-". @throws skald::IoError; skald::CancelledError after Ctrl-C.

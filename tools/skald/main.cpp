@@ -131,6 +131,7 @@ int main(int argc, char** argv) {
   add_inspect(app, global, commands);
   add_convert(app, global, commands);
   add_perplexity(app, global, commands);
+  add_eval(app, global, commands);
   add_tokenize(app, global, commands);
   add_detokenize(app, global, commands);
   add_logits(app, global, commands);

@@ -20,14 +20,6 @@ struct PerplexityFlags {
   bool json = false;
 };
 
-double log_probability(std::span<const float> logits, skald::TokenId token) {
-  float most = logits[0];
-  for (const float value : logits) most = std::max(most, value);
-  double sum = 0.0;
-  for (const float value : logits) sum += std::exp(static_cast<double>(value - most));
-  return static_cast<double>(logits[static_cast<std::size_t>(token)] - most) - std::log(sum);
-}
-
 /// Sums of negative log-likelihoods, in nats.
 struct Score {
   double sum = 0.0;
@@ -60,7 +52,7 @@ Score score_chunk(skald::Session& session, std::span<const skald::TokenId> chunk
     const std::size_t count = std::min(rows, chunk.size() - 1 - begin);
     const auto logits = session.forward(chunk.subspan(begin, count), skald::LogitsWanted::all, stop);
     for (std::size_t i = 0; i < count; ++i) {
-      const double nll = -log_probability(logits.row(static_cast<std::int64_t>(i)), chunk[begin + i + 1]);
+      const double nll = -skald::log_probability(logits.row(static_cast<std::int64_t>(i)), chunk[begin + i + 1]);
       score.add(nll);
       total.add(nll);
     }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include <nlohmann/json.hpp>
@@ -362,5 +363,70 @@ TEST_CASE("cli.golden: token ids and texts of the reference data through the pro
       CHECK(output_of({"detokenize", "-m", vocabulary, "--stdin"}, plain.dump()) == expected);
     }
     CHECK(checked == 6);
+  }
+}
+
+TEST_CASE("cli.eval: rows of every format, policy and budget, in a table, as CSV, JSON and plots", "[cli]") {
+  const Folder folder;
+  const std::vector<std::string> base{"eval", "-m", model, "--items", "3", "--length", "128", "--tasks",
+                                      "perplexity,passkey", "--policy", "none", "--policy", "h2o", "--budgets", "100,50",
+                                      "--formats", "f16,q8_0"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return output_of(more);
+  };
+  const auto csv = folder.file("eval.csv");
+  const auto rows = json::parse(with({"--json", "--csv", csv, "--svg", folder.file("plot")}));
+  REQUIRE(rows.size() == 2 * 3 * 2);  // nothing, all, half
+  std::map<std::string, json> by;
+  for (const auto& row : rows)
+    by[row.at("kv_format").get<std::string>() + row.at("policy").get<std::string>() +
+       std::to_string(row.at("budget_percent").get<int>()) + row.at("task").get<std::string>()] = row;
+  for (const std::string format : {"f16", "q8_0"}) {
+    CHECK(by.at(format + "h2o100perplexity").at("nll") == by.at(format + "none100perplexity").at("nll"));
+    CHECK(by.at(format + "h2o50perplexity").at("nll") != by.at(format + "none100perplexity").at("nll"));
+    CHECK(by.at(format + "h2o50perplexity").at("eviction") == "h2o:budget=64");
+    CHECK(by.at(format + "h2o50perplexity").at("kv_bytes") < by.at(format + "none100perplexity").at("kv_bytes"));
+  }
+  CHECK(by.at("q8_0none100passkey").at("kv_bytes") < by.at("f16none100passkey").at("kv_bytes"));
+  CHECK(by.at("f16none100passkey").at("answers") == 3);
+  const auto text = skald_test::read_text(csv);
+  CHECK(skald_test::line_count(text) == 1 + 12);
+  CHECK(text.starts_with("kv_format,policy,eviction,budget_percent,task,"));
+  for (const char* name : {"plot-perplexity.svg", "plot-passkey.svg"}) {
+    const auto svg = skald_test::read_text(folder.file(name));
+    CHECK(svg.starts_with("<svg "));
+    CHECK(svg.ends_with("</svg>\n"));
+    CHECK(svg.find(">h2o q8_0</text>") != std::string::npos);
+    CHECK(svg.find("nan") == std::string::npos);
+  }
+  // The same again, but for the times.
+  auto again = json::parse(with({"--json"}));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    again[i]["tokens_per_second"] = rows[i].at("tokens_per_second");
+    CHECK(again[i] == rows[i]);
+  }
+  CHECK(skald_test::line_count(with({})) == 2 + 12);
+}
+
+TEST_CASE("cli.eval: the perplexity of a file is that of the command perplexity, and what is wrong is refused", "[cli]") {
+  const Folder folder;
+  const auto text = folder.file("story.txt", skald_test::StoryGrammar(9).text(6000));
+  const auto whole = json::parse(output_of({"perplexity", "-m", model, "-f", text, "-c", "200", "--json"}));
+  const auto rows = json::parse(output_of({"eval", "-m", model, "-f", text, "--length", "200", "--json"}));
+  REQUIRE(rows.size() == 1);
+  CHECK(rows[0].at("task") == "text");
+  CHECK(rows[0].at("items") == whole.at("chunks"));
+  CHECK(rows[0].at("tokens") == whole.at("tokens"));
+  CHECK(std::abs(rows[0].at("nll").get<double>() - whole.at("nll").get<double>()) < 1e-9);
+  for (const std::vector<std::string>& wrong : std::vector<std::vector<std::string>>{
+           {"--tasks", "poetry"}, {"--budgets", "0"}, {"--budgets", "101"}, {"--policy", "nobody", "--budgets", "50"},
+           {"--kinds", "why"}, {"--formats", "f17"}, {"--csv", "/nowhere/at/all.csv"}, {"--length", "5"}}) {
+    std::vector<std::string> arguments{"eval", "-m", model, "--items", "1", "--length", "100"};
+    arguments.insert(arguments.end(), wrong.begin(), wrong.end());
+    const auto outcome = run_program(arguments);
+    INFO(json(wrong).dump());
+    CHECK(outcome.code != 0);
+    CHECK(outcome.err.starts_with("error: "));
   }
 }

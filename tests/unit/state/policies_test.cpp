@@ -145,10 +145,12 @@ TEST_CASE("state.policies: shares of a budget add up to it", "[state]") {
   std::vector<float> flat(200, 0.1F);
   std::vector<float> steep(200, 0.0F);
   for (std::size_t i = 0; i < 5; ++i) steep[i * 31] = 4.0F;
+  const std::vector<std::int32_t> positions(200);
   std::vector<skald::EvictionView> views(8);
   for (std::size_t i = 0; i < views.size(); ++i) {
     views[i].layer = static_cast<int>(i / 2);
     views[i].page_tokens = 16;
+    views[i].positions = positions;
     views[i].scores = i % 2 == 0 ? flat : steep;
   }
   std::vector<std::int64_t> out(8);
@@ -172,6 +174,15 @@ TEST_CASE("state.policies: shares of a budget add up to it", "[state]") {
   CHECK(sum() >= 792);
   CHECK(out[0] > 2 * out[1]);  // the flat head needs more
   CHECK(out[1] >= 32);
+  // Nobody has to give while there is enough for all, with a page to come.
+  for (auto& view : views) view.positions = std::span(positions).first(84);
+  skald::detail::share_budgets(skald::BudgetShares::pyramid, 100, 32, views, out);
+  CHECK(*std::min_element(out.begin(), out.end()) >= 100);
+  skald::detail::share_by_spread(100, 32, views, out);
+  CHECK(*std::min_element(out.begin(), out.end()) >= 100);
+  views[3].positions = std::span(positions).first(85);
+  skald::detail::share_budgets(skald::BudgetShares::pyramid, 100, 32, views, out);
+  CHECK(*std::min_element(out.begin(), out.end()) < 100);
 }
 
 TEST_CASE("state.policies: tokens merge into weighted means, shared pages stay as they are", "[state]") {
