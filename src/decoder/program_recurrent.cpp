@@ -1,5 +1,5 @@
-// Mixers with a recurrent state as ops. What they compute lies in one buffer, in blocks that follow each other; the widths are
-// added up once more in model/plan.cpp.
+// Mixers with a recurrent state as ops. What they compute lies in one buffer, in blocks that follow each other; the
+// widths are added up once more in model/plan.cpp.
 #include <algorithm>
 
 #include "decoder/core.hpp"
@@ -239,7 +239,9 @@ void DecoderImpl::emit_rwkv7(int layer, std::int64_t rows, OpSink sink) {
   const auto mixed = block((gated ? 6 : 5) * width);  // of receptance, decay, key, value, rate, gate
   const auto share = block(width);
   const auto low = [&, place = block(std::max({mixer.decay_rank, mixer.rate_rank, mixer.value_rank, mixer.gate_rank}))](
-                       std::int64_t rank) { return Matrix{place.data, rows, rank, rank}; };
+                       std::int64_t rank) {
+    return Matrix{place.data, rows, rank, rank};
+  };
   WkvOp wkv{};
   wkv.r = block(width);
   wkv.k = block(width);
@@ -317,7 +319,8 @@ void DecoderImpl::emit_channel_mix(int layer, std::int64_t rows, OpSink sink) {
   sink(MultiplyOp{work, receptance}, layer);
   sink(AddOp{residual, work, layer_spec.residual_scale}, layer);
   if (layer_spec.ffn_residual_norm.kind != NormKind::none)
-    sink(NormOp{residual, norm(layer_spec.ffn_residual_norm, Role::ffn_residual_norm, Role::ffn_residual_norm_bias, layer),
+    sink(NormOp{residual,
+                norm(layer_spec.ffn_residual_norm, Role::ffn_residual_norm, Role::ffn_residual_norm_bias, layer),
                 residual},
          layer);
 }

@@ -185,8 +185,7 @@ ModelSpec read_granitehybrid(HyperParameters& parameters) {
   const RecurrentSpec mixer = read_state_space(parameters, RecurrentKind::ssd, frame.norm);
   const auto widths = parameters.per_layer("feed_forward_length", frame.layers, 1, limits::ffn_width);
   auto experts = read_experts(parameters, true);
-  const std::int64_t shared =
-      parameters.integer_or("expert_shared_feed_forward_length", 0, 0, limits::ffn_width);
+  const std::int64_t shared = parameters.integer_or("expert_shared_feed_forward_length", 0, 0, limits::ffn_width);
   if (experts) experts->shared_width = shared;
   const bool rotates = parameters.flag_or("rope.scaling.finetuned", true) && sizes.head_dim_k > 0;
   static_cast<void>(parameters.contains("rope.freq_base"));
@@ -315,10 +314,11 @@ ModelSpec read_rwkv6(HyperParameters& parameters) {
   const auto widths = parameters.per_layer("feed_forward_length", frame.layers, 1, limits::ffn_width);
   for (std::int64_t i = 0; i < frame.layers; ++i) {
     if (!parameters.has_tensor(i, "time_mix_lerp_fused.weight") && parameters.has_tensor(i, "time_mix_lerp_w.weight"))
-      throw UnsupportedError("model.read_spec",
-                             "shares of the token shift in tensors of their own are the older form of this format, which is "
-                             "not implemented; convert the model again",
-                             {.file = parameters.file().name(), .tensor = fmt::format("blk.{}.time_mix_lerp_w.weight", i)});
+      throw UnsupportedError(
+          "model.read_spec",
+          "shares of the token shift in tensors of their own are the older form of this format, which is "
+          "not implemented; convert the model again",
+          {.file = parameters.file().name(), .tensor = fmt::format("blk.{}.time_mix_lerp_w.weight", i)});
     add_rwkv_layer(frame, mixer, widths[static_cast<std::size_t>(i)]);
     if (halved > 0 && (i + 1) % halved == 0) frame.spec.layers.back().output_scale = 0.5F;
   }

@@ -18,8 +18,7 @@ RecurrentState::RecurrentState(AnyBackend backend, const RecurrentOptions& optio
   current_ = backend_->allocate(state_bytes());
   next_ = backend_->allocate(state_bytes());
   checkpoints_.resize(static_cast<std::size_t>(std::max(0, options_.checkpoints)));
-  for (auto& checkpoint : checkpoints_)
-    checkpoint.memory = std::make_shared<Buffer>(backend_->allocate(state_bytes()));
+  for (auto& checkpoint : checkpoints_) checkpoint.memory = std::make_shared<Buffer>(backend_->allocate(state_bytes()));
 }
 
 std::size_t RecurrentState::state_bytes() const noexcept {
@@ -35,8 +34,10 @@ std::size_t RecurrentState::bytes() const noexcept { return needed_bytes(options
 
 void RecurrentState::append(std::int64_t count) {
   const auto length = tokens_ + pending_ + count;
-  // A checkpoint's memory that a fork still reads is replaced now, since nothing may fail when the tokens are committed.
-  if (!checkpoints_.empty() && length % options_.checkpoint_interval == 0 && checkpoints_.front().memory.use_count() > 1)
+  // A checkpoint's memory that a fork still reads is replaced now, since nothing may fail when the tokens are
+  // committed.
+  if (!checkpoints_.empty() && length % options_.checkpoint_interval == 0 &&
+      checkpoints_.front().memory.use_count() > 1)
     checkpoints_.front().memory = std::make_shared<Buffer>(backend_->allocate(state_bytes()));
   pending_ += count;
 }
@@ -62,8 +63,9 @@ void RecurrentState::remove_last(std::int64_t count) {
   }
   const auto length = tokens_ + pending_ - count;
   if (length < 0 || restorable(length) != length)
-    throw UsageError("state.recurrent", "a recurrent state of " + std::to_string(tokens_) + " tokens cannot go back to " +
-                                            std::to_string(length) + ", only to a checkpoint");
+    throw UsageError("state.recurrent", "a recurrent state of " + std::to_string(tokens_) +
+                                            " tokens cannot go back to " + std::to_string(length) +
+                                            ", only to a checkpoint");
   if (const auto* checkpoint = find(length); checkpoint != nullptr && length > 0)
     backend_->copy(current_.address(), checkpoint->memory->address(), state_bytes());
   for (auto& checkpoint : checkpoints_)
@@ -77,8 +79,8 @@ void RecurrentState::remove_last(std::int64_t count) {
 void RecurrentState::select_last(std::int64_t count, std::span<const std::int32_t> rows) {
   if (rows.empty()) return remove_last(count);
   if (static_cast<std::int64_t>(rows.size()) != count)
-    throw UsageError("state.recurrent", "a recurrent state cannot keep " + std::to_string(rows.size()) + " of the last " +
-                                            std::to_string(count) + " tokens");
+    throw UsageError("state.recurrent", "a recurrent state cannot keep " + std::to_string(rows.size()) +
+                                            " of the last " + std::to_string(count) + " tokens");
 }
 
 void RecurrentState::commit() noexcept {

@@ -1,12 +1,13 @@
 #pragma once
 
-// Random models of every architecture with recurrent layers: the hyper-parameters are written here, the tensors are those
-// that the library says it reads.
+// Random models of every architecture with recurrent layers: the hyper-parameters are written here, the tensors are
+// those that the library says it reads.
 
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,7 @@ inline skald::ModelSpec recurrent_spec(const std::string& architecture, skald::G
     mixer.kind = RecurrentKind::ssd;
     mixer.heads = 8;
     mixer.groups = 2;
+    mixer.step_rank = 0;
     mixer.norm = norm;
     number("ssm.group_count", 2);
   } else if (architecture == "jamba") {
@@ -109,7 +111,8 @@ inline skald::ModelSpec recurrent_spec(const std::string& architecture, skald::G
   number("block_count", layers);
   if (hybrid || beside) {
     number("attention.head_count", 4);
-    const std::vector<std::int32_t> kv = beside ? std::vector<std::int32_t>{2, 2, 2} : std::vector<std::int32_t>{0, 2, 0};
+    const std::vector<std::int32_t> kv =
+        beside ? std::vector<std::int32_t>{2, 2, 2} : std::vector<std::int32_t>{0, 2, 0};
     writer.set(architecture + ".attention.head_count_kv", skald::MetadataArray{kv});
     if (architecture != "jamba") spec.ropes.push_back({.kind = skald::RopeKind::half, .dims = head});
   }
@@ -136,16 +139,11 @@ inline skald::ModelSpec recurrent_spec(const std::string& architecture, skald::G
 
 }  // namespace recurrent_detail
 
-/// A whole GGUF file of such a model, matrices in a format whose blocks divide 32, or 256 if `dim` is 256; no tokenizer.
-inline std::vector<std::byte> recurrent_gguf(const std::string& architecture, skald::DType type = skald::DType::f32,
-                                             std::uint32_t dim = 64,
-                                             const std::function<void(skald::GgufWriter&)>& change = {}) {
-  skald::GgufWriter writer;
-  writer.set("general.architecture", skald::MetadataValue(architecture));
-  const auto spec = recurrent_detail::recurrent_spec(architecture, writer, dim);
-  if (change) change(writer);
+/// Writes random tensors of a network: all that the library says it reads, matrices in a format of their own.
+inline void write_tensors(skald::GgufWriter& writer, const skald::ModelSpec& spec, skald::DType type,
+                          std::span<const skald::Architecture> more = {}) {
   std::uint64_t tensor = 0;
-  for (const auto& binding : skald::tensor_bindings(spec)) {
+  for (const auto& binding : skald::tensor_bindings(spec, more)) {
     skald::CounterRandom random(11, tensor++, 0);
     const bool matrix = binding.use == skald::TensorUse::matrix;
     const std::int64_t cols = matrix ? binding.shape[1] : binding.shape[0] / binding.matrices;
@@ -171,21 +169,48 @@ inline std::vector<std::byte> recurrent_gguf(const std::string& architecture, sk
     if (!matrix && binding.matrices == 1) dims = {cols};
     writer.add_tensor(binding.name, stored, dims, bytes);
   }
+}
+
+/// A whole GGUF file of such a model, matrices in a format whose blocks divide 32, or 256 if `dim` is 256; no
+/// tokenizer.
+inline std::vector<std::byte> recurrent_gguf(const std::string& architecture, skald::DType type = skald::DType::f32,
+                                             std::uint32_t dim = 64,
+                                             const std::function<void(skald::GgufWriter&)>& change = {}) {
+  skald::GgufWriter writer;
+  writer.set("general.architecture", skald::MetadataValue(architecture));
+  const auto spec = recurrent_detail::recurrent_spec(architecture, writer, dim);
+  if (change) change(writer);
+  write_tensors(writer, spec, type);
   return writer.to_bytes();
 }
 
-/// Such a model, loaded.
-inline skald::Model recurrent_model(const std::string& architecture, skald::DType type = skald::DType::f32,
-                                    skald::LoadOptions options = {}, std::uint32_t dim = 64) {
+/// A model of these bytes.
+inline skald::Model load_bytes(std::vector<std::byte> bytes, const std::string& name, skald::LoadOptions options) {
   options.tokenizer = false;
-  const auto keep = std::make_shared<std::vector<std::byte>>(recurrent_gguf(architecture, type, dim));
+  const auto keep = std::make_shared<std::vector<std::byte>>(std::move(bytes));
   return skald::Model::load(
       skald::AnyByteSource(skald::CallbackSource(keep->size(),
                                                  [keep](std::uint64_t offset, std::span<std::byte> out) {
                                                    std::memcpy(out.data(), keep->data() + offset, out.size());
                                                  }),
-                           architecture),
+                           name),
       options);
+}
+
+/// Such a model, loaded.
+inline skald::Model recurrent_model(const std::string& architecture, skald::DType type = skald::DType::f32,
+                                    const skald::LoadOptions& options = {}, std::uint32_t dim = 64) {
+  return load_bytes(recurrent_gguf(architecture, type, dim), architecture, options);
+}
+
+/// A random model of any network.
+inline skald::Model model_of(const skald::ModelSpec& spec, skald::DType type = skald::DType::f32,
+                             skald::LoadOptions options = {}) {
+  options.architectures.push_back({spec.architecture, "any", [spec](skald::HyperParameters&) { return spec; }, {}});
+  skald::GgufWriter writer;
+  writer.set("general.architecture", skald::MetadataValue(spec.architecture));
+  write_tensors(writer, spec, type, options.architectures);
+  return load_bytes(writer.to_bytes(), spec.architecture, options);
 }
 
 }  // namespace skald_test

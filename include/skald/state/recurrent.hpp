@@ -17,9 +17,9 @@ struct RecurrentOptions {
   std::int64_t max_tokens = 0;           ///< most tokens of the sequence
 };
 
-/// A state of fixed size that follows one sequence: that of a scan, a convolution, a token shift. A forward pass reads one
-/// buffer and writes another, so that a pass that fails changes nothing. A state cannot take tokens back; it is copied each
-/// `checkpoint_interval` tokens, and goes back to such a copy, or to the beginning.
+/// A state of fixed size that follows one sequence: that of a scan, a convolution, a token shift. A forward pass reads
+/// one buffer and writes another, so that a pass that fails changes nothing. A state cannot take tokens back; it is
+/// copied each `checkpoint_interval` tokens, and goes back to such a copy, or to the beginning.
 class SKALD_API RecurrentState final : public LayerState {
  public:
   /// @throws OutOfMemoryError.
@@ -64,8 +64,8 @@ class SKALD_API RecurrentState final : public LayerState {
   Buffer current_;
   Buffer next_;
   std::vector<Checkpoint> checkpoints_;  // free ones first, then in the order of their lengths
-  std::int64_t tokens_ = 0;   // that `current_` has seen
-  std::int64_t pending_ = 0;  // appended
+  std::int64_t tokens_ = 0;              // that `current_` has seen
+  std::int64_t pending_ = 0;             // appended
 };
 
 }  // namespace skald::inline v0

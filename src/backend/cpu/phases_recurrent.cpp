@@ -22,8 +22,12 @@ Range range_of(const Phase& phase, const StateLayer& layer, std::int64_t unit, s
   const std::int64_t segment = unit / plan.ranges;
   const StatePlace& place = layer.places[segment];
   const std::int64_t first = unit % plan.ranges * plan.unit_columns;
-  return {layer.segments[segment], place.from != nullptr ? place.from + layer.offset : nullptr, place.to + layer.offset,
-          first, std::min(plan.unit_columns, columns - first), layer.segments[segment].row_begin};
+  return {layer.segments[segment],
+          place.from != nullptr ? place.from + layer.offset : nullptr,
+          place.to + layer.offset,
+          first,
+          std::min(plan.unit_columns, columns - first),
+          layer.segments[segment].row_begin};
 }
 float* element(const Matrix& m, std::int64_t row, std::int64_t col) noexcept { return m.data + row * m.stride + col; }
 const float* later(const float* p, std::int64_t offset) noexcept { return p != nullptr ? p + offset : nullptr; }

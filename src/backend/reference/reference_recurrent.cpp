@@ -214,8 +214,7 @@ void run(const MultiplyOp& op, const std::stop_token& /*short*/) {
 void run(const LerpOp& op, const std::stop_token& /*short*/) {
   for (std::int64_t t = 0; t < op.x.rows; ++t)
     for (std::int64_t c = 0; c < op.x.cols; ++c)
-      set(op.x, t, c) =
-          static_cast<float>(at(op.x, t, c) + (at(op.y, t, c) - at(op.x, t, c)) * at(op.weight, t, c));
+      set(op.x, t, c) = static_cast<float>(at(op.x, t, c) + (at(op.y, t, c) - at(op.x, t, c)) * at(op.weight, t, c));
 }
 
 }  // namespace skald::inline v0::reference

@@ -1,5 +1,5 @@
-// Convolutions, scans and states that go from row to row. Lanes are channels or elements of state; the order over rows and
-// over elements is fixed.
+// Convolutions, scans and states that go from row to row. Lanes are channels or elements of state; the order over rows
+// and over elements is fixed.
 
 #include "kernels/kernel_table.hpp"
 #include "simd/vec.hpp"
@@ -48,16 +48,17 @@ void conv(const ConvTask& task) noexcept {
   }
 }
 
-/// Moves the state of one channel on by a row; `kept` is the share that stays if there is one decay. @return what c reads of it.
+/// Moves the state of one channel on by a row; `kept` is the share that stays if there is one decay. @return what c
+/// reads of it.
 template <bool One>
 SKALD_INLINE float scan_channel(const ScanTask& task, float step, f32x16 kept, float x, const float* decay,
-                                const float* b, const float* c, float* state) noexcept {
+                                const float* b, const float* c, const float* before, float* state) noexcept {
   const f32x16 steps = set1(step);
   const f32x16 input = set1(step * x);
   f32x16 sum = zero_f32();
   for_each_vector(task.size, [&](std::int64_t n, int count) SKALD_INLINE_LAMBDA {
     const f32x16 keep = One ? kept : vexp(steps * load_some(decay + n, count));
-    const f32x16 s = fma(keep, load_some(state + n, count), input * load_some(b + n, count));
+    const f32x16 s = fma(keep, load_some(before + n, count), input * load_some(b + n, count));
     store_some(state + n, s, count);
     sum = fma(load_some(c + n, count), s, sum);
   });
@@ -66,11 +67,13 @@ SKALD_INLINE float scan_channel(const ScanTask& task, float step, f32x16 kept, f
 
 template <bool One>
 void scan_as(const ScanTask& task) noexcept {
-  copy(task.from, task.heads * task.channels * task.size, task.to);
+  // The first row reads the state where it was, so that a decoding step goes over it once.
+  if (task.from == nullptr) copy(nullptr, task.heads * task.channels * task.size, task.to);
   float steps[recurrent_columns];
   const std::int64_t decays = One ? 1 : task.size;
   const std::int64_t all = task.heads * task.channels;
   for (std::int64_t t = 0; t < task.rows; ++t) {
+    const float* before = t == 0 && task.from != nullptr ? task.from : task.to;
     for_each_vector(task.heads, [&](std::int64_t h, int count) SKALD_INLINE_LAMBDA {
       f32x16 step = load_some(task.steps + t * task.steps_stride + h, count);
       if (task.step_bias != nullptr) step = step + load_some(task.step_bias + h, count);
@@ -84,7 +87,8 @@ void scan_as(const ScanTask& task) noexcept {
       const float* decay = task.decay + h * decays;
       const f32x16 kept = One ? vexp(set1(steps[h] * decay[0])) : zero_f32();
       for (std::int64_t p = h * task.channels; p < (h + 1) * task.channels; ++p)
-        out[p] = scan_channel<One>(task, steps[h], kept, x[p], decay, b, c, task.to + p * task.size) +
+        out[p] = scan_channel<One>(task, steps[h], kept, x[p], decay, b, c, before + p * task.size,
+                                   task.to + p * task.size) +
                  task.skip[h] * x[p];
     }
     const float* gate = task.gate + t * task.gate_stride;
@@ -157,7 +161,7 @@ void prepare_seven(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
   });
 }
 
-void step_six(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
+void step_six(const WkvTask& task, std::int64_t t, const float* before, WkvRow& row) noexcept {
   const float* k = task.k + t * task.k_stride;
   const float* r = task.r + t * task.r_stride;
   const float* v = task.v + t * task.v_stride;
@@ -167,7 +171,7 @@ void step_six(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
     for (std::int64_t j = 0; j < task.size; ++j) {
       float* state = task.to + j * task.size + i;
       const f32x16 kv = set1(k[j]) * value;
-      const f32x16 s = load_some(state, count);
+      const f32x16 s = load_some(before + j * task.size + i, count);
       y = fma(set1(r[j]), fma(set1(task.bonus[j]), kv, s), y);
       store_some(state, fma(set1(row.kept[j]), s, kv), count);
     }
@@ -175,18 +179,18 @@ void step_six(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
   });
 }
 
-void step_seven(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
+void step_seven(const WkvTask& task, std::int64_t t, const float* before, WkvRow& row) noexcept {
   const float* r = task.r + t * task.r_stride;
   const float* v = task.v + t * task.v_stride;
   for_each_vector(task.size, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
     f32x16 taken = zero_f32();
     for (std::int64_t j = 0; j < task.size; ++j)
-      taken = fma(set1(row.removal[j]), load_some(task.to + j * task.size + i, count), taken);
+      taken = fma(set1(row.removal[j]), load_some(before + j * task.size + i, count), taken);
     const f32x16 value = load_some(v + i, count);
     f32x16 y = zero_f32();
     for (std::int64_t j = 0; j < task.size; ++j) {
       float* state = task.to + j * task.size + i;
-      f32x16 s = fma(set1(row.kept[j]), load_some(state, count), set1(row.key[j]) * value);
+      f32x16 s = fma(set1(row.kept[j]), load_some(before + j * task.size + i, count), set1(row.key[j]) * value);
       s = fnma(taken, set1(row.rate[j]), s);
       store_some(state, s, count);
       y = fma(set1(r[j]), s, y);
@@ -196,16 +200,17 @@ void step_seven(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
 }
 
 void wkv(const WkvTask& task) noexcept {
-  copy(task.from, task.size * task.size, task.to);
+  if (task.from == nullptr) copy(nullptr, task.size * task.size, task.to);
   WkvRow row;
   const bool seven = task.version == 7;
   for (std::int64_t t = 0; t < task.rows; ++t) {
+    const float* before = t == 0 && task.from != nullptr ? task.from : task.to;
     if (seven) {
       prepare_seven(task, t, row);
-      step_seven(task, t, row);
+      step_seven(task, t, before, row);
     } else {
       prepare_six(task, t, row);
-      step_six(task, t, row);
+      step_six(task, t, before, row);
     }
     if (task.norm == 1) row_kernels()->rms_norm(row.y, task.norm_weight, task.epsilon, task.size, row.y);
     if (task.norm == 2)

@@ -177,8 +177,8 @@ TEST_CASE("backend.scan: moves the state of each head on, with one decay or many
     bool one;
   };
   for (const Subject& subject : subjects())
-    for (const Shape shape : {Shape{130, 1, 1, 16, false}, Shape{7, 1, 1, 5, false}, Shape{6, 20, 3, 33, true},
-                              Shape{4, 3, 4, 16, true}}) {
+    for (const Shape shape :
+         {Shape{130, 1, 1, 16, false}, Shape{7, 1, 1, 5, false}, Shape{6, 20, 3, 33, true}, Shape{4, 3, 4, 16, true}}) {
       INFO(subject.name << ", " << shape.heads << " heads of " << shape.channels << ", " << shape.size);
       const std::int64_t width = std::int64_t{shape.heads} * shape.channels;
       Problem problem(*subject.backend, 5);
@@ -253,8 +253,8 @@ TEST_CASE("backend.token_shift: mixes each row with the one before it", "[backen
         });
         return out;
       };
-      check<TokenShiftOp>(subject, problem, op, {&TokenShiftOp::x, &TokenShiftOp::more, &TokenShiftOp::out}, cols, oracle,
-                          1e-5);
+      check<TokenShiftOp>(subject, problem, op, {&TokenShiftOp::x, &TokenShiftOp::more, &TokenShiftOp::out}, cols,
+                          oracle, 1e-5);
     }
 }
 

@@ -1,6 +1,7 @@
-// Recurrent layers: a token's logits depend on the tokens before it and on nothing else, whatever was cut, batched, taken back,
-// forked, saved or cached on the way.
+// Recurrent layers: a token's logits depend on the tokens before it and on nothing else, whatever was cut, batched,
+// taken back, forked, saved or cached on the way.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include <skald/decoder/decoder.hpp>
@@ -23,7 +24,8 @@ skald::AnyBackend cpu(skald::Isa isa, int threads) {
 }
 
 Rows copy(const skald::Logits& logits) {
-  return logits.rows() == 0 ? Rows{} : Rows(logits.row(0).data(), logits.row(0).data() + logits.rows() * logits.vocabulary());
+  return logits.rows() == 0 ? Rows{}
+                            : Rows(logits.row(0).data(), logits.row(0).data() + logits.rows() * logits.vocabulary());
 }
 
 Rows chunked(skald::Session& session, const Tokens& tokens, std::size_t chunk) {
@@ -50,7 +52,8 @@ Tokens slice(const Tokens& tokens, std::size_t from, std::size_t to) {
 
 Rows rows_of(const Rows& rows, std::size_t from, std::size_t to) {
   const auto width = static_cast<std::ptrdiff_t>(skald_test::recurrent_vocabulary);
-  return {rows.begin() + static_cast<std::ptrdiff_t>(from) * width, rows.begin() + static_cast<std::ptrdiff_t>(to) * width};
+  return {rows.begin() + static_cast<std::ptrdiff_t>(from) * width,
+          rows.begin() + static_cast<std::ptrdiff_t>(to) * width};
 }
 
 std::vector<std::int64_t> checkpoints(const skald::Session& session) {
@@ -85,7 +88,8 @@ TEST_CASE("decoder.recurrent: chunks, batch sizes, checkpoints, threads and layo
         for (const int threads : {1, 3}) {
           INFO(threads << " threads");
           const auto layout = threads == 1 ? skald::WeightLayout::rows : skald::WeightLayout::packed;
-          const auto fewer = skald_test::recurrent_model(architecture, type, {.backend = cpu(isa, threads), .layout = layout});
+          const auto fewer =
+              skald_test::recurrent_model(architecture, type, {.backend = cpu(isa, threads), .layout = layout});
           auto other = skald::Decoder(fewer, {.recurrent = {.checkpoint_interval = 16, .checkpoints = threads},
                                               .batch_tokens = 25 * threads})
                            .new_session();
@@ -265,4 +269,137 @@ TEST_CASE("decoder.recurrent: the plan, the configuration and the session agree 
       CHECK((plan.kv > 0) == keeps_tokens(model));
     }
   }
+}
+
+namespace {
+
+/// Layers of which those marked 'a' have attention, 'l' latent attention, 'm' Mamba-2, 'c' a short convolution.
+skald::ModelSpec mixture(const std::string& layers) {
+  skald::GgufWriter ignored;
+  const auto mamba = skald_test::recurrent_detail::recurrent_spec("mamba2", ignored, 64);
+  const auto convolution = skald_test::recurrent_detail::recurrent_spec("lfm2", ignored, 64);
+  auto spec = mamba;
+  spec.architecture = "mixture";
+  spec.ropes.push_back({.kind = skald::RopeKind::interleaved, .dims = 16});
+  spec.layers.clear();
+  for (const char kind : layers) {
+    auto& layer = spec.layers.emplace_back();
+    layer.attention_norm = layer.ffn_norm = spec.final_norm;
+    layer.ffn = skald::FfnSpec{.width = 96};
+    if (kind == 'm') layer.recurrent = mamba.layers[0].recurrent;
+    if (kind == 'c') layer.recurrent = convolution.layers[0].recurrent;
+    if (kind != 'a' && kind != 'l') continue;
+    layer.attention = skald::AttentionSpec{.heads = 4, .kv_heads = 2, .head_dim_k = 32, .head_dim_v = 32};
+    layer.attention->scale = 0.2F;
+    layer.attention->rope = 0;
+    if (kind == 'a') continue;
+    layer.attention->kv_heads = 1;
+    layer.attention->latent = skald::LatentSpec{.rank = 64, .rope_dims = 16, .norm = spec.final_norm};
+  }
+  return spec;
+}
+
+}  // namespace
+
+// Apriel-H1, arXiv 2511.02651.
+TEST_CASE("decoder.hybrid: one network runs with any share of attention layers, which alone hold pages", "[decoder]") {
+  for (const std::string layers : {"aaaaa", "amama", "mmamm", "mmmmm"}) {
+    INFO(layers);
+    const auto attention = static_cast<std::size_t>(std::count(layers.begin(), layers.end(), 'a'));
+    const auto model = skald_test::model_of(mixture(layers));
+    const skald::Decoder decoder(model, {.kv = {.format = "f32", .page_tokens = 16}, .parallel = 8});
+    const auto tokens = some(80);
+    auto session = decoder.new_session();
+    const auto expected = chunked(session, tokens, 1000);
+    const auto constant = decoder.effective_config().recurrent_bytes;
+    CHECK((constant == 0) == (attention == layers.size()));
+    CHECK(session.bytes() == constant + attention * 80 * 2 * (32 + 32) * sizeof(float));
+    // Batched with others, put aside and resumed, and begun from a remembered prefix.
+    auto other = decoder.new_session();
+    auto again = decoder.new_session();
+    skald::Batch batch;
+    batch.add(other, some(33, 3)).add(again, std::span(tokens).first(48));
+    (void)decoder.forward(batch);
+    skald::PrefixCache cache(decoder);
+    (void)cache.insert(again);
+    const auto aside = again.snapshot();
+    again.clear();
+    again.restore(aside);
+    CHECK(same_bits(chunked(again, slice(tokens, 48, 80), 5), rows_of(expected, 48, 80)));
+    auto reused = cache.new_session(tokens);
+    CHECK(reused.length() == 48);
+    CHECK(same_bits(chunked(reused, slice(tokens, 48, 80), 1000), rows_of(expected, 48, 80)));
+  }
+}
+
+// Zebra-Llama, arXiv 2505.17272.
+TEST_CASE("decoder.hybrid: latent attention among state-space layers caches latent rows and nothing else",
+          "[decoder]") {
+  for (const std::string layers : {"mlmm", "lmlm"}) {
+    INFO(layers);
+    const auto latent = static_cast<std::size_t>(std::count(layers.begin(), layers.end(), 'l'));
+    const auto spec = mixture(layers);
+    const auto plan = skald::plan(spec, skald::DType::f32, {.kv_type = skald::DType::f32});
+    CHECK(plan.kv_per_token == latent * (64 + 16) * sizeof(float));
+    const auto model = skald_test::model_of(spec);
+    const auto reference = skald_test::model_of(spec, skald::DType::f32, {.backend = skald::make_reference_backend()});
+    const skald::DecoderOptions options{.kv = {.format = "f32", .page_tokens = 16}};
+    const skald::Decoder decoder(model, options);
+    const auto tokens = some(40);
+    auto session = decoder.new_session();
+    (void)session.forward(std::span(tokens).first(16));
+    const auto before = session.bytes();
+    (void)session.forward(std::span(tokens).subspan(16, 16));
+    CHECK(session.bytes() - before == 16 * plan.kv_per_token);
+    auto whole = decoder.new_session();
+    auto plain = skald::Decoder(reference, options).new_session();
+    const auto found = chunked(whole, tokens, 7);
+    const auto expected = chunked(plain, tokens, 1000);
+    for (std::size_t i = 0; i < found.size(); ++i) CHECK(std::abs(found[i] - expected[i]) < 2e-3F);
+  }
+}
+
+// PackMamba, arXiv 2408.03865.
+TEST_CASE("decoder.packed: sequences of unequal lengths in one batch pass nothing over their borders, without padding",
+          "[decoder][exact]") {
+  const auto model = skald_test::model_of(mixture("mcm"));
+  const skald::Decoder decoder(model, {.parallel = 8});
+  const std::vector<std::int64_t> lengths{3, 17, 1, 40, 2};
+  const auto run = [&](std::uint64_t changed) {
+    std::vector<skald::Session> sessions;
+    std::vector<Tokens> texts;
+    skald::Batch batch;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      sessions.push_back(decoder.new_session());
+      texts.push_back(some(lengths[s], s == 1 ? changed : 50 + s));
+    }
+    for (std::size_t s = 0; s < lengths.size(); ++s) batch.add(sessions[s], texts[s], skald::LogitsWanted::all);
+    const auto logits = decoder.forward(batch);
+    std::vector<std::pair<Rows, std::vector<std::byte>>> results;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      Rows rows;
+      for (std::int64_t i = 0; i < logits.rows(s); ++i)
+        rows.insert(rows.end(), logits.row(s, i).begin(), logits.row(s, i).end());
+      results.emplace_back(rows, sessions[s].snapshot());
+    }
+    return results;
+  };
+  const auto before = decoder.counters().tokens;
+  const auto packed = run(51);
+  CHECK(decoder.counters().tokens - before == 3 + 17 + 1 + 40 + 2);
+  const auto other = run(99);
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    auto alone = decoder.new_session();
+    CHECK(same_bits(chunked(alone, some(lengths[s], 50 + s), 1000), packed[s].first));
+    CHECK(alone.snapshot() == packed[s].second);  // the final states
+    CHECK((other[s].second == packed[s].second) == (s != 1));
+  }
+}
+
+TEST_CASE("decoder.recurrent: a gated convolution keeps taps - 1 inputs per channel as its whole state", "[decoder]") {
+  const auto spec = mixture("cc");
+  CHECK(spec.layers[0].state_elements(64) == (3 - 1) * 64);
+  const skald::Decoder decoder(skald_test::model_of(spec), {.recurrent = {.checkpoints = 0}});
+  CHECK(decoder.effective_config().recurrent_bytes == 2 * 2 * (3 - 1) * 64 * sizeof(float));
+  CHECK(decoder.effective_config().kv_format == "none");
 }

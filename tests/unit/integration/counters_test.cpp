@@ -10,6 +10,7 @@
 #include "malloc_counter.hpp"
 #include "support/allocation_counter.hpp"
 #include "support/catch.hpp"
+#include "support/recurrent_model.hpp"
 
 using namespace skald_test;
 
@@ -92,6 +93,21 @@ TEST_CASE("integration.counters: a step of eight sessions allocates nothing") {
       const auto logits = decoder.forward(batch);
       for (std::size_t s = 0; s < 8; ++s) tokens[s] = samplers[s].sample(logits.last(s), sessions[s]);
     });
+    CHECK(counted.operator_new == 0);
+    CHECK(counted.fewest_mallocs == 0);
+  }
+}
+
+TEST_CASE("integration.counters: a step of recurrent layers allocates nothing, also at checkpoints and after a fork") {
+  for (const auto& architecture : recurrent_architectures()) {
+    INFO(architecture);
+    const auto model = recurrent_model(architecture, skald::DType::q8_0, {.backend = cpu_with(2)});
+    const skald::Decoder decoder(model, {.recurrent = {.checkpoint_interval = 16, .checkpoints = 2}, .context = 512});
+    auto first = decoder.new_session();
+    const skald::TokenId token = 7;
+    (void)first.forward(some_tokens(40, recurrent_vocabulary));
+    auto session = first.fork();
+    const auto counted = count_steps(40, [&] { (void)session.forward({&token, 1}); });
     CHECK(counted.operator_new == 0);
     CHECK(counted.fewest_mallocs == 0);
   }

@@ -33,7 +33,8 @@ float value(const skald::RecurrentState& state) {
 
 }  // namespace
 
-TEST_CASE("state.recurrent: begins with zeros, moves on when committed, and a pass that fails changes nothing", "[state]") {
+TEST_CASE("state.recurrent: begins with zeros, moves on when committed, and a pass that fails changes nothing",
+          "[state]") {
   auto state = make_state(4, 2);
   CHECK(state.place().from == nullptr);
   pass(state, 3);
