@@ -1,7 +1,16 @@
 // How adapters enter a pass: every LinearOp whose matrices they change gets their deltas, whoever wrote the op.
+#include <algorithm>
+
 #include "decoder/core.hpp"
 
 namespace skald::inline v0::detail {
+
+/// Forgets the last pass; the pieces of this one are known.
+void DecoderImpl::begin_adapters() {
+  pass_has_adapters_ = std::ranges::any_of(pieces_, [](const Piece& piece) { return !piece.session->adapters().empty(); });
+  deltas_.clear();
+  old_delta_memory_.clear();
+}
 
 void DecoderImpl::enqueue(const Op& op) {
   const auto* linear = pass_has_adapters_ ? std::get_if<LinearOp>(&op) : nullptr;

@@ -91,8 +91,11 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
            " and recurrent.checkpoints " + std::to_string(options_.recurrent.checkpoints) +
            ", 0 or more (up to 2^20 checkpoints) are allowed");
   causal_ = spec.causal();
-  for (const auto& layer : spec.layers)
+  for (const auto& layer : spec.layers) {
     recurrent_layers_.push_back(layer.state_elements(spec.dim) > 0 ? static_cast<int>(recurrent_count_++) : -1);
+    if (layer.attention && (layer.attention->alibi > 0.0F || layer.attention->relative_buckets > 0))
+      distances_by_slot_ = true;
+  }
   check_composition();
   make_pools();
   make_buffers();
@@ -121,6 +124,9 @@ void DecoderImpl::check_composition() const {
   if (traits.sinks >= options_.kv.page_tokens)
     clash("has " + std::to_string(traits.sinks) + " sinks; they must be fewer than kv.page_tokens " +
           std::to_string(options_.kv.page_tokens));
+  for (const auto& layer : model_.spec().layers)
+    if (traits.drops_tokens && layer.attention && layer.attention->relative_buckets > 0)
+      clash("drops tokens, but the model adds a learned number for each distance of two tokens in memory");
   for (const auto& layer : model_.spec().layers)
     if (traits.reorders_positions && layer.attention && layer.attention->window == 0 &&
         (layer.attention->rope < 0 || layer.attention->latent))
@@ -159,36 +165,59 @@ std::vector<KvPart> DecoderImpl::kv_parts(std::size_t layer) const {
 
 void DecoderImpl::make_pools() {
   const auto& spec = model_.spec();
-  kv_.resize(spec.layers.size());
+  const std::int64_t page = std::max(1, options_.kv.page_tokens);
   std::int32_t most_heads = 0;
-  std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, groups of all its layers
+  std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, pages
   const auto layout_of = [&](const AttentionSpec& attention, DType dtype) {
     return KvPageLayout{dtype, options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
                         attention.stored_dim_v(), attention.latent.has_value()};
   };
-  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
-    const auto& attention = spec.layers[i].attention;
-    if (!attention) continue;
-    most_heads = std::max(most_heads, attention->kv_heads);
-    kv_[i].parts = kv_parts(i);
-    for (const auto& part : kv_[i].parts) {
-      kv_[i].groups += part.groups;
-      const auto layout = layout_of(*attention, part.dtype);
+  // Pages for `tokens` tokens.
+  const auto add = [&](LayerKv& kv, const AttentionSpec& attention, std::vector<KvPart> parts, std::int64_t tokens) {
+    kv.parts = std::move(parts);
+    for (const auto& part : kv.parts) {
+      kv.groups += part.groups;
+      const auto layout = layout_of(attention, part.dtype);
       auto it = std::find_if(needed.begin(), needed.end(), [&](const auto& n) { return same_pages(n.first, layout); });
       if (it == needed.end()) it = needed.insert(needed.end(), {layout, 0});
-      it->second += part.groups;
+      it->second += (tokens + page - 1) / page * part.groups;
     }
+  };
+  kv_.resize(spec.layers.size());
+  source_kv_.resize(spec.layers.size());
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto& layer = spec.layers[i];
+    if (layer.attention) {
+      most_heads = std::max(most_heads, layer.attention->kv_heads);
+      add(kv_[i], *layer.attention, kv_parts(i), options_.kv.capacity_tokens);
+    }
+    if (layer.cross) add(source_kv_[i], *layer.cross, one_kv_part(*layer.cross, i), options_.kv.capacity_tokens);
   }
   format_.check(spec.layer_count(), most_heads);
-  for (const auto& [layout, groups] : needed) {
-    const auto pages = (options_.kv.capacity_tokens + layout.page_tokens - 1) / std::max(1, layout.page_tokens) * groups;
+  const auto shapes = encoder_kv_shapes(spec);
+  encoder_kv_.resize(shapes.size());
+  for (std::size_t i = 0; i < shapes.size(); ++i)
+    add(encoder_kv_[i], shapes[i], one_kv_part(shapes[i], spec.layers.size()), options_.context);
+  for (const auto& [layout, pages] : needed) {
     if (pages > 0x7FFFFFFF) refuse("kv.capacity_tokens needs more than 2^31 pages");
     pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, static_cast<std::uint32_t>(pages)));
   }
-  for (std::size_t i = 0; i < spec.layers.size(); ++i)
-    for (auto& part : kv_[i].parts)
+  const auto place = [&](LayerKv& kv, const AttentionSpec& attention) {
+    for (auto& part : kv.parts)
       for (const auto& pool : pools_)
-        if (same_pages(pool->layout(), layout_of(*spec.layers[i].attention, part.dtype))) part.pool = pool;
+        if (same_pages(pool->layout(), layout_of(attention, part.dtype))) part.pool = pool;
+  };
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    if (spec.layers[i].attention) place(kv_[i], *spec.layers[i].attention);
+    if (spec.layers[i].cross) place(source_kv_[i], *spec.layers[i].cross);
+  }
+  for (std::size_t i = 0; i < shapes.size(); ++i) place(encoder_kv_[i], shapes[i]);
+  encoder_shapes_.assign(spec.encoder.size(), 0);
+  for (std::size_t i = 0; i < spec.encoder.size(); ++i)
+    for (std::size_t k = 0; spec.encoder[i].attention && k < shapes.size(); ++k)
+      if (same_pages(layout_of(shapes[k], DType::f32), layout_of(*spec.encoder[i].attention, DType::f32)) &&
+          shapes[k].kv_heads == spec.encoder[i].attention->kv_heads)
+        encoder_shapes_[i] = k;
 }
 
 void DecoderImpl::make_buffers() {
@@ -223,12 +252,13 @@ void DecoderImpl::make_buffers() {
   head_rows_.reserve(static_cast<std::size_t>(rows));
 }
 
-/// What layers know of positions: rotation for this context, and the slopes of ALiBi.
+/// What layers know of positions: rotation for this context, the slopes of ALiBi, relative positions.
 void DecoderImpl::make_positions() {
   const auto& spec = model_.spec();
+  make_relative_biases();
   for (const auto& rope : spec.ropes)
     ropes_.push_back(rope.kind == RopeKind::none ? RopeFrequencies{} : rope_frequencies(rope, options_.context));
-  slopes_.assign(spec.layers.size(), nullptr);
+  slopes_.assign(static_cast<std::size_t>(spec.all_layer_count()), nullptr);
   std::vector<float> values;
   std::vector<std::size_t> begin(spec.layers.size());
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
@@ -274,17 +304,27 @@ void DecoderImpl::check_program() {
   for (const auto& layer : kv_) groups += static_cast<std::size_t>(layer.groups);
   tables_.assign(groups, KvTable{});
   places_.assign(static_cast<std::size_t>(recurrent_count_), StatePlace{});
+  groups = 0;
+  for (const auto& layer : source_kv_) groups += static_cast<std::size_t>(layer.groups);
+  source_tables_.assign(groups, KvTable{});
+  groups = 0;
+  for (const auto& shape : encoder_kv_) groups += static_cast<std::size_t>(shape.groups);
+  encoder_tables_.assign(groups, KvTable{});
   head_rows_.assign(1, 0);
   head_runs_.clear();
   if (model_.spec().has_head) head_runs_.assign(1, HeadRun{0, 0, 1});
-  emit(1, [&](const Op& op, int layer) {
+  const auto check = [&](const Op& op, int layer) {
     if (auto reason = model_.backend()->refuses(op)) {
       ErrorContext context{};
       if (layer >= 0) context.layer = layer;
       throw IncompatibleError("decoder.decoder",
                               "backend '" + model_.backend()->info().name + "' cannot run this model: " + *reason, context);
     }
-  });
+  };
+  emit(1, check);
+  if (!model_.spec().has_encoder()) return;
+  emit_encoder(1, check);
+  emit_source(1, check);
 }
 
 void DecoderImpl::describe() {
@@ -351,7 +391,7 @@ Session DecoderImpl::new_session() {
     if (recurrent_layers_[i] >= 0)
       layers[kv_.size() + i] = std::make_unique<RecurrentState>(model_.backend(), recurrent_options(i));
   }
-  auto session = make_session(shared_from_this(), SequenceState(std::move(layers), static_cast<int>(kv_.size())));
+  auto session = make_session(shared_from_this(), SequenceState(std::move(layers), static_cast<int>(kv_.size()), new_source(options_.context)));
   tokens(session).reserve(static_cast<std::size_t>(options_.context));
   return session;
 }
@@ -372,6 +412,7 @@ DecoderCounters DecoderImpl::counters() const {
 std::size_t DecoderImpl::memory_bytes() const noexcept {
   std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
                       router_.bytes() + experts_.bytes() + work_.bytes() + recurrent_.bytes() + logits_.bytes() + slope_memory_.bytes() +
+                      relative_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
   return bytes;
@@ -389,6 +430,12 @@ void DecoderImpl::check_batch(const Batch& batch) const {
     auto& session = *entry.session;
     if (!owns(session)) refuse("a session of another decoder is in the batch");
     if (session.state().pending() != 0) refuse("a session has a token tree that was neither accepted nor truncated");
+    if (spec.has_encoder() && session.encoded_length() == 0)
+      refuse("the model has an encoder and the session no text that it has read: call Session::encode first");
+    if (entry.kind == EntryKind::tree && distances_by_slot_)
+      throw IncompatibleError("decoder.forward",
+                              "a token tree cannot be combined with ALiBi or relative positions: a token's distances "
+                              "are those of its depth, its place in memory is another");
     if (!spec.has_head && entry.wanted != LogitsWanted::none)
       refuse("the model has no head that gives logits; ask for its hidden states");
     if (!causal_ && entry.kind == EntryKind::tree) refuse("a token tree needs a model whose tokens see no later ones");
@@ -528,9 +575,7 @@ void DecoderImpl::run(const Batch& batch, const ForwardOptions& options) {
   for (const auto& piece : pieces_) entries(batch)[piece.entry].session->state().append(piece.count);
   prepare_rows(batch);
   prepare_tables(batch);
-  pass_has_adapters_ = std::ranges::any_of(pieces_, [](const Piece& piece) { return !piece.session->adapters().empty(); });
-  deltas_.clear();
-  old_delta_memory_.clear();
+  begin_adapters();
   emit(rows, [&](const Op& op, int) { enqueue(op); });
   if (hidden_) emit_hidden(batch, rows, [&](const Op& op, int) { stream_->enqueue(op); });
   if (!logits_.host_visible())
@@ -618,6 +663,7 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
     for (const auto& piece : pieces_)
       if (const auto* state = entries(batch)[piece.entry].session->state().second(static_cast<int>(l)))
         places_.push_back(static_cast<const RecurrentState*>(state)->place());
+  if (model_.spec().has_encoder()) prepare_source_tables();
   std::size_t at = 0;
   std::size_t group_base = 0;
   for (std::size_t l = 0; l < kv_.size(); ++l) {

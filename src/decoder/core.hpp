@@ -73,6 +73,8 @@ class DecoderImpl final : public DecoderCore {
 
   Session new_session() override;
   Logits forward(const Batch& batch, const ForwardOptions& options) override;
+  void encode(Session& session, std::span<const TokenId> tokens, const std::stop_token& stop,
+              std::vector<float>* hidden) override;
   [[nodiscard]] const EffectiveConfig& effective_config() const noexcept override { return config_; }
   [[nodiscard]] DecoderCounters counters() const override;
   [[nodiscard]] const Model& model() const noexcept override { return model_; }
@@ -85,6 +87,7 @@ class DecoderImpl final : public DecoderCore {
   [[nodiscard]] std::vector<KvPart> kv_parts(std::size_t layer) const;
   void make_buffers();
   void make_positions();
+  void make_relative_biases();
   void check_program();
   void describe();
 
@@ -113,7 +116,9 @@ class DecoderImpl final : public DecoderCore {
   using OpSink = FunctionRef<void(const Op&, int)>;
   void emit(std::int64_t rows, OpSink sink);
   void emit_input(std::int64_t rows, OpSink sink);
+  void begin_adapters();
   void enqueue(const Op& op);  // with the deltas of the pass's adapters
+  void emit_layer(int layer, std::int64_t rows, OpSink sink);
   void emit_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_latent_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_attention_output(int layer, std::int64_t rows, OpSink sink);
@@ -137,6 +142,18 @@ class DecoderImpl final : public DecoderCore {
   [[nodiscard]] StateLayer state_layer(int layer, std::int64_t offset) const noexcept;
   void emit_head(std::int64_t rows, OpSink sink);
   void emit_hidden(const Batch& batch, std::int64_t rows, OpSink sink);
+  // Networks with an encoder (encoder.cpp).
+  void check_encode(const Session& session, std::span<const TokenId> tokens) const;
+  [[nodiscard]] std::vector<std::unique_ptr<LayerState>> new_source(std::int64_t most_tokens) const;
+  void emit_encoder(std::int64_t rows, OpSink sink);
+  void emit_source(std::int64_t rows, OpSink sink);
+  void emit_cross(int layer, std::int64_t rows, OpSink sink);
+  void prepare_source_tables();
+  [[nodiscard]] KvLayer source_layer(int layer) const noexcept;
+  [[nodiscard]] KvLayer encoder_layer(int layer) const noexcept;
+  [[nodiscard]] const LayerKv& layer_kv(int layer) const noexcept;
+  [[nodiscard]] std::vector<KvPart> one_kv_part(const AttentionSpec& attention, std::size_t layer) const;
+
   [[nodiscard]] std::size_t first_table(int layer) const noexcept;
   [[nodiscard]] KvLayer kv_layer(int layer, const KvPart& part) const noexcept;
   void emit_store(const StoreKvOp& store, int layer, OpSink sink);
@@ -150,12 +167,16 @@ class DecoderImpl final : public DecoderCore {
   DecoderOptions options_;
   EffectiveConfig config_;
   bool causal_ = true;  // no token sees a later one
+  bool distances_by_slot_ = false;  // ALiBi or relative positions
   DecoderCounters counters_;
   ActivationSizes sizes_;
   std::vector<LayerKv> kv_;
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
   std::vector<int> recurrent_layers_;           // layer -> its index among those with recurrent state, or -1
   std::int64_t recurrent_count_ = 0;
+  std::vector<LayerKv> source_kv_;  // per layer, what it keeps of an encoded input
+  std::vector<LayerKv> encoder_kv_;  // per shape of encoder_kv_shapes, while an input is encoded
+  std::vector<std::size_t> encoder_shapes_;  // index into encoder_kv_ of each of the encoder's layers
 
   // Backend memory, made once.
   Buffer x_, q_, k_, v_, attention_, ffn_, router_, experts_, work_, recurrent_, logits_;
@@ -163,6 +184,8 @@ class DecoderImpl final : public DecoderCore {
   std::vector<RopeFrequencies> ropes_;  // for the context of this decoder
   Buffer slope_memory_;
   std::vector<const float*> slopes_;  // per layer, null without ALiBi
+  Buffer relative_memory_;
+  std::vector<const float*> relative_;  // per layer of both stacks, the bias of each distance, or null
   std::unique_ptr<Stream> stream_;
   std::stop_source stopped_;  // has been asked to stop: empties the stream
   std::int64_t logits_capacity_ = 0;
@@ -183,6 +206,8 @@ class DecoderImpl final : public DecoderCore {
   std::vector<KvTable> tables_;
   std::vector<StatePlace> places_;  // [recurrent layer][segment]
   Matrix mixed_{};                  // result of the latest recurrent mixer
+  std::vector<KvTable> source_tables_;   // [layer][segment][group]
+  std::vector<KvTable> encoder_tables_;  // [shape][group]
   bool pass_has_embeddings_ = false;
   std::vector<float>* hidden_ = nullptr;  // where hidden states go, if asked for
   bool pass_has_adapters_ = false;

@@ -42,6 +42,9 @@ PrefixTree::PrefixTree(std::shared_ptr<DecoderCore> decoder, PrefixCacheOptions 
   if (!core->model().spec().causal())
     throw IncompatibleError("decoder.prefix_cache",
                             "the model's tokens see those that come later: no prefix is the same in another text");
+  if (core->model().spec().has_encoder())
+    throw IncompatibleError("decoder.prefix_cache",
+                            "the model's tokens depend on a text that an encoder has read: equal tokens have unequal states");
   if (!options.clock) options.clock = steady_seconds;
   if (!options.hash) options.hash = hash_tokens;
   if (options.fast_bytes == 0) options.fast_bytes = core->kv_capacity_bytes() / 2;

@@ -15,26 +15,28 @@ Matrix DecoderImpl::logits_matrix(const HeadRun& run) const noexcept {
 
 void DecoderImpl::emit(std::int64_t rows, OpSink sink) {
   emit_input(rows, sink);
-  for (int layer = 0; layer < model_.spec().layer_count(); ++layer) {
-    const auto& spec = model_.spec().layers[static_cast<std::size_t>(layer)];
-    emit_attention(layer, rows, sink);
-    if (spec.recurrent) emit_recurrent(layer, rows, sink);
-    // Parallel parts both read x, so what the network computes comes before attention is added.
-    if (spec.parallel && spec.ffn) emit_ffn_inner(layer, rows, sink);
-    emit_attention_output(layer, rows, sink);
-    if (spec.recurrent) emit_recurrent_output(layer, rows, sink);
-    if (spec.ffn && spec.ffn->experts) {
-      emit_experts(layer, rows, sink);
-    } else if (spec.ffn && spec.ffn->token_shift) {
-      emit_channel_mix(layer, rows, sink);
-    } else if (spec.ffn) {
-      if (!spec.parallel) emit_ffn_inner(layer, rows, sink);
-      emit_ffn_output(layer, rows, sink);
-    }
-    if (spec.output_scale != 1.0F)
-      sink(SoftcapOp{x_.matrix(0, rows, model_.spec().dim), spec.output_scale, 0.0F}, layer);
-  }
+  for (int layer = 0; layer < model_.spec().layer_count(); ++layer) emit_layer(layer, rows, sink);
   emit_head(rows, sink);
+}
+
+void DecoderImpl::emit_layer(int layer, std::int64_t rows, OpSink sink) {
+  const auto& spec = model_.spec().layer(layer);
+  emit_attention(layer, rows, sink);
+  if (spec.recurrent) emit_recurrent(layer, rows, sink);
+  // Parallel parts both read x, so what the network computes comes before attention is added.
+  if (spec.parallel && spec.ffn) emit_ffn_inner(layer, rows, sink);
+  emit_attention_output(layer, rows, sink);
+  if (spec.recurrent) emit_recurrent_output(layer, rows, sink);
+  if (spec.cross) emit_cross(layer, rows, sink);
+  if (spec.ffn && spec.ffn->experts) {
+    emit_experts(layer, rows, sink);
+  } else if (spec.ffn && spec.ffn->token_shift) {
+    emit_channel_mix(layer, rows, sink);
+  } else if (spec.ffn) {
+    if (!spec.parallel) emit_ffn_inner(layer, rows, sink);
+    emit_ffn_output(layer, rows, sink);
+  }
+  if (spec.output_scale != 1.0F) sink(SoftcapOp{x_.matrix(0, rows, model_.spec().dim), spec.output_scale, 0.0F}, layer);
 }
 
 void DecoderImpl::emit_input(std::int64_t rows, OpSink sink) {
@@ -78,6 +80,7 @@ std::size_t DecoderImpl::first_table(int layer) const noexcept {
 }
 
 KvLayer DecoderImpl::kv_layer(int layer, const KvPart& part) const noexcept {
+  if (layer >= model_.spec().layer_count()) return encoder_layer(layer);
   return {part.pool->base(), part.pool->layout(), part.groups,
           tables_.data() + first_table(layer) + static_cast<std::size_t>(part.first_group) * segments_.size()};
 }
@@ -97,7 +100,7 @@ Matrix heads_of(Matrix x, std::int64_t first, std::int64_t count, std::int64_t s
 /// Keys and values to the pages of each part of the layer.
 void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
   const auto shared = store.heads / store.kv_heads;
-  for (const auto& part : kv_[static_cast<std::size_t>(layer)].parts) {
+  for (const auto& part : layer_kv(layer).parts) {
     auto op = store;
     op.kv = kv_layer(layer, part);
     op.segments = segments_.data();
@@ -116,8 +119,8 @@ void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
 void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink) {
   const auto shared = attend.heads / attend.kv_heads;
   std::size_t sink_index = 0;
-  for (int l = 0; l < layer; ++l) sink_index += kv_[static_cast<std::size_t>(l)].parts.size();
-  for (const auto& part : kv_[static_cast<std::size_t>(layer)].parts) {
+  for (int l = 0; (scoring_ || policy_scoring_) && l < layer; ++l) sink_index += kv_[static_cast<std::size_t>(l)].parts.size();
+  for (const auto& part : layer_kv(layer).parts) {
     auto op = attend;
     op.kv = kv_layer(layer, part);
     op.segments = segments_.data();
@@ -143,7 +146,7 @@ void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink)
 
 void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
-  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  const auto& layer_spec = spec.layer(layer);
   if (!layer_spec.attention) return;
   const auto& attention = *layer_spec.attention;
   if (attention.latent) return emit_latent_attention(layer, rows, sink);
@@ -199,6 +202,8 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   attend.mask = attention.causal ? AttentionMask::causal : AttentionMask::full;
   attend.sinks = model_.vector(Role::attention_sinks, layer);
   attend.slopes = slopes_[static_cast<std::size_t>(layer)];
+  attend.bias = relative_[static_cast<std::size_t>(layer)];
+  attend.bias_reach = attention.relative_buckets > 0 ? attention.relative_distance : 0;
   emit_attend(attend, layer, sink);
 }
 
@@ -211,7 +216,7 @@ void DecoderImpl::emit_sum(const ResidualSum& sum, int layer, std::int64_t rows,
   project.x = sum.input;
   project.norm = sum.input_norm;
   project.parts[0] = {sum.weight, sum.bias, direct ? x : work_.matrix(0, rows, spec.dim)};
-  const float scale = spec.layers[static_cast<std::size_t>(layer)].residual_scale;
+  const float scale = spec.layer(layer).residual_scale;
   if (direct) {
     project.epilogue = LinearEpilogue::add;
     project.scale = scale;
@@ -227,7 +232,7 @@ void DecoderImpl::emit_sum(const ResidualSum& sum, int layer, std::int64_t rows,
 
 void DecoderImpl::emit_attention_output(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
-  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  const auto& layer_spec = spec.layer(layer);
   if (!layer_spec.attention && !layer_spec.linear_attention) return;
   ResidualSum sum{};
   if (layer_spec.attention) {
@@ -247,7 +252,7 @@ void DecoderImpl::emit_attention_output(int layer, std::int64_t rows, OpSink sin
 }
 
 void DecoderImpl::emit_ffn_inner(int layer, std::int64_t rows, OpSink sink) {
-  const auto& layer_spec = model_.spec().layers[static_cast<std::size_t>(layer)];
+  const auto& layer_spec = model_.spec().layer(layer);
   const auto& ffn = *layer_spec.ffn;
   const auto inner = ffn_.matrix(0, rows, ffn.width);
   const LinearPart up{model_.weight(Role::ffn_up, layer), model_.vector(Role::ffn_up_bias, layer), inner};
@@ -268,7 +273,7 @@ void DecoderImpl::emit_ffn_inner(int layer, std::int64_t rows, OpSink sink) {
 }
 
 void DecoderImpl::emit_ffn_output(int layer, std::int64_t rows, OpSink sink) {
-  const auto& layer_spec = model_.spec().layers[static_cast<std::size_t>(layer)];
+  const auto& layer_spec = model_.spec().layer(layer);
   ResidualSum sum{};
   sum.input = ffn_.matrix(0, rows, layer_spec.ffn->width);
   sum.weight = model_.weight(Role::ffn_down, layer);
@@ -281,7 +286,7 @@ void DecoderImpl::emit_ffn_output(int layer, std::int64_t rows, OpSink sink) {
 
 void DecoderImpl::emit_experts(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
-  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  const auto& layer_spec = spec.layer(layer);
   const auto& ffn = *layer_spec.ffn;
   const auto& chosen = *ffn.experts;
   const auto x = x_.matrix(0, rows, spec.dim);
@@ -334,7 +339,7 @@ void DecoderImpl::emit_experts(int layer, std::int64_t rows, OpSink sink) {
 
 /// The inner row of the network that all tokens share, with its gate applied.
 void DecoderImpl::emit_shared_inner(int layer, const Norm& norm, const Matrix& x, const Matrix& inner, OpSink sink) {
-  const auto& ffn = *model_.spec().layers[static_cast<std::size_t>(layer)].ffn;
+  const auto& ffn = *model_.spec().layer(layer).ffn;
   LinearOp widen{};
   widen.x = x;
   widen.norm = norm;

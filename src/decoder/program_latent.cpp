@@ -5,7 +5,7 @@ namespace skald::inline v0::detail {
 
 void DecoderImpl::emit_latent_attention(int layer, std::int64_t rows, OpSink sink) {
   const auto& spec = model_.spec();
-  const auto& layer_spec = spec.layers[static_cast<std::size_t>(layer)];
+  const auto& layer_spec = spec.layer(layer);
   const auto& attention = *layer_spec.attention;
   const auto& latent = *attention.latent;
   const auto x = x_.matrix(0, rows, spec.dim);

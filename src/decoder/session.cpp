@@ -32,7 +32,7 @@ const Model& Session::model() const noexcept { return core_->model(); }
 std::int64_t Session::context() const noexcept { return core_->effective_config().context; }
 
 void Session::set_adapters(std::vector<ScaledAdapter> adapters) {
-  if (length() != 0 || state_.pending() != 0)
+  if (length() != 0 || state_.pending() != 0 || encoded_length() != 0)
     throw UsageError("decoder.session", "adapters can be changed only while the session is empty");
   for (const auto& [adapter, scale] : adapters) {
     if (!adapter.belongs_to(model()))
@@ -59,6 +59,10 @@ std::array<std::uint64_t, 2> Session::adapter_fingerprint() const noexcept {
 Logits Session::forward(std::span<const TokenId> tokens, LogitsWanted wanted, std::stop_token stop,
                         const ProgressCallback& progress) {
   return core_->forward_one(*this, tokens, wanted, std::move(stop), progress);
+}
+
+void Session::encode(std::span<const TokenId> tokens, std::stop_token stop, std::vector<float>* hidden) {
+  core_->encode(*this, tokens, stop, hidden);
 }
 
 void Session::truncate(std::int64_t length) {

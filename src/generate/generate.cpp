@@ -87,13 +87,37 @@ struct Generation::Impl {
       // The text continues the prompt: the detokenizer must know what came before.
       for (const TokenId token : session->tokens())
         if (token >= 0) (void)detokenizer->push(token);
-      for (const TokenId token : prompt) (void)detokenizer->push(token);
+      if (!has_encoder())
+        for (const TokenId token : prompt) (void)detokenizer->push(token);
     }
+    if (has_encoder()) (void)answer_start();
+  }
+
+  [[nodiscard]] bool has_encoder() const noexcept { return session->model().spec().has_encoder(); }
+
+  /// What the answer to an encoded prompt begins with.
+  [[nodiscard]] TokenId answer_start() const {
+    TokenId start = session->model().spec().decoder_start;
+    if (start < 0 && tokenizer) start = tokenizer->bos();
+    if (start < 0)
+      throw UsageError("generate", "the model has an encoder, but no token that its answers begin with; use "
+                                   "Session::encode and Session::forward");
+    return start;
   }
 
   void start() {
     begin = Clock::now();
-    step(prompt);
+    if (has_encoder()) {
+      try {
+        session->encode(prompt, options.stop_token);
+      } catch (const CancelledError&) {
+        return end(FinishReason::cancelled);
+      }
+      const TokenId first_token = answer_start();
+      step({&first_token, 1});
+    } else {
+      step(prompt);
+    }
     if (reason == FinishReason::running) timing.prompt_tokens = static_cast<std::int64_t>(prompt.size());
   }
 
@@ -221,7 +245,7 @@ Generation generate(Session& session, std::string_view prompt, GenerateOptions o
   EncodeOptions encode{.add_special = options.add_special && session.length() == 0,
                        .parse_special = options.parse_special};
   auto tokens = tokenizer.encode(prompt, encode);
-  if (encode.add_special && tokenizer.adds_eos() && !tokens.empty() && tokens.back() == tokenizer.eos())
+  if (encode.add_special && !session.model().spec().has_encoder() && tokenizer.adds_eos() && !tokens.empty() && tokens.back() == tokenizer.eos())
     tokens.pop_back();  // an end token would end the text that is to be continued
   return {session, std::move(tokens), std::move(options)};
 }

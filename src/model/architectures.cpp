@@ -37,6 +37,13 @@ TensorNames stablelm_norms() {
                     {Role::ffn_norm_bias, {"ffn_norm.bias", "attn_norm.bias"}}}};
 }
 
+TensorNames t5_names(bool encoder_alone) {
+  const char* prefix = encoder_alone ? "enc" : "dec";
+  return {.roles = {{Role::attention_output, {"attn_o.weight"}},
+                    {Role::final_norm, {std::string(prefix) + ".output_norm.weight"}}},
+          .layers = std::string(prefix) + ".blk."};
+}
+
 }  // namespace
 
 std::vector<Architecture> architectures() {
@@ -104,6 +111,18 @@ std::vector<Architecture> architectures() {
   cohere2.window_period = 4;
   cohere2.window_rope = WindowRope::only;
 
+  const DecoderTraits t5{.rope = RopeKind::none,
+                         .stacks = Stacks::encoder_decoder,
+                         .relative_positions = true,
+                         .scaled_attention = false,
+                         .activation = Activation::gelu_tanh,
+                         .ungated_activation = Activation::relu,
+                         .gated = Presence::if_present,
+                         .logit_scale = LogitScale::multiply};
+  DecoderTraits t5_encoder = t5;
+  t5_encoder.stacks = Stacks::encoder;
+  t5_encoder.head = false;
+
   std::vector<Architecture> table;
   const auto add = [&](Architecture architecture) { table.push_back(std::move(architecture)); };
   add(decoder("bert", "BERT, BGE, E5, MiniLM", bert));
@@ -161,6 +180,8 @@ std::vector<Architecture> architectures() {
                .rope = RopeKind::half},
               stablelm_norms()));
   add(decoder("starcoder2", "StarCoder 2", starcoder2));
+  add(decoder("t5", "T5, Flan-T5, UL2, Aya", t5, t5_names(false)));
+  add(decoder("t5encoder", "the encoder of T5 (sentence-T5, GTR)", t5_encoder, t5_names(true)));
   return table;
 }
 

@@ -28,29 +28,65 @@ class DecoderReader {
     spec_.context_length = parameters_.integer("context_length", 1, limits::context);
     spec_.dim = parameters_.integer("embedding_length", 1, limits::dim);
     layers_ = read_layer_count(parameters_);
+    const bool rms = traits_.norm == NormKind::rms;
+    epsilon_ = parameters_.epsilon(rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon");
+    spec_.vocabulary = read_vocabulary_size(parameters_);
+    const bool both = traits_.stacks == Stacks::encoder_decoder;
+    encoder_ = traits_.stacks != Stacks::decoder;
+    if (encoder_) prefix_ = "enc.blk.";
+    if (both) {
+      stack(spec_.encoder, experts);
+      spec_.encoder_norm = {.kind = traits_.norm, .epsilon = epsilon_};
+      spec_.decoder_start =
+          static_cast<std::int32_t>(parameters_.integer_or("decoder_start_token_id", -1, -1, spec_.vocabulary - 1));
+      layers_ = parameters_.integer_or("decoder_block_count", layers_, 1, limits::layers);
+      if (std::cmp_greater(layers_, file_.tensors().size()))
+        parameters_.fail("decoder_block_count", fmt::format("found {} layers, but the file has only {} tensors",
+                                                            layers_, file_.tensors().size()));
+      prefix_ = "dec.blk.";
+      encoder_ = false;
+    }
+    ends();
+    stack(spec_.layers, experts);
+    if (both)
+      for (LayerSpec& layer : spec_.layers) cross(layer);
+    return std::move(spec_);
+  }
+
+ private:
+  /// Reads `layers_` layers.
+  void stack(std::vector<LayerSpec>& layers, const std::optional<ExpertsSpec>& experts) {
     const std::int64_t least = traits_.missing_parts ? 0 : 1;
     const auto widths = parameters_.per_layer("feed_forward_length", layers_, least, limits::ffn_width);
     sizes_ = read_attention_sizes(parameters_, layers_, spec_.dim, least);
-    const bool rms = traits_.norm == NormKind::rms;
-    epsilon_ = parameters_.epsilon(rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon");
     windows();
     ropes();
-    spec_.vocabulary = read_vocabulary_size(parameters_);
-    ends();
     const auto scale = attention_scale();
-    spec_.layers.reserve(static_cast<std::size_t>(layers_));
+    layers.reserve(static_cast<std::size_t>(layers_));
     for (layer_ = 0; layer_ < layers_; ++layer_) {
-      LayerSpec& layer = spec_.layers.emplace_back();
+      LayerSpec& layer = layers.emplace_back();
       attention(layer, scale);
       if (const std::int64_t width = at(widths); width > 0) ffn(layer, width, experts);
       layer.parallel = parallel();
       layer.residual_scale = residual_scale_;
     }
-    return std::move(spec_);
   }
 
- private:
-  [[nodiscard]] bool has(std::string_view tensor) const { return parameters_.has_tensor(layer_, tensor); }
+  /// Attention to the result of the encoder: as that to the tokens before, but without positions.
+  void cross(LayerSpec& layer) const {
+    if (!layer.attention) return;
+    layer.cross_norm = {.kind = traits_.norm, .epsilon = epsilon_};
+    layer.cross = AttentionSpec{.heads = layer.attention->heads,
+                                .kv_heads = layer.attention->kv_heads,
+                                .head_dim_k = layer.attention->head_dim_k,
+                                .head_dim_v = layer.attention->head_dim_v,
+                                .scale = layer.attention->scale,
+                                .causal = false};
+  }
+
+  [[nodiscard]] bool has(std::string_view tensor) const {
+    return file_.find(fmt::format("{}{}.{}", prefix_, layer_, tensor)) != nullptr;
+  }
   [[nodiscard]] bool present(Presence presence, std::string_view tensor) const {
     return presence == Presence::always || (presence == Presence::if_present && has(tensor));
   }
@@ -65,6 +101,7 @@ class DecoderReader {
   }
 
   [[nodiscard]] float attention_scale() {
+    if (!traits_.scaled_attention) return 1.0F;
     auto size = static_cast<double>(std::max<std::int64_t>(1, sizes_.head_dim_k));
     if (traits_.embedding_scaled_layers > 0 && layers_ == traits_.embedding_scaled_layers && sizes_.heads[0] > 0)
       size = static_cast<double>(std::max<std::int64_t>(1, spec_.dim / sizes_.heads[0]));
@@ -190,16 +227,24 @@ class DecoderReader {
     if (traits_.alibi)
       attention.alibi =
           static_cast<float>(parameters_.number_or("attention.max_alibi_bias", 8.0, 0, limits::max_alibi));
-    attention.causal = parameters_.flag_or("attention.causal", true) && traits_.causal;
+    attention.causal = parameters_.flag_or("attention.causal", true) && traits_.causal && !encoder_;
+    if (traits_.relative_positions) {
+      attention.relative_buckets = static_cast<std::int32_t>(
+          parameters_.integer("attention.relative_buckets_count", 4, limits::relative_buckets));
+      attention.relative_table = layer_ == 0 || has("attn_rel_b.weight");
+    }
   }
 
   void ffn(LayerSpec& layer, std::int64_t width, const std::optional<ExpertsSpec>& experts) const {
+    const bool gated = present(traits_.gated, "ffn_gate.weight");
     layer.ffn_norm = norm(traits_.pre_norm, "ffn_norm");
     layer.ffn_post_norm = norm(traits_.post_norm, "post_ffw_norm");
     layer.ffn_residual_norm = norm(traits_.residual_norm, "layer_output_norm");
     layer.ffn = FfnSpec{.width = width,
-                        .activation = traits_.activation,
-                        .gated = present(traits_.gated, "ffn_gate.weight"),
+                        .activation = gated || traits_.ungated_activation == Activation::none
+                                          ? traits_.activation
+                                          : traits_.ungated_activation,
+                        .gated = gated,
                         .gate_bias = has("ffn_gate.bias"),
                         .up_bias = has("ffn_up.bias"),
                         .down_bias = has("ffn_down.bias"),
@@ -222,6 +267,8 @@ class DecoderReader {
   ModelSpec spec_;
   AttentionSizes sizes_;
   std::vector<std::int32_t> windows_;
+  std::string prefix_ = "blk.";  // of the names of the layers' tensors
+  bool encoder_ = false;         // the layers are those of an encoder
   std::int64_t layers_ = 0;
   std::int64_t layer_ = 0;
   float epsilon_ = 0.0F;

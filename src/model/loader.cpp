@@ -103,7 +103,7 @@ void ModelLoader::check() {
   impl_->expert_types = expert_types(bound_);
   for (const RopeSpec& rope : impl_->spec.ropes)
     impl_->ropes.push_back(rope.kind == RopeKind::none ? RopeFrequencies{} : rope_frequencies(rope));
-  const std::size_t slots = (impl_->spec.layers.size() + 1) * static_cast<std::size_t>(role_count);
+  const std::size_t slots = static_cast<std::size_t>(impl_->spec.all_layer_count() + 1) * static_cast<std::size_t>(role_count);
   impl_->weight_table.resize(slots);
   impl_->vector_table.resize(slots);
 }

@@ -43,7 +43,7 @@ struct Model::Impl {
     return static_cast<std::size_t>(layer + 1) * static_cast<std::size_t>(role_count) + static_cast<std::size_t>(role);
   }
   [[nodiscard]] bool in_table(Role role, int layer) const noexcept {
-    return layer >= -1 && layer < spec.layer_count() && static_cast<std::int32_t>(role) < role_count;
+    return layer >= -1 && layer < spec.all_layer_count() && static_cast<std::int32_t>(role) < role_count;
   }
 };
 

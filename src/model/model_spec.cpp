@@ -114,7 +114,14 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "rate_scale",
                                                                  "channel_mix",
                                                                  "channel_receptance_mix",
-                                                                 "channel_receptance"};
+                                                                 "channel_receptance",
+                                                                 "relative_bias",
+                                                                 "encoder_norm",
+                                                                 "cross_norm",
+                                                                 "cross_query",
+                                                                 "cross_key",
+                                                                 "cross_value",
+                                                                 "cross_output"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -143,6 +150,7 @@ class Checker {
       layer_ = static_cast<int>(i);
       layer(spec_.layers[i]);
     }
+    encoder();
   }
 
  private:
@@ -299,6 +307,58 @@ class Checker {
     within("gate_rank", mixer.gate_rank, 0, six ? 0 : limits::dim);
   }
 
+  /// Relative positions of a stack, whose first layer with attention must have the table.
+  void relative_positions(const std::vector<LayerSpec>& layers) {
+    const AttentionSpec* first = nullptr;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const auto& attention = layers[i].attention;
+      if (!attention || attention->relative_buckets == 0) continue;
+      layer_ = static_cast<int>(i);
+      within("relative_buckets", attention->relative_buckets, attention->causal ? 2 : 4, limits::relative_buckets);
+      within("relative_distance", attention->relative_distance, attention->relative_buckets, limits::relative_distance);
+      if (!first) first = &*attention;
+      if (i > 0 && !attention->relative_table &&
+          (!layers[0].attention || !layers[0].attention->relative_table || first->heads != attention->heads ||
+           first->relative_buckets != attention->relative_buckets))
+        fail("relative positions without a table, or with the table of a layer of other sizes");
+      if (i == 0 && !attention->relative_table) fail("the first layer's relative positions have no table");
+    }
+    layer_.reset();
+  }
+
+  void encoder() {
+    relative_positions(spec_.layers);
+    relative_positions(spec_.encoder);
+    norm("encoder_norm", spec_.encoder_norm);
+    within("decoder_start", spec_.decoder_start, -1, spec_.vocabulary - 1);
+    within("encoder layers", static_cast<std::int64_t>(spec_.encoder.size()), 0, limits::layers);
+    for (std::size_t i = 0; i < spec_.encoder.size(); ++i) {
+      layer_ = static_cast<int>(i);
+      const LayerSpec& each = spec_.encoder[i];
+      if (each.cross) fail("a layer of the encoder has cross-attention");
+      if (each.attention && (each.attention->latent || each.attention->causal || each.attention->window > 0))
+        fail("attention of the encoder is causal, has a window or a latent row");
+      if ((each.ffn && each.ffn->experts) || each.state_elements(spec_.dim) > 0)
+        fail("experts or recurrent layers in the encoder are not implemented");
+      layer(each);
+    }
+    for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
+      layer_ = static_cast<int>(i);
+      const LayerSpec& each = spec_.layers[i];
+      norm("cross_norm", each.cross_norm);
+      if (!each.cross) continue;
+      if (spec_.encoder.empty()) fail("cross-attention in a network without an encoder");
+      if (each.parallel) fail("cross-attention in a layer of parallel parts is not implemented");
+      const AttentionSpec& cross = *each.cross;
+      attention(cross);
+      if (cross.latent || cross.rope >= 0 || cross.window > 0 || cross.alibi > 0 || cross.relative_buckets > 0 ||
+          cross.sinks || cross.q_norm.kind != NormKind::none || cross.k_norm.kind != NormKind::none || cross.q_bias ||
+          cross.k_bias || cross.v_bias || cross.output_bias || cross.clamp > 0)
+        fail("cross-attention with positions, a window, biases or norms of heads is not implemented");
+    }
+    layer_.reset();
+  }
+
   void experts(const FfnSpec& ffn) const {
     const ExpertsSpec& experts = *ffn.experts;
     within("experts", experts.count, 1, limits::experts);
@@ -406,8 +466,26 @@ std::vector<float> alibi_slopes(std::int32_t heads, float max_bias) {
   return slopes;
 }
 
+std::int32_t relative_bucket(std::int32_t relative, std::int32_t buckets, std::int32_t max_distance,
+                             bool causal) noexcept {
+  std::int32_t base = 0;
+  std::int32_t distance = relative < 0 ? -relative : 0;
+  if (!causal) {
+    buckets /= 2;
+    base = relative > 0 ? buckets : 0;
+    distance = relative < 0 ? -relative : relative;
+  }
+  const std::int32_t exact = buckets / 2;
+  if (distance < exact) return base + distance;
+  // In single precision, as in the published code: at borders the rounding decides.
+  const auto ratio = [&](std::int32_t of) { return std::log(static_cast<float>(of) / static_cast<float>(exact)); };
+  const float share = ratio(distance) / ratio(max_distance);
+  return base + std::min(buckets - 1, exact + static_cast<std::int32_t>(share * static_cast<float>(buckets - exact)));
+}
+
 void take_nested_ffn(ModelSpec& spec, std::span<const float> fractions) {
   if (fractions.empty()) return;
+  if (spec.has_encoder()) throw UsageError("model.nested", "networks with an encoder have no nested networks");
   if (fractions.size() != 1 && fractions.size() != spec.layers.size())
     throw UsageError("model.nested", fmt::format("{} shares of the width are given, allowed is one, or one for each of "
                                                  "the {} layers", fractions.size(), spec.layers.size()));

@@ -79,24 +79,27 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   const std::int64_t pages = (options.context + options.page_tokens - 1) / options.page_tokens;
   Bytes kv = 0;
   Bytes per_token = 0;
-  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
-    const auto& attention = spec.layers[i].attention;
-    if (!attention) continue;
-    if (attention->kv_heads % options.heads_per_group != 0)
+  const auto add = [&](const AttentionSpec& attention, std::int64_t sequences, bool of_tokens, std::int32_t layer) {
+    if (attention.kv_heads % options.heads_per_group != 0)
       throw UsageError(where, fmt::format("heads_per_group {} does not divide {} KV heads", options.heads_per_group,
-                                          attention->kv_heads));
-    for (std::int32_t head = 0; head < attention->kv_heads; head += options.heads_per_group) {
-      const KvPageLayout page{
-          .dtype = options.kv_type_of ? options.kv_type_of(static_cast<std::int32_t>(i), head) : options.kv_type,
-          .page_tokens = options.page_tokens,
-          .heads = options.heads_per_group,
-          .head_dim_k = attention->stored_dim_k(),
-          .head_dim_v = attention->stored_dim_v(),
-          .values_in_keys = attention->latent.has_value()};
-      kv = kv + size(options.sequences) * size(pages) * page.page_bytes();
-      per_token = per_token + size(options.heads_per_group) * page.token_bytes();
+                                          attention.kv_heads));
+    for (std::int32_t head = 0; head < attention.kv_heads; head += options.heads_per_group) {
+      const KvPageLayout page{.dtype = of_tokens && options.kv_type_of ? options.kv_type_of(layer, head) : options.kv_type,
+                              .page_tokens = options.page_tokens,
+                              .heads = options.heads_per_group,
+                              .head_dim_k = attention.stored_dim_k(),
+                              .head_dim_v = attention.stored_dim_v(),
+                              .values_in_keys = attention.latent.has_value()};
+      kv = kv + size(sequences) * size(pages) * page.page_bytes();
+      if (of_tokens) per_token = per_token + size(options.heads_per_group) * page.token_bytes();
     }
+  };
+  for (std::int32_t i = 0; i < spec.layer_count(); ++i) {
+    const LayerSpec& layer = spec.layer(i);
+    if (layer.attention) add(*layer.attention, options.sequences, true, i);
+    if (layer.cross) add(*layer.cross, options.sequences, false, i);  // of the encoder's result
   }
+  for (const AttentionSpec& each : encoder_kv_shapes(spec)) add(each, 1, false, 0);
   plan.kv = kv.value();
   plan.kv_per_token = per_token.value();
   plan.recurrent = (size(options.sequences) *
@@ -172,15 +175,31 @@ std::uint64_t recurrent_bytes(const ModelSpec& spec, std::int64_t checkpoint_int
   return total.value();
 }
 
+std::vector<AttentionSpec> encoder_kv_shapes(const ModelSpec& spec) {
+  std::vector<AttentionSpec> shapes;
+  const auto same = [](const AttentionSpec& a, const AttentionSpec& b) {
+    return a.kv_heads == b.kv_heads && a.head_dim_k == b.head_dim_k && a.head_dim_v == b.head_dim_v;
+  };
+  for (const LayerSpec& layer : spec.encoder)
+    if (layer.attention &&
+        std::ranges::none_of(shapes, [&](const AttentionSpec& each) { return same(each, *layer.attention); }))
+      shapes.push_back(*layer.attention);
+  return shapes;
+}
+
 ActivationSizes activation_sizes(const ModelSpec& spec) {
   ActivationSizes sizes;
   sizes.residual = spec.dim;
-  for (const LayerSpec& layer : spec.layers) {
+  for (std::int32_t i = 0; i < spec.all_layer_count(); ++i) {
+    const LayerSpec& layer = spec.layer(i);
+    for (const auto* attention : {&layer.attention, &layer.cross}) {
+      if (!*attention) continue;
+      sizes.q = std::max(sizes.q, (*attention)->q_cols());
+      sizes.k = std::max(sizes.k, (*attention)->k_cols());
+      sizes.v = std::max(sizes.v, (*attention)->v_cols());
+      sizes.attention = std::max(sizes.attention, (*attention)->output_cols());
+    }
     if (layer.attention) {
-      sizes.q = std::max(sizes.q, layer.attention->q_cols());
-      sizes.k = std::max(sizes.k, layer.attention->k_cols());
-      sizes.v = std::max(sizes.v, layer.attention->v_cols());
-      sizes.attention = std::max(sizes.attention, layer.attention->output_cols());
       // Queries in the latent space, results in it, and what queries are made from.
       if (const auto& latent = layer.attention->latent) {
         const std::int64_t heads = layer.attention->heads;
@@ -225,9 +244,11 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
                       .segments = sequences,
                       .weight_types = weight_types,
                       .expert_types = expert_types};
-  for (const LayerSpec& layer : spec.layers) {
-    if (layer.attention) {
-      const AttentionSpec& attention = *layer.attention;
+  for (std::int32_t i = 0; i < spec.all_layer_count(); ++i) {
+    const LayerSpec& layer = spec.layer(i);
+    for (const auto* each : {&layer.attention, &layer.cross}) {
+      if (!*each) continue;
+      const AttentionSpec& attention = **each;
       limits.max_cols = std::max(limits.max_cols, attention.output_cols());
       limits.heads = std::max<std::int64_t>(limits.heads, attention.heads);
       limits.head_dim = std::max<std::int64_t>(limits.head_dim, std::max(attention.stored_dim_k(), attention.stored_dim_v()));

@@ -68,6 +68,10 @@ std::string json_of(const AttentionSpec& attention) {
       .add("clamp", attention.clamp)
       .add("alibi", attention.alibi)
       .add("causal", attention.causal);
+  if (attention.relative_buckets > 0)
+    json.add("relative_buckets", attention.relative_buckets)
+        .add("relative_distance", attention.relative_distance)
+        .add("relative_table", attention.relative_table);
   if (attention.latent) json.add_raw("latent", json_of(*attention.latent));
   return json.text();
 }
@@ -141,6 +145,7 @@ std::string json_of(const LayerSpec& layer, std::size_t first, std::size_t last)
       .add("residual_scale", layer.residual_scale);
   if (layer.recurrent) json.add_raw("recurrent", json_of(*layer.recurrent));
   if (layer.output_scale != 1.0F) json.add("output_scale", layer.output_scale);
+  if (layer.cross) json.add_raw("cross_norm", json_of(layer.cross_norm)).add_raw("cross", json_of(*layer.cross));
   return json.text();
 }
 
@@ -159,8 +164,8 @@ std::string json_of(const std::vector<LayerSpec>& layers) {
 }  // namespace
 
 std::string to_json(const ModelSpec& spec) {
-  return Object()
-      .add("architecture", spec.architecture)
+  Object json;
+  json.add("architecture", spec.architecture)
       .add("vocabulary", spec.vocabulary)
       .add("dim", spec.dim)
       .add("context_length", spec.context_length)
@@ -176,8 +181,12 @@ std::string to_json(const ModelSpec& spec) {
       .add("tied_head", spec.tied_head)
       .add("head_bias", spec.head_bias)
       .add("logit_scale", spec.logit_scale)
-      .add("logit_softcap", spec.logit_softcap)
-      .text();
+      .add("logit_softcap", spec.logit_softcap);
+  if (spec.has_encoder())
+    json.add_raw("encoder", json_of(spec.encoder))
+        .add_raw("encoder_norm", json_of(spec.encoder_norm))
+        .add("decoder_start", spec.decoder_start);
+  return json.text();
 }
 
 }  // namespace skald::inline v0

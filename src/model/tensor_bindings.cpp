@@ -26,13 +26,12 @@ class Binder {
       matrix(Role::position_embedding, "position_embd.weight", spec_.context_length, spec_.dim);
     norm(spec_.embedding_norm, Role::embedding_norm, Role::embedding_norm_bias, "token_embd_norm", spec_.dim);
     rope_factors();
-    for (const LayerSpec& each : spec_.layers) {
-      ++layer_;
-      prefix_ = fmt::format("blk.{}.", layer_);
-      layer(each);
-    }
-    layer_ = -1;
-    prefix_.clear();
+    const TensorNames usual;
+    const TensorNames& names = names_ ? *names_ : usual;
+    // The encoder's layers are numbered behind the others, which it comes before.
+    layers(spec_.encoder, spec_.layer_count(), names.encoder_layers);
+    norm(spec_.encoder_norm, Role::encoder_norm, Role::encoder_norm, "enc.output_norm", spec_.dim);
+    layers(spec_.layers, 0, names.layers);
     norm(spec_.final_norm, Role::final_norm, Role::final_norm_bias, "output_norm", spec_.dim);
     if (spec_.has_head && !spec_.tied_head) matrix(Role::head, "output.weight", spec_.vocabulary, spec_.dim);
     vector_if(spec_.has_head && spec_.head_bias, Role::head_bias, "output.bias", spec_.vocabulary);
@@ -143,6 +142,8 @@ class Binder {
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
     vector_if(attention.sinks, Role::attention_sinks, "attn_sinks.weight", attention.heads);
+    vectors_if(attention.relative_table, Role::relative_bias, "attn_rel_b.weight", attention.relative_buckets,
+               attention.heads);
   }
   void convolution(const RecurrentSpec& mixer, std::string_view name) {
     vectors(Role::conv_weight, std::string(name) + ".weight", mixer.conv_cols(), mixer.taps);
@@ -280,6 +281,22 @@ class Binder {
     bindings_.back().file_cols = stored;
     vector_if(ffn.down_bias, Role::ffn_down_bias, "ffn_down.bias", spec_.dim);
   }
+  void layers(const std::vector<LayerSpec>& stack, std::int32_t first, const std::string& prefix) {
+    for (std::size_t i = 0; i < stack.size(); ++i) {
+      layer_ = first + static_cast<std::int32_t>(i);
+      prefix_ = fmt::format("{}{}.", prefix, i);
+      layer(stack[i]);
+    }
+    layer_ = -1;
+    prefix_.clear();
+  }
+  void cross(const LayerSpec& layer) {
+    norm(layer.cross_norm, Role::cross_norm, Role::cross_norm, "cross_attn_norm", spec_.dim);
+    matrix(Role::cross_query, "cross_attn_q.weight", layer.cross->q_cols(), spec_.dim);
+    matrix(Role::cross_key, "cross_attn_k.weight", layer.cross->k_cols(), spec_.dim);
+    matrix(Role::cross_value, "cross_attn_v.weight", layer.cross->v_cols(), spec_.dim);
+    matrix(Role::cross_output, "cross_attn_o.weight", spec_.dim, layer.cross->output_cols());
+  }
   void layer(const LayerSpec& layer) {
     if (layer.attention || layer.linear_attention || layer.recurrent) {
       norm(layer.attention_norm, Role::attention_norm, Role::attention_norm_bias, "attn_norm", spec_.dim);
@@ -291,6 +308,7 @@ class Binder {
       norm(layer.attention_residual_norm, Role::attention_residual_norm, Role::attention_residual_norm_bias,
            "attn_output_norm", spec_.dim);
     }
+    if (layer.cross) cross(layer);
     if (layer.ffn) {
       norm(layer.ffn_norm, Role::ffn_norm, Role::ffn_norm_bias, "ffn_norm", spec_.dim);
       ffn(*layer.ffn);

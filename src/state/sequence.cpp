@@ -87,6 +87,8 @@ SequenceState SequenceState::fork() const {
   copy.layers_.reserve(layers_.size());
   for (const auto& layer : layers_) copy.layers_.push_back(layer ? layer->fork() : nullptr);
   copy.layer_count_ = layer_count_;
+  copy.source_.reserve(source_.size());
+  for (const auto& layer : source_) copy.source_.push_back(layer ? layer->fork() : nullptr);
   copy.length_ = length_;
   copy.prompt_ = prompt_;
   return copy;
@@ -124,6 +126,8 @@ std::size_t SequenceState::bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& layer : layers_)
     if (layer) total += layer->bytes();
+  for (const auto& layer : source_)
+    if (layer) total += layer->bytes();
   return total;
 }
 
@@ -134,6 +138,12 @@ std::size_t SequenceState::unshared_bytes() const noexcept {
   return total;
 }
 
+std::int64_t SequenceState::source_length() const noexcept {
+  for (const auto& layer : source_)
+    if (layer) return layer->length();
+  return 0;
+}
+
 void SequenceState::save(ArchiveWriter& out) const {
   out.value(length_);
   out.value(prompt_);
@@ -142,6 +152,8 @@ void SequenceState::save(ArchiveWriter& out) const {
     out.text(layer ? layer->kind() : std::string_view("none"));
     if (layer) layer->save(out);
   }
+  for (const auto& layer : source_)
+    if (layer) layer->save(out);
 }
 
 void SequenceState::load(ArchiveReader& in) {
@@ -164,6 +176,11 @@ void SequenceState::load(ArchiveReader& in) {
       if (layer->length() != length)
         in.refuse("length", "the layers hold different numbers of tokens");
     }
+    for (auto& layer : source_) {
+      if (!layer) continue;
+      layer->load(in);
+      if (layer->length() != source_length()) in.refuse("source", "the layers hold inputs of different lengths");
+    }
     length_ = length;
     prompt_ = prompt;
   } catch (...) {
@@ -174,6 +191,8 @@ void SequenceState::load(ArchiveReader& in) {
 
 void SequenceState::clear() noexcept {
   for (auto& layer : layers_)
+    if (layer) layer->clear();
+  for (auto& layer : source_)
     if (layer) layer->clear();
   length_ = 0;
   pending_ = 0;

@@ -60,6 +60,9 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
   /// Everything that must be equal for a state to be of use: model, KV format, techniques, page shape.
   [[nodiscard]] std::string state_key() const;
   virtual Logits forward(const Batch& batch, const ForwardOptions& options) = 0;
+  /// As Session::encode.
+  virtual void encode(Session& session, std::span<const TokenId> tokens, const std::stop_token& stop,
+                      std::vector<float>* hidden) = 0;
   /// A batch of one entry; the batch object is kept, so that a step allocates nothing.
   Logits forward_one(Session& session, std::span<const TokenId> tokens, LogitsWanted wanted, std::stop_token stop,
                      const ProgressCallback& progress);

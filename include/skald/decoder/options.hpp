@@ -85,6 +85,8 @@ struct DecoderCounters {
   std::uint64_t forward_passes = 0;  ///< batches run through the network (after cutting)
   std::uint64_t tokens = 0;          ///< rows computed
   std::uint64_t logits_rows = 0;     ///< rows of logits computed
+  std::uint64_t encoder_passes = 0;  ///< texts read by the model's encoder
+  std::uint64_t encoded_tokens = 0;  ///< their tokens
   std::uint64_t evicted_pages = 0;   ///< KV pages freed by the eviction policy
   std::uint64_t evicted_tokens = 0;  ///< slots dropped or merged by the eviction policy, over all head groups
   std::uint64_t merged_tokens = 0;   ///< those of them that were merged into others

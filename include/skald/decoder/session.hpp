@@ -60,6 +60,16 @@ class SKALD_API Session {
   Logits forward(std::span<const TokenId> tokens, LogitsWanted wanted = LogitsWanted::last, std::stop_token stop = {},
                  const ProgressCallback& progress = {});
 
+  /// Reads a text with the model's encoder, which the tokens that follow then attend to (T5). What layers make of it is
+  /// kept with the session: truncating keeps it, forks share it, snapshots have it, clear() forgets it. The result does not
+  /// depend on other sessions. `hidden`, if not null, is filled with the encoder's result, [tokens, dim].
+  /// @throws IncompatibleError if the model has no encoder; UsageError if there are no tokens, more than the context or
+  /// batch_tokens (they see each other), ids out of range, or if the session holds tokens that were computed for another
+  /// input; OutOfMemoryError; CancelledError. The session is then as before.
+  void encode(std::span<const TokenId> tokens, std::stop_token stop = {}, std::vector<float>* hidden = nullptr);
+  /// Tokens of the encoded text; 0: none.
+  [[nodiscard]] std::int64_t encoded_length() const noexcept { return state_.source_length(); }
+
   /// Keeps the first `length` tokens. Under a policy that counts attention this computes the tokens since the last page
   /// border again, or all if nothing was dropped yet. @throws UsageError if that needs what an eviction or a sliding
   /// window has dropped.
@@ -75,7 +85,7 @@ class SKALD_API Session {
   [[nodiscard]] Session fork() const;
   /// Forgets everything.
   void clear() noexcept;
-  /// Bytes of KV memory held; pages shared with forks count in full.
+  /// Bytes of KV memory held, that of an encoded text included; pages shared with forks count in full.
   [[nodiscard]] std::size_t bytes() const noexcept { return state_.bytes(); }
 
   /// Everything that is needed to go on, as bytes: self-describing, with a checksum.

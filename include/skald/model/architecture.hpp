@@ -52,6 +52,8 @@ struct TensorBinding {
 struct TensorNames {
   /// Role and names without the layer's prefix, the preferred one first. Earlier entries win.
   std::vector<std::pair<Role, std::vector<std::string>>> roles{};
+  std::string layers = "blk.";          ///< before a layer's number
+  std::string encoder_layers = "enc.blk.";
 };
 
 /// An architecture as data: its name in `general.architecture` and how its metadata becomes a spec.

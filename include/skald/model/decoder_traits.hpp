@@ -31,6 +31,13 @@ enum class WindowRope : std::uint8_t {
   only,        ///< rotates as usual, and the layers without a window do not rotate (Cohere 2)
 };
 
+/// Stacks of layers that an architecture has.
+enum class Stacks : std::uint8_t {
+  decoder,          ///< one, of which the network is made
+  encoder_decoder,  ///< an encoder and layers that read its result (T5): keys block_count and decoder_block_count
+  encoder,          ///< the former's encoder alone; it has no head
+};
+
 enum class LogitScale : std::uint8_t { none, multiply, divide };
 
 /// See LayerSpec and AttentionSpec for what the parts mean. The defaults are Llama's.
@@ -58,7 +65,12 @@ struct DecoderTraits {
   /// layers, 0: none (the 27B models of Gemma 2 and 3). The key attention.scale comes before either.
   std::int32_t embedding_scaled_layers = 0;
 
+  Stacks stacks = Stacks::decoder;
+  bool relative_positions = false;  ///< key attention.relative_buckets_count, T5's distances up to 128
+  bool scaled_attention = true;     ///< false: the products of queries and keys are taken as they are (T5)
+
   Activation activation = Activation::silu;
+  Activation ungated_activation = Activation::none;  ///< of networks without a gate, where it is another one; none: not
   Presence gated = Presence::always;
   bool experts = false;        ///< may have experts instead of one network per layer
   bool missing_parts = false;  ///< layers of 0 heads or of width 0 lack that part (DeciLM)

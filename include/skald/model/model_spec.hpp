@@ -71,6 +71,12 @@ struct RopeFrequencies {
 /// n being the largest power of two up to `heads`; for the others 2^(-max_bias * (2 (h - n) + 1) / 2n).
 [[nodiscard]] SKALD_API std::vector<float> alibi_slopes(std::int32_t heads, float max_bias);
 
+/// T5's bucket of a relative position (Raffel et al. 2020, arXiv 1910.10683), key's minus query's: half of the buckets (of
+/// each direction's, where tokens see later ones) have one distance each, the others grow with its logarithm up to
+/// `max_distance`.
+[[nodiscard]] SKALD_API std::int32_t relative_bucket(std::int32_t relative, std::int32_t buckets,
+                                                     std::int32_t max_distance, bool causal) noexcept;
+
 /// What the norms of queries and keys run over.
 enum class QkNormScope : std::uint8_t {
   head,        ///< each head alone, one weight vector for all (Qwen 3, Gemma 3)
@@ -110,6 +116,11 @@ struct AttentionSpec {
   float clamp = 0.0F;      ///< if > 0, queries, keys and values are cut to [-clamp, clamp] (MPT)
   float alibi = 0.0F;      ///< if > 0, largest slope exponent of ALiBi (arXiv 2108.12409), 8 as published
   bool causal = true;      ///< false: a token sees all tokens that are given together with it
+
+  /// T5's relative positions: a learned number for each bucket of distances and head is added to the logits; 0: none.
+  std::int32_t relative_buckets = 0;
+  std::int32_t relative_distance = 128;  ///< distances from here on share the last bucket
+  bool relative_table = false;           ///< the layer has numbers of its own, else those of its stack's first layer
 
   std::optional<LatentSpec> latent{};
   bool sinks = false;  ///< one more logit per head in the softmax's denominator, see AttentionOp
@@ -233,6 +244,10 @@ struct LayerSpec {
     return (recurrent ? recurrent->shift_elements() + recurrent->scan_elements() : 0) +
            (ffn && ffn->token_shift ? dim : 0);
   }
+  /// Between attention and the feed-forward network: x += cross(cross_norm(x)), where keys and values are made from the
+  /// result of the encoder (T5). Its kv_heads and head sizes are those of the encoder's input in memory.
+  NormSpec cross_norm{};
+  std::optional<AttentionSpec> cross{};
   friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
@@ -259,6 +274,11 @@ struct ModelSpec {
   std::vector<RopeSpec> ropes{};
   std::vector<LayerSpec> layers{};
   NormSpec final_norm{};
+  /// A second stack of layers over an input of its own, which `layers` then read (T5); empty: there is none. It shares the
+  /// embeddings.
+  std::vector<LayerSpec> encoder{};
+  NormSpec encoder_norm{};           ///< of the encoder's result
+  std::int32_t decoder_start = -1;   ///< token that every answer begins with; -1: not told
   Pooling pooling = Pooling::none;  ///< what the model was trained for
   bool has_head = true;    ///< false: the network ends with its hidden states (BERT)
   bool tied_head = false;  ///< the head is the embedding table
@@ -272,6 +292,16 @@ struct ModelSpec {
     for (const LayerSpec& layer : layers)
       if (layer.state_elements(dim) > 0) return true;
     return false;
+  }
+  [[nodiscard]] bool has_encoder() const noexcept { return !encoder.empty(); }
+  /// Layer of either stack: the encoder's have the numbers from layer_count() on. Unchecked.
+  [[nodiscard]] const LayerSpec& layer(int index) const noexcept {
+    const auto i = static_cast<std::size_t>(index);
+    return i < layers.size() ? layers[i] : encoder[i - layers.size()];
+  }
+  /// Layers of both stacks.
+  [[nodiscard]] std::int32_t all_layer_count() const noexcept {
+    return static_cast<std::int32_t>(layers.size() + encoder.size());
   }
   /// True if no token sees a later one: tokens may come one after the other.
   [[nodiscard]] bool causal() const noexcept {
@@ -397,8 +427,15 @@ enum class Role : std::uint8_t {
   channel_mix,            ///< [dim]
   channel_receptance_mix, ///< [dim]
   channel_receptance,     ///< [dim, dim]
+  relative_bias,                 ///< [relative_buckets x heads]
+  encoder_norm,                  ///< [dim]
+  cross_norm,                    ///< [dim]
+  cross_query,                   ///< [q_cols, dim]
+  cross_key,                     ///< [k_cols, dim]
+  cross_value,                   ///< [v_cols, dim]
+  cross_output,                  ///< [dim, output_cols]
 };
-inline constexpr std::int32_t role_count = 100;
+inline constexpr std::int32_t role_count = 107;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

@@ -38,7 +38,7 @@ struct PlanOptions {
 struct MemoryPlan {
   std::uint64_t weights = 0;       ///< matrices in backend memory
   std::uint64_t vectors = 0;       ///< norms and biases in backend memory
-  std::uint64_t kv = 0;            ///< KV pages of all sequences
+  std::uint64_t kv = 0;            ///< KV pages of all sequences, those of encoded inputs included
   std::uint64_t recurrent = 0;     ///< recurrent state of all sequences, with its checkpoints
   std::uint64_t activations = 0;   ///< activation buffers of the decoder
   std::uint64_t stream = 0;        ///< work memory of one backend stream
@@ -77,6 +77,10 @@ struct ActivationSizes {
 /// checkpoints, each rounded up to 64 bytes.
 [[nodiscard]] SKALD_API std::uint64_t recurrent_bytes(const ModelSpec& spec, std::int64_t checkpoint_interval,
                                                       std::int32_t checkpoints);
+
+/// Different shapes of keys and values in the encoder's attention. An input that is encoded has pages of each shape for
+/// one layer, which the layers use one after the other; nothing of them is kept.
+[[nodiscard]] SKALD_API std::vector<AttentionSpec> encoder_kv_shapes(const ModelSpec& spec);
 
 /// Bytes of the decoder's activation buffers: each buffer of ActivationSizes is rows x width f32, rounded up to 64
 /// bytes; `logits` has logits_rows rows, the others batch_tokens.

@@ -17,9 +17,13 @@ class SKALD_API SequenceState {
  public:
   SequenceState() = default;
   /// Null entries are layers without state. The first `layers` states, if negative all, are those that `layer` gives; more of
-  /// them are second states of these layers in the same order, which `second` gives.
-  explicit SequenceState(std::vector<std::unique_ptr<LayerState>> states, int layers = -1)
-      : layers_(std::move(states)), layer_count_(layers < 0 ? static_cast<int>(layers_.size()) : layers) {}
+  /// them are second states of these layers in the same order, which `second`
+  /// gives. `source` is what the layers remember of an encoded input, see `source_layer`.
+  explicit SequenceState(std::vector<std::unique_ptr<LayerState>> states, int layers = -1,
+                         std::vector<std::unique_ptr<LayerState>> source = {})
+      : layers_(std::move(states)),
+        layer_count_(layers < 0 ? static_cast<int>(layers_.size()) : layers),
+        source_(std::move(source)) {}
   SequenceState(SequenceState&&) noexcept = default;
   SequenceState& operator=(SequenceState&&) noexcept = default;
 
@@ -85,9 +89,20 @@ class SKALD_API SequenceState {
     return at < layers_.size() ? layers_[at].get() : nullptr;
   }
 
+  /// What a layer remembers of the input that an encoder has read, or null. It is made as a whole and does not change with
+  /// the sequence: truncating keeps it, forks share it.
+  [[nodiscard]] LayerState* source_layer(int index) const noexcept {
+    return source_.empty() ? nullptr : source_[static_cast<std::size_t>(index)].get();
+  }
+  /// Tokens of that input; 0: none was encoded.
+  [[nodiscard]] std::int64_t source_length() const noexcept;
+  /// Replaces it; as many states as before.
+  void set_source(std::vector<std::unique_ptr<LayerState>> source) noexcept { source_ = std::move(source); }
+
  private:
   std::vector<std::unique_ptr<LayerState>> layers_;
   int layer_count_ = 0;
+  std::vector<std::unique_ptr<LayerState>> source_;
   std::int64_t length_ = 0;
   std::int64_t pending_ = 0;
   std::int64_t prompt_ = 0;
