@@ -78,9 +78,9 @@ void DecoderImpl::encode(Session& session, std::span<const TokenId> tokens, cons
     for (int g = 0; g < kv.groups(); ++g) source_tables_.push_back({kv.pages(g).data(), 0, 0});
   }
   try {
-    const auto enqueue = [&](const Op& op, int) { enqueue(op); };
-    emit_encoder(count, enqueue);
-    emit_source(count, enqueue);
+    const auto send = [&](const Op& op, int) { enqueue(op); };
+    emit_encoder(count, send);
+    emit_source(count, send);
     if (hidden) {
       hidden->assign(static_cast<std::size_t>(count * spec.dim), 0.0F);
       const auto x = x_.matrix(0, count, spec.dim);
