@@ -76,7 +76,7 @@ std::vector<PagedKv*> context_layers(const Session& session) {
   if (!state.row_wise())
     throw IncompatibleError(where, "a context needs every token's keys and values; eviction '" +
                                        ContextAccess::core(session).effective_config().eviction +
-                                       "', a sliding window or a recurrent layer does not keep them");
+                                       "', a sliding window, a recurrent layer or a text that an encoder has read stand against it");
   std::vector<PagedKv*> layers;
   for (int i = 0; i < state.layer_count(); ++i) {
     auto* layer = state.layer(i);

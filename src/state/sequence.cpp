@@ -200,7 +200,9 @@ void SequenceState::clear() noexcept {
 }
 
 bool SequenceState::row_wise() const noexcept {
-  return std::all_of(layers_.begin(), layers_.end(), [](const auto& layer) { return !layer || layer->row_wise(); });
+  // A token's row depends on the encoded input too.
+  return source_.empty() &&
+         std::all_of(layers_.begin(), layers_.end(), [](const auto& layer) { return !layer || layer->row_wise(); });
 }
 
 void SequenceState::save_rows(ArchiveWriter& out, std::int64_t from) const {
