@@ -14,7 +14,7 @@
 #if SKALD_VEC_REGISTERS == 1
 inline constexpr int tile_queries = 6;
 inline constexpr int tile_vectors = 4;
-inline constexpr int direct_queries = 12;
+inline constexpr int direct_queries = 16;
 #elif SKALD_VEC_REGISTERS == 2
 inline constexpr int tile_queries = 6;
 inline constexpr int tile_vectors = 1;
@@ -65,6 +65,7 @@ struct ScorePiece {
   bool last;      ///< multiplies the sums by `scale`
   float scale;
   const std::byte* next;  ///< memory that is needed after this piece, or null
+  std::ptrdiff_t step;    ///< how much of it to fetch with each dimension
 };
 
 /// Folds over the head dimension; one key per lane. keys[v] points to [dims][16].
@@ -81,7 +82,7 @@ void score_tile(const ScorePiece& piece, const typename Element::Stored* const* 
   const float* q = piece.q;
   // Without anything to fetch, the same line of q is touched again and again.
   const auto* next = piece.next != nullptr ? piece.next : reinterpret_cast<const std::byte*>(q);
-  const std::ptrdiff_t step = piece.next != nullptr ? std::ptrdiff_t{16 * NV * sizeof(typename Element::Stored)} : 0;
+  const std::ptrdiff_t step = piece.next != nullptr ? piece.step : 0;
   const int dims = piece.dims;
   for (int d = 0; d < dims; ++d) {
     prefetch_far(next);
@@ -173,7 +174,8 @@ struct ValuePiece {
   float* out;  ///< query i: out + i * out_stride; added to
   std::ptrdiff_t out_stride;
   std::ptrdiff_t value_stride;  ///< elements from token to token
-  std::ptrdiff_t ahead;         ///< bytes to the memory that is needed later
+  const std::byte* next;        ///< memory that is needed later, or null
+  std::ptrdiff_t step;          ///< how much of it to fetch with each token
   int vector;                   ///< number of the first vector of 16 dimensions; coded values only, as what follows
   const float* scales;          ///< of the first token
   std::ptrdiff_t scale_stride;
@@ -189,14 +191,13 @@ void value_tile(const ValuePiece& piece, const typename Element::Stored* values)
   const float* p = piece.p;
   [[maybe_unused]] const float* scales = piece.scales;
   const std::ptrdiff_t stride = piece.value_stride;
-  const std::ptrdiff_t ahead = piece.ahead;
+  const auto* next = piece.next != nullptr ? piece.next : reinterpret_cast<const std::byte*>(p);
+  const std::ptrdiff_t step = piece.next != nullptr ? piece.step : 0;
   const int tokens = piece.tokens;
   for (int t = 0; t < tokens; ++t) {
-    if constexpr (Element::converts) {
-      const auto* next = reinterpret_cast<const std::byte*>(values) + ahead;
-      prefetch_far(next);
-      if constexpr (16 * NV * sizeof(typename Element::Stored) > 64) prefetch_far(next + 64);
-    }
+    prefetch_far(next);
+    if constexpr (Element::converts && 16 * NV * sizeof(typename Element::Stored) > 64) prefetch_far(next + 64);
+    next += step;
     f32x16 value[NV];
     if constexpr (Element::coded) {
       SKALD_UNROLL for (int v = 0; v < NV; ++v) {

@@ -20,6 +20,8 @@ struct MatmulColumns {
   std::int64_t count;     ///< columns the buffer was made for
   std::int64_t begin;     ///< first column, a multiple of column_block
   std::int64_t end;       ///< one past the last column; any number
+  /// What will be read after these panels, to be fetched in time; null: what lies behind them.
+  const std::byte* next = nullptr;
 };
 
 /// Matrix product of weights in 16-row panels ("panel16") with activations prepared once and shared.

@@ -127,7 +127,7 @@ template <class S, int P, int N>
 SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, float* acc,
                              const std::byte* ahead) noexcept {
   if constexpr (S::packed)
-    for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch(ahead + i);
+    for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch_later(ahead + i);
   i32x16 sum[P * N], partial[P * N];
   const std::ptrdiff_t width = a.width;
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
@@ -210,7 +210,7 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
       // Spread over the block: a burst would fill the queue of outstanding misses.
       if constexpr (S::packed) {
         constexpr int lines = (S::panel_block_bytes + 64 * S::sub_blocks - 1) / (64 * S::sub_blocks);
-        unroll<lines>([&](auto i) SKALD_INLINE_LAMBDA { prefetch(ahead + 64 * (sub * lines + i)); });
+        unroll<lines>([&](auto i) SKALD_INLINE_LAMBDA { prefetch_later(ahead + 64 * (sub * lines + i)); });
       }
       unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
         if constexpr (S::packed) factor[p] = load(factors + 16 * (p * S::sub_blocks + sub));
@@ -262,7 +262,7 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
                             const std::byte* ahead) noexcept {
   const std::ptrdiff_t width = Width > 0 ? Width : a.width;
   if constexpr (S::packed)
-    for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch(ahead + i);
+    for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch_later(ahead + i);
   i32x16 sum[P * N], partial[P * N];
   constexpr bool starts_at_zero = (paired_multiplier && S::bits == 8) || S::offset_shift < 0;
   unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {

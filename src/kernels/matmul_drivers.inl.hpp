@@ -10,7 +10,7 @@ namespace {
 
 /// How far ahead of its reads the direct path prefetches. One sequential stream: processors whose second-level prefetcher
 /// follows streams lose half of their bandwidth when several panels are read in turns.
-inline constexpr std::ptrdiff_t prefetch_distance = 3072;
+inline constexpr std::ptrdiff_t prefetch_distance = 6144;
 
 #if SKALD_VEC_REGISTERS == 1
 inline constexpr int direct_columns = 12, tile_panels = 2;
@@ -55,28 +55,48 @@ struct ActsOf<256> {
   using type = Acts256;
 };
 
-/// One packed panel by N columns of a group of Width (0: any).
+/// Walks the blocks of a panel and says what to fetch meanwhile: the panel, and near its end what is read afterwards.
+template <class F>
+struct PanelWalk {
+  const std::byte* block;
+  std::int64_t left;          ///< blocks
+  std::ptrdiff_t afterwards;  ///< from the panel's end to what is read then
+
+  SKALD_INLINE PanelWalk(const std::byte* panel, std::int64_t cols, const std::byte* next) noexcept
+      : block(panel), left(cols / F::block_k), afterwards(next == nullptr ? 0 : next - (panel + panel_bytes<F>(cols))) {}
+  SKALD_INLINE const std::byte* ahead() const noexcept {
+    constexpr std::int64_t reach = (prefetch_distance + F::panel_block_bytes - 1) / F::panel_block_bytes;
+    return block + (prefetch_distance + (left > reach ? 0 : afterwards));
+  }
+  SKALD_INLINE void advance() noexcept {
+    block += F::panel_block_bytes;
+    --left;
+  }
+};
+
+/// One packed panel by N columns of a group of Width (0: any). `next` is read afterwards; null: what lies behind the panel.
 template <class F, int N, int Width>
 void direct_chunk(const std::byte* panel, std::int64_t cols, typename ActsOf<F::block_k>::type acts,
-                  const Output& out) noexcept {
+                  const Output& out, const std::byte* next) noexcept {
   if constexpr (HasRuns<F> && SKALD_VEC_REGISTERS <= 2) {
     f32x16 acc[N];
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { acc[c] = zero_f32(); });
     if constexpr (Width > 0) acts.width = Width;
-    for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, acts.next())
-      fold_runs<F, 1, N, Width>(panel, 0, acts, acc, panel + prefetch_distance);
+    for (PanelWalk<F> walk(panel, cols, next); walk.left > 0; walk.advance(), acts.next())
+      fold_runs<F, 1, N, Width>(walk.block, 0, acts, acc, walk.ahead());
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { write_rows(out, 0, c, acc[c]); });
   } else {
     alignas(64) float acc[N * 16];
     __builtin_memset(acc, 0, sizeof(acc));
-    for (std::int64_t b = 0; b < cols / F::block_k; ++b, panel += F::panel_block_bytes, acts.next())
-      fold_block<F, 1, N>(panel, 0, acts, acc, panel + prefetch_distance);
+    for (PanelWalk<F> walk(panel, cols, next); walk.left > 0; walk.advance(), acts.next())
+      fold_block<F, 1, N>(walk.block, 0, acts, acc, walk.ahead());
     for (int c = 0; c < N; ++c) write_rows(out, 0, c, load(acc + 16 * c));
   }
 }
 
 template <class F>
-using DirectChunk = void(const std::byte*, std::int64_t, typename ActsOf<F::block_k>::type, const Output&) noexcept;
+using DirectChunk = void(const std::byte*, std::int64_t, typename ActsOf<F::block_k>::type, const Output&,
+                         const std::byte*) noexcept;
 
 /// Columns that an instance takes at once from a group of `width`, of which n are left.
 struct DirectShape {
@@ -94,7 +114,8 @@ SKALD_INLINE DirectShape direct_shape(std::int64_t n, int width) noexcept {
 /// Computes as many of n columns as one instance takes at once, and returns how many.
 template <class F>
 SKALD_INLINE int direct_dispatch(std::int64_t n, int width, const std::byte* panel, std::int64_t cols,
-                                 const typename ActsOf<F::block_k>::type& acts, const Output& out) noexcept {
+                                 const typename ActsOf<F::block_k>::type& acts, const Output& out,
+                                 const std::byte* next) noexcept {
   const DirectShape shape = direct_shape(n, width);
   DirectChunk<F>* chunk = nullptr;
   if constexpr (direct_columns >= 12) {
@@ -108,7 +129,7 @@ SKALD_INLINE int direct_dispatch(std::int64_t n, int width, const std::byte* pan
   if (shape.columns == 3) chunk = shape.whole ? direct_chunk<F, 3, 3> : direct_chunk<F, 3, 0>;
   if (shape.columns == 2) chunk = shape.whole ? direct_chunk<F, 2, 2> : direct_chunk<F, 2, 0>;
   if (shape.columns == 1) chunk = shape.whole ? direct_chunk<F, 1, 1> : direct_chunk<F, 1, 0>;
-  chunk(panel, cols, acts, out);
+  chunk(panel, cols, acts, out, next);
   return shape.columns;
 }
 
@@ -157,6 +178,7 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
   const std::int64_t panel_count = (out.rows + 15) / 16;
   const std::size_t bytes_per_panel = panel_bytes<F>(cols), full_bytes = A::group_bytes(cols, group_columns);
   for (std::int64_t p = 0; p < panel_count; ++p) {
+    const std::byte* next = p + 1 < panel_count ? nullptr : columns.next;
     for (std::int64_t c = begin; c < columns.end;) {
       const std::int64_t group = c / group_columns;
       const int width = width_of_group(columns.count, group), inside = static_cast<int>(c % group_columns);
@@ -164,7 +186,7 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
       if (n > width - inside) n = width - inside;
       const A acts(columns.acts + static_cast<std::size_t>(group) * full_bytes, cols, width, inside);
       const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
-      c += direct_dispatch<F>(n, width, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols, acts, to);
+      c += direct_dispatch<F>(n, width, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols, acts, to, next);
     }
   }
 }

@@ -192,7 +192,7 @@ SKALD_INLINE i32x16 in_order(i32x16 a) noexcept {
 /// Prefetches once `tied` has this value: the compiler moves a plain prefetch to the start of straight code, and a burst
 /// of them fills the queue of outstanding misses.
 SKALD_INLINE void prefetch_with(const std::byte* p, i32x16& tied) noexcept {
-  asm volatile("prefetcht0 %1" : "+v"(tied.r) : "m"(*p));
+  asm volatile("prefetcht1 %1" : "+v"(tied.r) : "m"(*p));
 }
 
 }  // namespace

@@ -194,6 +194,7 @@ struct Tile {
   std::int64_t panel, panels;  ///< first panel, number of panels
   std::int64_t row, rows;      ///< rows in them, counted within the matrix
   std::int64_t begin, end;     ///< columns
+  const std::byte* next = nullptr;  ///< weights that will be read afterwards, if not those behind the panels
 };
 /// out[c * stride + r] = products of the tile; `out` is the tile's first element, `acts` holds `count` columns,
 /// `memory` is the participant's.

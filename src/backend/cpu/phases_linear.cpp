@@ -108,9 +108,16 @@ void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std
         rows.add(y, op.scale, tile.rows, out + c * stride);
       }
       return;
-    case LinearEpilogue::gated:
-      multiply(phase, plan, tile, acts, memory, out, stride);
-      multiply(phase, phase.linear.parts[1], tile, acts, memory, temporary, temporary_stride);
+    case LinearEpilogue::gated: {
+      const LinearPartPlan& second = phase.linear.parts[1];
+      Tile gate_tile = tile;
+      if (second.weight->packed()) gate_tile.next = second.weight->panel(tile.panel);
+      multiply(phase, plan, gate_tile, acts, memory, out, stride);
+      Tile up_tile = tile;
+      // The next unit's.
+      const std::int64_t after = tile.panel + tile.panels;
+      if (plan.weight->packed() && after < plan.weight->panels()) up_tile.next = plan.weight->panel(after);
+      multiply(phase, second, up_tile, acts, memory, temporary, temporary_stride);
       for (std::int64_t c = 0; c < columns; ++c) {
         float* gate = out + c * stride;
         float* up = temporary + c * temporary_stride;
@@ -119,6 +126,7 @@ void run_tile(const Phase& phase, std::size_t index, const Tile& tile, const std
         rows.gated(gate, up, static_cast<int>(op.activation), tile.rows, gate);
       }
       return;
+    }
   }
 }
 
@@ -160,6 +168,10 @@ void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noe
   tile.panels = std::min(plan.unit_panels, part.weight->panels() - tile.panel);
   tile.row = tile.panel * panel_rows;
   tile.rows = std::min(tile.panels * panel_rows, part.weight->rows() - tile.row);
+  if (tile.panel + tile.panels == part.weight->panels() && index + 1 < static_cast<std::size_t>(plan.part_count) &&
+      plan.parts[index + 1].weight->packed()) {
+    tile.next = plan.parts[index + 1].weight->panel(0);
+  }
   const std::int64_t begin = local / part.panel_ranges * plan.unit_columns;
   const std::int64_t end = std::min(begin + plan.unit_columns, plan.columns);
   // As many columns at once as the temporary tile holds.
@@ -188,10 +200,13 @@ void run_delta_input(const PhaseHead& head, std::int64_t unit, Participant& me) 
 
 /// Chooses the units' shape: enough of them for every thread, big enough to be worth a claim, and such that the
 /// activations of one unit stay in the second-level cache and a stop request is met soon.
-void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_per_column, int participants) noexcept {
+void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t panel_bytes, std::int64_t act_bytes_per_column,
+                 int participants) noexcept {
   const std::int64_t wanted = participants > 1 ? std::int64_t{8} * participants : 1;
   if (plan.columns < 24) {
-    plan.unit_panels = std::clamp<std::int64_t>(panels / wanted, 1, 8);
+    // About five microseconds at the speed of memory: who has the last unit keeps the others waiting.
+    constexpr std::int64_t unit_bytes = 80 << 10;
+    plan.unit_panels = std::clamp<std::int64_t>(std::min(panels / wanted, unit_bytes / std::max<std::int64_t>(1, panel_bytes)), 1, 8);
     if (plan.unit_panels > 4 && plan.unit_panels < 8) plan.unit_panels = 4;
     plan.unit_columns = plan.columns;
     return;
@@ -212,7 +227,7 @@ void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t act_bytes_p
 void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile& tile, const std::byte* acts,
                    std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept {
   const MatmulKernel& kernel = weight.kernel();
-  const MatmulColumns columns{acts, count, tile.begin, tile.end};
+  const MatmulColumns columns{acts, count, tile.begin, tile.end, tile.next};
   // The kernel writes column c to out + c * stride.
   float* base = out - tile.begin * stride;
   std::byte* scratch = memory + state.sizes.multiply_offset;
@@ -250,6 +265,7 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
   plan.private_acts = columns <= private_columns;
   plan.part_count = op.epilogue == LinearEpilogue::gated ? 1 : op.part_count;
   std::int64_t panels = 0;
+  std::int64_t panel_bytes = 0;
   std::int64_t act_bytes = 0;
   for (int p = 0; p < op.part_count; ++p) {
     LinearPartPlan& part = plan.parts[static_cast<std::size_t>(p)];
@@ -260,9 +276,15 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
     plan.column_block = std::lcm(plan.column_block, std::int64_t{kernel.column_block});
     const auto block = std::int64_t{kernel.column_block};
     act_bytes = std::max(act_bytes, static_cast<std::int64_t>(kernel.acts_bytes(op.x.cols, block)) / block);
-    if (p < plan.part_count) panels += part.weight->panels();
+    const auto bytes = static_cast<std::int64_t>(part.weight->panel_bytes());
+    if (p < plan.part_count) {
+      panels += part.weight->panels();
+      panel_bytes = std::max(panel_bytes, bytes);
+    } else {
+      panel_bytes += bytes;  // the units of a gate read both matrices
+    }
   }
-  shape_units(plan, panels, act_bytes, state.participants);
+  shape_units(plan, panels, panel_bytes, act_bytes, state.participants);
   const std::int64_t column_ranges = ceil_div(columns, plan.unit_columns);
 
   if (!plan.private_acts) {

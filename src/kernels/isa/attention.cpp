@@ -232,6 +232,7 @@ struct KeyPiece {
   int begin, end;
   int dim, dims;
   const std::byte* next;
+  bool staged = false;  ///< `next` is memory of another form; the first tiles fetch a line of it with each dimension
 };
 
 /// Scores of a tile of queries for the groups [begin, end) of coded keys.
@@ -252,10 +253,14 @@ SKALD_INLINE void score_codes(const Block& b, const KeyPiece<Element>& keys, con
   }
 }
 
+/// Tiles that fetch the memory which is converted next: each a line for every dimension or token, 64 elements of 16 bits
+/// are two lines.
+inline constexpr int staged_fetchers = 2;
+
 /// The same for keys that are not coded.
 template <class Element>
 SKALD_INLINE void score_numbers(const Block& b, const KeyPiece<Element>& keys, const float* tile, int first, int width,
-                                int begin, int end) noexcept {
+                                int begin, int end, int tile_number) noexcept {
   ScorePiece piece{};
   piece.q = tile + static_cast<std::ptrdiff_t>(keys.dim) * width;
   piece.dims = keys.dims;
@@ -265,7 +270,15 @@ SKALD_INLINE void score_numbers(const Block& b, const KeyPiece<Element>& keys, c
   for (int group = begin, count; group < end; group += count) {
     count = next_vectors(end - group);
     const std::ptrdiff_t skipped = std::ptrdiff_t{16} * (group - keys.begin) * b.dims_k;
-    piece.next = keys.next == nullptr ? nullptr : keys.next + skipped * std::ptrdiff_t{sizeof(*keys.keys[0])};
+    if (keys.staged) {
+      // The conversion left the memory alone for as long as the tiles take: they fetch what it will read next.
+      const bool fetches = keys.next != nullptr && tile_number < staged_fetchers && group == begin;
+      piece.next = fetches ? keys.next + std::ptrdiff_t{64} * keys.dims * tile_number : nullptr;
+      piece.step = 64;
+    } else {
+      piece.next = keys.next == nullptr ? nullptr : keys.next + skipped * std::ptrdiff_t{sizeof(*keys.keys[0])};
+      piece.step = std::ptrdiff_t{16} * count * std::ptrdiff_t{sizeof(*keys.keys[0])};
+    }
     piece.scores = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + 16 * group;
     with_shape(width, count, ScoreCall<Element>{piece, keys.keys + (group - keys.begin)});
   }
@@ -274,7 +287,7 @@ SKALD_INLINE void score_numbers(const Block& b, const KeyPiece<Element>& keys, c
 /// Scores of all queries of the block for a piece of the keys.
 template <class Element>
 void score_piece(const Block& b, int base, const KeyPiece<Element>& keys) noexcept {
-  for (int first = 0, width; first < b.queries; first += width) {
+  for (int first = 0, number = 0, width; first < b.queries; first += width, ++number) {
     width = next_tile(b.queries - first);
     const int tile_low = b.low(first / b.heads) - base;
     const int tile_high = b.high((first + width - 1) / b.heads) - base;
@@ -282,7 +295,7 @@ void score_piece(const Block& b, int base, const KeyPiece<Element>& keys) noexce
     const int end = least(keys.end, (most(tile_high, 0) + 15) / 16);
     const float* tile = b.packed + first * b.packed_stride;
     if constexpr (Element::coded) score_codes(b, keys, tile, first, width, begin, end);
-    else score_numbers(b, keys, tile, first, width, begin, end);
+    else score_numbers(b, keys, tile, first, width, begin, end, number);
   }
 }
 
@@ -293,18 +306,17 @@ void stage_and_score(const Block& b, int base, const KeyPiece<Element>& direct) 
   KeyPiece<Single> staged{};
   staged.begin = direct.begin;
   staged.end = direct.end;
+  staged.staged = true;
   for (int dim = 0; dim < b.dims_k; dim += part_dims) {
     staged.dim = dim;
     staged.dims = least(part_dims, b.dims_k - dim);
+    // Two bytes for each dimension of the part's 64 keys.
+    staged.next = direct.next == nullptr ? nullptr : direct.next + std::ptrdiff_t{2} * part_slots * dim;
     for (int group = 0; group < direct.end - direct.begin; ++group) {
       float* to_keys = b.stage + std::ptrdiff_t{16} * part_dims * group;
       staged.keys[group] = to_keys;
       const Stored* keys = direct.keys[group] + std::ptrdiff_t{16} * dim;
-      const std::byte* next = direct.next + ((keys - direct.keys[0]) * std::ptrdiff_t{sizeof(Stored)});
-      for (int d = 0; d < staged.dims; ++d) {
-        store(to_keys + 16 * d, Element::read(keys + 16 * d));
-        prefetch_far(next + 16 * sizeof(Stored) * static_cast<std::size_t>(d));
-      }
+      for (int d = 0; d < staged.dims; ++d) store(to_keys + 16 * d, Element::read(keys + 16 * d));
     }
     score_piece(b, base, staged);
   }
@@ -414,19 +426,26 @@ struct ValueSlice {
   int base;
   int begin, end;
   int dim, dims;
-  std::ptrdiff_t ahead;
+  const std::byte* next;  ///< memory that is needed later, or null
+  std::ptrdiff_t step;    ///< how much of it to fetch with each token
   const float* scales = nullptr;  ///< of slot `begin`, if the values are coded
 };
 
 /// Adds the weighted values of slots [begin, end) for queries [first, last), all of which see all of them.
 template <class Element>
-void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin, int end) noexcept {
+void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin, int end,
+                int tile_number) noexcept {
   if (begin >= end) return;
   ValuePiece piece{};
   piece.tokens = end - begin;
   piece.out_stride = b.state_stride;
   piece.value_stride = slice.stride;
-  piece.ahead = slice.ahead;
+  piece.step = slice.step;
+  const std::byte* next = slice.next == nullptr ? nullptr : slice.next + (begin - slice.begin) * slice.step;
+  // Converted values: the first tiles fetch the lines of a token, one each.
+  if constexpr (!Element::converts) {
+    next = next == nullptr || tile_number >= staged_fetchers ? nullptr : next + std::ptrdiff_t{64} * tile_number;
+  }
   if constexpr (Element::coded) {
     piece.scale_stride = blocks_of(b.dims_v);
     piece.scales = slice.scales + (begin - slice.begin) * piece.scale_stride;
@@ -439,6 +458,10 @@ void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int
       count = next_vectors((slice.dims - dim) / 16);
       piece.out = b.partial + first * b.state_stride + 16 + slice.dim + dim;
       piece.vector = dim / 16;
+      piece.next = next;
+      if constexpr (Element::converts && !Element::coded) {
+        if (next != nullptr) piece.next = next + std::ptrdiff_t{sizeof(*values)} * dim;
+      }
       with_shape(width, count, ValueCall<Element>{piece, Element::coded ? values : values + dim});
     }
   }
@@ -446,8 +469,8 @@ void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int
 
 /// The same for slots of which queries [first, last) may not see all: row by row, run by run.
 template <class Element>
-void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin,
-                        int end) noexcept {
+void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin, int end,
+                        int tile_number) noexcept {
   if (begin >= end) return;
   for (int query = first; query < last;) {
     const int r = query / b.heads;
@@ -457,7 +480,7 @@ void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int fi
       int run = slot;
       if (b.task->visible == nullptr) run = to;
       while (run < to && b.sees(r, run)) ++run;
-      add_values(b, slice, query, row_end, slot, run);
+      add_values(b, slice, query, row_end, slot, run, tile_number);
       slot = run + 1;
     }
     query = row_end;
@@ -466,7 +489,7 @@ void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int fi
 
 template <class Element>
 void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
-  for (int first = 0, width; first < b.queries; first += width) {
+  for (int first = 0, number = 0, width; first < b.queries; first += width, ++number) {
     width = next_tile(b.queries - first);
     // What all queries of the tile see; before the segment, if the segment has a matrix of its own.
     int low = b.low((first + width - 1) / b.heads);
@@ -475,9 +498,9 @@ void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
     if (low >= high) low = high = slice.end;
     low = least(most(low, slice.begin), slice.end);
     high = least(most(high, low), slice.end);
-    add_visible_values(b, slice, first, first + width, slice.begin, low);
-    add_values(b, slice, first, first + width, low, high);
-    add_visible_values(b, slice, first, first + width, high, slice.end);
+    add_visible_values(b, slice, first, first + width, slice.begin, low, number);
+    add_values(b, slice, first, first + width, low, high, number);
+    add_visible_values(b, slice, first, first + width, high, slice.end, number);
   }
 }
 
@@ -529,18 +552,11 @@ void read_scales(const Block& b, int from, int to) noexcept {
 
 /// Puts dimensions [dim, dim + dims) of the values of slots [from, to) into b.stage, token after token.
 template <class Element>
-void stage_values(const Block& b, int from, int to, int dim, int dims, const std::byte* next) noexcept {
+void stage_values(const Block& b, int from, int to, int dim, int dims) noexcept {
   using Stored = typename Element::Stored;
   for (int slot = from; slot < to; ++slot) {
     const Stored* values = b.values<Stored>(slot);
     float* row = b.stage + std::ptrdiff_t{part_dims} * (slot - from);
-    if (next != nullptr) {
-      const auto row_bytes = static_cast<std::ptrdiff_t>(b.value_bytes);
-      const std::ptrdiff_t first = row_bytes * dim / b.dims_v;
-      for (std::ptrdiff_t byte = 0; byte < row_bytes * dims / b.dims_v; byte += 64) {
-        prefetch_far(next + (slot - from) * row_bytes + first + byte);
-      }
-    }
     if constexpr (Element::coded) {
       const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
       for (int d = 0; d < dims; d += 16) {
@@ -565,6 +581,7 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
     for (int d = 0; d < padded; d += 16) store(sums + d, zero_f32());
   }
   const int page = b.task->layout.page_tokens;
+  const auto row_bytes = static_cast<std::ptrdiff_t>(b.value_bytes);
   for (int part = base; part < end; part += part_slots) {
     const int from = most(part, begin);
     const int to = least(part + part_slots, end);
@@ -574,7 +591,7 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
       for (int dim = 0; dim < padded; dim += part_dims) {
         const int dims = least(part_dims, padded - dim);
         stage_values_of_keys<Element>(b, from, to, dim, dims);
-        value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, 0});
+        value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, nullptr, 0});
       }
       continue;
     }
@@ -584,18 +601,18 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
         for (int slot = from, stop; slot < to; slot = stop) {
           stop = least(to, (slot / page + 1) * page);
           const Stored* values = b.values<Stored>(slot);
-          const std::ptrdiff_t ahead = next == nullptr ? 0 : next - reinterpret_cast<const std::byte*>(values);
           const auto stride = static_cast<std::ptrdiff_t>(b.value_bytes / sizeof(Stored));
           const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
-          value_slice(b, ValueSlice<Element>{values, stride, base, slot, stop, 0, padded, ahead, scales});
+          value_slice(b, ValueSlice<Element>{values, stride, base, slot, stop, 0, padded, next, row_bytes, scales});
         }
         continue;
       }
     }
     for (int dim = 0; dim < padded; dim += part_dims) {
       const int dims = least(part_dims, padded - dim);
-      stage_values<Element>(b, from, to, dim, dims, next);
-      value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, 0});
+      stage_values<Element>(b, from, to, dim, dims);
+      const std::byte* later = next == nullptr ? nullptr : next + row_bytes * dim / b.dims_v;
+      value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, later, row_bytes});
     }
   }
 }
@@ -654,7 +671,11 @@ void chunk(const AttentionTask& task, std::int32_t index, std::byte* partial, st
   for (int begin = 0; begin < task.rows; begin += rows_per_block(task.heads)) {
     Block b = make_block(task, begin, scratch);
     b.partial = reinterpret_cast<float*>(partial) + begin * task.heads * b.state_stride;
-    block_chunk<Element>(b, index * chunk_slots, nullptr);
+    // Units that follow each other are chunks that do.
+    const int after = (index + 1) * chunk_slots;
+    const bool more = after >= task.first && after < b.high(b.rows - 1);
+    block_chunk<Element>(b, index * chunk_slots,
+                         more ? reinterpret_cast<const std::byte*>(b.keys<typename Element::Stored>(after)) : nullptr);
   }
 }
 
