@@ -1,6 +1,9 @@
 #include "backend/cpu/phase_runner.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -21,6 +24,9 @@ void pause() noexcept {
 
 // A few microseconds of spinning; the thread that is waited for may need this core.
 constexpr int spins_before_yield = 200;
+// Who waits longer sleeps: most likely a participant was preempted in the middle of a unit, and the scheduler moves it to
+// a core only if that is idle.
+constexpr std::chrono::microseconds yields_before_park{50};
 
 /// How the units of a phase are divided: each participant has `share` of its own, the rest is the common tail.
 struct Division {
@@ -48,7 +54,9 @@ class PhaseRunner::Region {
       std::atomic<std::int64_t>& done = line(p, 0);
       if (done.load(std::memory_order_acquire) == units) continue;
       me.phase = p;
-      if (const std::int64_t mine = work(p, me); mine > 0) done.fetch_add(mine, std::memory_order_release);
+      if (const std::int64_t mine = work(p, me); mine > 0) {
+        if (done.fetch_add(mine, std::memory_order_seq_cst) + mine == units && sleepers_.load() > 0) wake();
+      }
       if (p + 1 < count_ && phases_[p + 1]->warm != nullptr) {
         const Division division(phases_[p + 1]->units, participants_);
         phases_[p + 1]->warm(*phases_[p + 1], std::min(index * division.share, phases_[p + 1]->units - 1));
@@ -95,17 +103,29 @@ class PhaseRunner::Region {
     return mine;
   }
 
+  /// Wakes those who sleep: a phase is complete, or the region ends.
+  void wake() noexcept {
+    // Whoever looked before this sleeps by now, whoever looks later sees why they were to be woken.
+    { const std::scoped_lock lock(mutex_); }
+    event_.notify_all();
+  }
+
   /// @return false if the region ends early.
-  bool wait(const std::atomic<std::int64_t>& done, std::int64_t units) const noexcept {
-    for (int spins = 0; done.load(std::memory_order_acquire) != units; ++spins) {
-      if (stop_.raised()) return false;
-      if (spins < spins_before_yield) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
+  bool wait(const std::atomic<std::int64_t>& done, std::int64_t units) noexcept {
+    // Sequentially consistent, as the addition to `done` and the look at `sleepers_` are: one of the two sees the other.
+    const auto over = [&] { return done.load(std::memory_order_seq_cst) == units || stop_.raised(); };
+    for (int spins = 0; spins < spins_before_yield && !over(); ++spins) pause();
+    const auto start = std::chrono::steady_clock::now();
+    while (!over() && std::chrono::steady_clock::now() - start < yields_before_park) std::this_thread::yield();
+    if (!over()) {
+      sleepers_.fetch_add(1);
+      std::unique_lock lock(mutex_);
+      event_.wait(lock, over);
+      sleepers_.fetch_sub(1);
     }
-    return true;
+    if (done.load(std::memory_order_acquire) == units) return true;
+    wake();  // stopped: the others sleep, perhaps
+    return false;
   }
 
   Line* lines_;
@@ -113,6 +133,9 @@ class PhaseRunner::Region {
   const PhaseHead* const* phases_;
   std::int64_t count_;
   StopFlag stop_;
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::mutex mutex_{};
+  std::condition_variable event_{};
 };
 
 PhaseRunner::PhaseRunner(int participants) : participants_(std::max(1, participants)) {}
