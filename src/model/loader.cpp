@@ -61,7 +61,13 @@ Model ModelLoader::run() {
   load_text();
   report(0);
   load_vectors();
-  load_weights();
+  const bool cached = !options_.packed_cache.empty();
+  if (cached) describe();
+  if (!cached || !map_packed()) {
+    load_weights();
+    write_packed();
+  }
+  if (!cached) describe();
   finish();
   impl_->info.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   log(LogLevel::info, fmt::format("loaded {} in {:.3f} s", impl_->info.description, impl_->info.load_seconds));
@@ -69,6 +75,8 @@ Model ModelLoader::run() {
 }
 
 void ModelLoader::check() {
+  if (!options_.packed_cache.empty() && options_.layout != WeightLayout::packed)
+    throw UsageError(where, "packed_cache is for packed weights: WeightLayout::packed is needed");
   auto [spec, unread_keys] = read_spec_and_rest(*file_, options_.architectures);
   take_nested_ffn(spec, options_.ffn_fraction);
   bound_ = bind_tensors(*file_, spec, options_.architectures);
@@ -194,8 +202,6 @@ void ModelLoader::load_vectors() {
 void ModelLoader::load_weights() {
   for (const BoundTensor& each : bound_.used)
     if (each.binding.use == TensorUse::matrix) load_weight(each);
-  if (impl_->spec.has_head && impl_->spec.tied_head)
-    impl_->weight_table[impl_->slot(Role::head, -1)] = impl_->weight_table[impl_->slot(Role::token_embedding, -1)];
 }
 
 void ModelLoader::keep_weight(const BoundTensor& bound, std::shared_ptr<const Weight> weight) {
@@ -343,7 +349,7 @@ void ModelLoader::log(LogLevel level, const std::string& message) const {
   if (options_.log) options_.log({.level = level, .category = "model", .message = message});
 }
 
-void ModelLoader::finish() {
+void ModelLoader::describe() {
   ModelInfo& info = impl_->info;
   std::map<std::string, std::uint64_t, std::less<>> formats;
   Fingerprint fingerprint;
@@ -373,6 +379,12 @@ void ModelLoader::finish() {
   impl_->fingerprint = fingerprint.value();
   info.formats.assign(formats.begin(), formats.end());
   std::ranges::stable_sort(info.formats, std::ranges::greater{}, &std::pair<std::string, std::uint64_t>::second);
+}
+
+void ModelLoader::finish() {
+  if (impl_->spec.has_head && impl_->spec.tied_head)
+    impl_->weight_table[impl_->slot(Role::head, -1)] = impl_->weight_table[impl_->slot(Role::token_embedding, -1)];
+  ModelInfo& info = impl_->info;
   const Metadata& metadata = file_->metadata();
   if (const auto* entry = metadata.find("general.name"))
     if (const auto* name = std::get_if<std::string>(&entry->value)) info.name = *name;

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -12,6 +13,7 @@
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>
 
+#include "model/packed_cache.hpp"
 #include "model/spec_reading.hpp"
 
 namespace skald::inline v0 {
@@ -60,7 +62,11 @@ class ModelLoader {
   void load_chat_template();
   void load_vectors();
   void load_weights();
+  void describe();  // counts and fingerprint
   void finish();
+
+  [[nodiscard]] bool map_packed();  // all weights from the packed cache
+  void write_packed();              // the packed cache from all weights
 
   void load_weight(const BoundTensor& bound);
   void load_grouped(const BoundTensor& bound);
@@ -79,6 +85,7 @@ class ModelLoader {
   std::uint64_t total_bytes_ = 0;
   std::atomic<std::uint64_t> done_bytes_{0};
   std::uint64_t limit_bytes_ = 0;     // what `done_bytes_` may report while the current tensor loads
+  std::optional<PackedIdentity> packed_identity_;  // only with a packed cache
   std::uint64_t reported_bytes_ = 0;  // last value given to the progress callback
 };
 

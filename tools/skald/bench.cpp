@@ -47,6 +47,7 @@ struct BenchFlags {
   bool no_warmup = false;
   bool no_probe = false;
   bool no_repack = false;
+  std::string packed_cache;
   bool progress = false;
 };
 
@@ -548,6 +549,7 @@ skald::Model load(const BenchFlags& flags, const Global& global, const Setting& 
   model_flags.isa = flags.isa;
   model_flags.no_mmap = !setting.mmap;
   model_flags.no_repack = flags.no_repack;
+  model_flags.packed_cache = flags.packed_cache;
   return model_flags.load(global, false);
 }
 
@@ -681,6 +683,7 @@ void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands) {
   command->add_flag("--no-warmup", flags->no_warmup, "No run before the first repetition");
   command->add_flag("--no-probe", flags->no_probe, "Do not measure the machine's bandwidth and peaks");
   command->add_flag("--no-repack", flags->no_repack, "Keep the file's weight layout");
+  command->add_option("--packed-cache", flags->packed_cache, "As in other commands: file that keeps the repacked weights");
   command->add_flag("--progress", flags->progress, "Tell each repetition on stderr");
   command->footer(
       "Numbers may be lists and ranges: 128,256 or 128-512+128 or 128-1024*2. Tokens are random; sampling is not "

@@ -47,6 +47,8 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--isa", isa, "Instruction set of the cpu backend: see inspect --isas (default: the best)");
   app.add_flag("--no-mmap", no_mmap, "Read the file instead of mapping it");
   app.add_flag("--no-repack", no_repack, "Keep the file's weight layout instead of the backend's");
+  app.add_option("--packed-cache", packed_cache,
+                 "File that keeps the repacked weights: mapped if it fits this model, processor and version, else written");
   app.add_flag("--no-huge-pages", no_huge_pages, "Do not ask for 2 MiB pages");
   foreign.add_to(app);
 }
@@ -71,6 +73,7 @@ skald::Model ModelFlags::load(const Global& global, bool tokenizer) const {
   options.backend = make_backend();
   options.layout = no_repack ? skald::WeightLayout::rows : skald::WeightLayout::packed;
   options.map = !no_mmap;
+  options.packed_cache = packed_cache;
   options.tokenizer = tokenizer;
   options.progress = progress.callback("loading");
   options.stop = stop_on_interrupt();

@@ -47,6 +47,7 @@ struct ModelFlags {
   bool no_mmap = false;
   bool no_repack = false;
   bool no_huge_pages = false;
+  std::string packed_cache;
 
   void add_to(CLI::App& app);
   [[nodiscard]] skald::AnyBackend make_backend() const;

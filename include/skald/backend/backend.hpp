@@ -83,6 +83,16 @@ struct WeightSource {
   FunctionRef<void(std::int64_t first, std::int64_t count, std::span<std::byte> out)> read;
 };
 
+/// A weight whose packed bytes exist already: see BackendInterface::use_packed.
+struct PackedWeight {
+  DType type = DType::f32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t matrices = 1;           ///< as in WeightSource
+  std::span<const std::byte> bytes{};  ///< aligned to 64 bytes; what packed_bytes gave for such a weight
+  std::shared_ptr<const void> owner{};  ///< keeps `bytes` alive
+};
+
 /// What a backend is and runs on.
 struct BackendInfo {
   std::string name{};        ///< "reference", "cpu", "cuda"
@@ -167,6 +177,15 @@ class SKALD_API BackendInterface {
   /// thread. @throws CancelledError, UnsupportedError, whatever `read` throws.
   [[nodiscard]] virtual std::shared_ptr<const Weight> make_weight(const WeightSource& source, WeightLayout layout,
                                                                   const std::stop_token& stop) = 0;
+  /// Names how `make_weight` lays packed weights out, to the last byte: weights stored under an equal name can be used
+  /// again. Empty: packed weights of this backend cannot be stored.
+  [[nodiscard]] virtual std::string packed_layout() const { return {}; }
+  /// The packed bytes of a weight of this backend; empty if it is laid out otherwise or cannot be stored.
+  [[nodiscard]] virtual std::span<const std::byte> packed_bytes(const Weight& weight) const;
+  /// A weight that uses packed bytes in place. Any bytes are safe; wrong ones give wrong products.
+  /// @throws UnsupportedError if packed weights cannot be stored; UsageError for a wrong size, shape or alignment.
+  [[nodiscard]] virtual std::shared_ptr<const Weight> use_packed(const PackedWeight& packed);
+
   /// Copies between host and backend memory, synchronously. For set-up, snapshots and tests, not for steps.
   virtual void write(std::byte* device, std::span<const std::byte> host) = 0;
   virtual void read(std::span<std::byte> host, const std::byte* device) = 0;

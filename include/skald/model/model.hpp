@@ -38,6 +38,12 @@ struct LoadOptions {
   /// Most bytes that weights, vectors and tokenizer may take; a load that needs more is refused before any is
   /// allocated.
   std::optional<std::size_t> memory_budget{};
+  /// A file that keeps the packed weights of this model for this processor: if it is there and matches, it is mapped
+  /// and the weights are used in place; if not, the weights are packed as usual and the file is written (whole or not at
+  /// all). ModelInfo::packed_cache says what happened. The file carries versions, layout, identity of the model's files
+  /// and checksums, which are verified; but it is not protected against forgery, and truncating it while it is in use
+  /// ends the process (SIGBUS): keep it where only its users write. Empty: none. With WeightLayout::packed only.
+  std::string packed_cache{};
   bool tokenizer = true;        ///< also build the tokenizer and parse the chat template
   bool check_weights = false;   ///< decode every weight and refuse NaN and infinities (vectors are always checked)
   /// Architectures of the host's own; they come before built-in ones of the same name.
@@ -64,6 +70,9 @@ struct ModelInfo {
   std::vector<std::string> unused{};       ///< tensors of the file that this architecture does not read
   std::vector<std::string> unused_keys{};  ///< hyper-parameters of the file that this architecture does not read
   double load_seconds = 0.0;
+  /// LoadOptions::packed_cache: "" (not asked for), "mapped", "written", "unused".
+  std::string packed_cache{};
+  std::string packed_cache_reason{};  ///< why it was not mapped: "there is none", "the model file has changed", …
 };
 
 /// A loaded network: spec, weights in backend memory, tokenizer. Immutable, cheap to copy (copies share everything),

@@ -22,6 +22,8 @@ namespace cpu {
 namespace {
 
 constexpr std::string_view where = "backend.cpu";
+/// Grows when the panels of any format change.
+constexpr int panel_version = 1;
 
 /// What streams and weights need of their backend; they may outlive it.
 struct Core {
@@ -193,6 +195,18 @@ class CpuBackendImpl final : public CpuBackend {
   [[nodiscard]] std::shared_ptr<const Weight> make_weight(const WeightSource& source, WeightLayout layout,
                                                           const std::stop_token& stop) override {
     return make_cpu_weight(source, layout, core_->kernels, core_->executor, core_->participants, core_->memory, stop);
+  }
+
+  [[nodiscard]] std::string packed_layout() const override {
+    return fmt::format("cpu panel16 {} {}", panel_version, to_string(core_->kernels.isa()));
+  }
+  [[nodiscard]] std::span<const std::byte> packed_bytes(const Weight& weight) const override {
+    const auto* mine = dynamic_cast<const CpuWeight*>(&weight);
+    if (mine == nullptr || &mine->kernel() != core_->kernels.matmul(mine->type())) return {};
+    return mine->packed_bytes();
+  }
+  [[nodiscard]] std::shared_ptr<const Weight> use_packed(const PackedWeight& packed) override {
+    return use_packed_weight(packed, core_->kernels);
   }
 
   void write(std::byte* device, std::span<const std::byte> host) override {

@@ -68,6 +68,15 @@ void pack_panel(const kernels::MatmulKernel& kernel, const std::byte* first_row,
   kernel.pack(rows.data(), cols, panel);
 }
 
+const kernels::MatmulKernel* find_kernel(const KernelSet& kernels, DType type) {
+  const kernels::MatmulKernel* kernel = kernels.matmul(type);
+  if (kernel == nullptr) {
+    detail::throw_error(ErrorCode::unsupported, where,
+                        fmt::format("no kernels for weights of type {}", to_string(type)));
+  }
+  return kernel;
+}
+
 }  // namespace
 
 void CpuWeight::pack(std::int64_t p, std::byte* panel) const noexcept {
@@ -80,11 +89,7 @@ std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, Weight
                                               const AnyExecutor& executor, int participants, MemoryOptions memory,
                                               const std::stop_token& stop) {
   const std::size_t row_bytes = detail::check_weight_source(source, where);
-  const kernels::MatmulKernel* kernel = kernels.matmul(source.type);
-  if (kernel == nullptr) {
-    detail::throw_error(ErrorCode::unsupported, where,
-                        fmt::format("no kernels for weights of type {}", to_string(source.type)));
-  }
+  const kernels::MatmulKernel* kernel = find_kernel(kernels, source.type);
   if (stop.stop_requested()) detail::throw_error(ErrorCode::cancelled, where, "stop was requested");
   auto weight = std::make_shared<CpuWeight>(source, layout, *kernel, row_bytes);
   if (layout == WeightLayout::rows && !source.mapped.empty()) {
@@ -127,6 +132,23 @@ std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, Weight
       }
     };
   });
+  return weight;
+}
+
+std::shared_ptr<const Weight> use_packed_weight(const PackedWeight& packed, const KernelSet& kernels) {
+  const auto no_rows = [](std::int64_t, std::int64_t, std::span<std::byte>) {};
+  const WeightSource shape{.type = packed.type, .rows = packed.rows, .cols = packed.cols, .matrices = packed.matrices,
+                           .mapped = {}, .read = no_rows};
+  const std::size_t row_bytes = detail::check_weight_source(shape, where);
+  auto weight = std::make_shared<CpuWeight>(shape, WeightLayout::packed, *find_kernel(kernels, packed.type), row_bytes);
+  if (packed.bytes.size() != weight->bytes() || reinterpret_cast<std::uintptr_t>(packed.bytes.data()) % 64 != 0) {
+    detail::throw_error(ErrorCode::usage, where,
+                        fmt::format("{} packed bytes at an address that is {} modulo 64; needed are {} at a multiple of it",
+                                    packed.bytes.size(), reinterpret_cast<std::uintptr_t>(packed.bytes.data()) % 64,
+                                    weight->bytes()));
+  }
+  weight->data_ = packed.bytes.data();
+  weight->owner_ = packed.owner;
   return weight;
 }
 

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <stop_token>
 #include <string_view>
 
@@ -51,17 +52,23 @@ class CpuWeight final : public Weight {
   [[nodiscard]] const std::byte* row(std::int64_t r) const noexcept {
     return data_ + static_cast<std::size_t>(r) * row_bytes_;
   }
+  /// All panels of a packed weight.
+  [[nodiscard]] std::span<const std::byte> packed_bytes() const noexcept {
+    return packed() ? std::span(data_, bytes()) : std::span<const std::byte>();
+  }
   /// Makes panel p of a weight in file order.
   void pack(std::int64_t p, std::byte* panel) const noexcept;
 
  private:
   friend std::shared_ptr<const Weight> make_cpu_weight(const WeightSource&, WeightLayout, const KernelSet&,
                                                        const AnyExecutor&, int, MemoryOptions, const std::stop_token&);
+  friend std::shared_ptr<const Weight> use_packed_weight(const PackedWeight&, const KernelSet&);
   const kernels::MatmulKernel& kernel_;
   WeightLayout layout_;
   std::size_t row_bytes_;
   std::size_t panel_bytes_;
   AlignedBuffer own_{};
+  std::shared_ptr<const void> owner_{};
   const std::byte* data_ = nullptr;
 };
 
@@ -70,5 +77,8 @@ class CpuWeight final : public Weight {
 std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, WeightLayout layout, const KernelSet& kernels,
                                               const AnyExecutor& executor, int participants, MemoryOptions memory,
                                               const std::stop_token& stop);
+
+/// A weight of panels that exist. @throws UnsupportedError, UsageError.
+std::shared_ptr<const Weight> use_packed_weight(const PackedWeight& packed, const KernelSet& kernels);
 
 }  // namespace skald::inline v0::cpu
