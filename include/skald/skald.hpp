@@ -15,6 +15,7 @@
 #include <skald/decoder/decoder.hpp>
 #include <skald/decoder/embed.hpp>
 #include <skald/decoder/embedding_rows.hpp>
+#include <skald/decoder/kv_prediction.hpp>
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/generate/chat.hpp>
 #include <skald/generate/eval.hpp>

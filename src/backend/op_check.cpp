@@ -302,11 +302,14 @@ struct ShapeCheck {
     if (queries) {
       if (auto fault = cols_fault(op.q, op.heads, layout.head_dim_k, "q")) return fault;
     }
-    if (auto fault = cols_fault(op.k, op.kv_heads, layout.head_dim_k, "k")) return fault;
-    if (!layout.values_in_keys) {
+    const bool keys = op.k.data != nullptr || op.k.cols != 0;
+    if (!keys && !queries) return "there are neither queries nor keys";
+    if (keys)
+      if (auto fault = cols_fault(op.k, op.kv_heads, layout.head_dim_k, "k")) return fault;
+    if (keys && !layout.values_in_keys) {
       if (auto fault = cols_fault(op.v, op.kv_heads, layout.head_dim_v, "v")) return fault;
     }
-    if ((queries && op.q.rows != op.k.rows) || (!layout.values_in_keys && op.k.rows != op.v.rows)) {
+    if ((queries && op.q.rows != op.k.rows) || (keys && !layout.values_in_keys && op.k.rows != op.v.rows)) {
       return fmt::format("q, k, v have {}, {}, {} rows", op.q.rows, op.k.rows, op.v.rows);
     }
     if (auto fault = norm_fault(op.q_norm, "q_norm")) return fault;
@@ -539,12 +542,13 @@ struct EnqueueCheck {
     need(segments == 0 || kv.pool != nullptr, "pool");
   }
   void operator()(const StoreKvOp& op) const {
-    const bool values = !op.kv.layout.values_in_keys;
+    const bool keys = op.k.cols != 0;
+    const bool values = keys && !op.kv.layout.values_in_keys;
     matrix(op.q, "q");
-    matrix(op.k, "k");
+    if (keys) matrix(op.k, "k");
     if (values) matrix(op.v, "v");
     if (op.rope != RopeKind::none) matrix(op.rope_table, "rope_table");
-    if (overlap(op.q, op.k) || (values && (overlap(op.q, op.v) || overlap(op.k, op.v)))) {
+    if ((keys && overlap(op.q, op.k)) || (values && (overlap(op.q, op.v) || overlap(op.k, op.v)))) {
       fail(where, whole, "q, k, v overlap");
     }
     kv(op.kv, op.heads, op.segment_count, op.segments);

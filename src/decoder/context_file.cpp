@@ -11,6 +11,7 @@
 #include <skald/core/file.hpp>
 #include <skald/decoder/decoder.hpp>
 
+#include "decoder/context_access.hpp"
 #include "decoder/checksum.hpp"
 #include "state/context_codec.hpp"
 
@@ -49,17 +50,6 @@ void run_layers(const AnyExecutor& executor, std::size_t layers, const std::stop
 }  // namespace
 
 namespace detail {
-
-/// What this file may touch of a session.
-struct ContextAccess {
-  static DecoderCore& core(const Session& session) { return *session.core_; }
-  static void replace(Session& session, Session&& by) {
-    session.state_ = std::move(by.state_);
-    session.tokens_ = std::move(by.tokens_);
-    session.pending_tokens_.clear();
-  }
-  static std::vector<TokenId>& tokens(Session& session) { return session.tokens_; }
-};
 
 /// Keys and values of a layer.
 struct ContextLayer {

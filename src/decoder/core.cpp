@@ -96,6 +96,8 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
     if (layer.attention && (layer.attention->alibi > 0.0F || layer.attention->relative_buckets > 0))
       distances_by_slot_ = true;
   }
+  for (std::int32_t layer = 0; layer < spec.layer_count(); ++layer)
+    reads_ahead_ = reads_ahead_ || format_.source(layer) > layer;
   check_composition();
   make_pools();
   make_buffers();
@@ -163,10 +165,43 @@ std::vector<KvPart> DecoderImpl::kv_parts(std::size_t layer) const {
   return parts;
 }
 
+/// Whether layers can read the keys and values that they are told to.
+void DecoderImpl::check_sources() const {
+  const auto& spec = model_.spec();
+  for (std::int32_t layer = 0; layer < spec.layer_count(); ++layer) {
+    const auto from = format_.source(layer);
+    if (from == layer) continue;
+    const auto clash = [&](const std::string& what) {
+      throw IncompatibleError("decoder.decoder", "KV format '" + format_.name() + "': layer " + std::to_string(layer) +
+                                                     " cannot read the keys and values of layer " +
+                                                     std::to_string(from) + ": " + what,
+                              {.layer = layer});
+    };
+    const auto& reader = spec.layers[static_cast<std::size_t>(layer)].attention;
+    const auto& owner = spec.layers[static_cast<std::size_t>(from)].attention;
+    if (!reader || !owner) clash("one of them has no attention");
+    if (from > layer && recurrent_count_ > 0) clash("the model has recurrent layers, which cannot be computed several times");
+    if (format_.source(from) != from) clash("that layer has none of its own");
+    if (reader->latent || owner->latent) clash("latent attention has keys of its own kind");
+    if (reader->kv_heads != owner->kv_heads || reader->head_dim_k != owner->head_dim_k ||
+        reader->head_dim_v != owner->head_dim_v || reader->rope != owner->rope)
+      clash("heads or rotation differ");
+    if (reader->window > 0 || owner->window > 0) clash("one of them has a sliding window");
+    if (!reader->causal) clash("its tokens see later ones");
+  }
+  if (reads_ahead_ && eviction_.traits().drops_tokens)
+    throw IncompatibleError("decoder.decoder", "KV format '" + format_.name() + "' lets layers read a later one, and eviction '" +
+                                                   eviction_.name() + "' takes the slots of all rows of a pass for filled");
+}
+
 void DecoderImpl::make_pools() {
   const auto& spec = model_.spec();
   const std::int64_t page = std::max(1, options_.kv.page_tokens);
   std::int32_t most_heads = 0;
+  for (const auto& layer : spec.layers)
+    if (layer.attention) most_heads = std::max(most_heads, layer.attention->kv_heads);
+  format_.check(spec.layer_count(), most_heads);
+  check_sources();
   std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, pages
   const auto layout_of = [&](const AttentionSpec& attention, DType dtype) {
     return KvPageLayout{dtype, options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
@@ -187,13 +222,10 @@ void DecoderImpl::make_pools() {
   source_kv_.resize(spec.layers.size());
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const auto& layer = spec.layers[i];
-    if (layer.attention) {
-      most_heads = std::max(most_heads, layer.attention->kv_heads);
+    if (layer.attention && format_.source(static_cast<std::int32_t>(i)) == static_cast<std::int32_t>(i))
       add(kv_[i], *layer.attention, kv_parts(i), options_.kv.capacity_tokens);
-    }
     if (layer.cross) add(source_kv_[i], *layer.cross, one_kv_part(*layer.cross, i), options_.kv.capacity_tokens);
   }
-  format_.check(spec.layer_count(), most_heads);
   const auto shapes = encoder_kv_shapes(spec);
   encoder_kv_.resize(shapes.size());
   for (std::size_t i = 0; i < shapes.size(); ++i)
@@ -244,7 +276,7 @@ void DecoderImpl::make_buffers() {
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
   stopped_.request_stop();
   stream_ = backend.new_stream(
-      stream_limits(spec, rows, options_.context, options_.parallel, model_.weight_types(), model_.expert_types()));
+      stream_limits(spec, rows, options_.context, reads_ahead_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, model_.weight_types(), model_.expert_types()));
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
   positions_.resize(static_cast<std::size_t>(rows));
@@ -303,6 +335,10 @@ void DecoderImpl::check_program() {
   std::size_t groups = 0;
   for (const auto& layer : kv_) groups += static_cast<std::size_t>(layer.groups);
   tables_.assign(groups, KvTable{});
+  if (reads_ahead_) {
+    row_segments_ = segments_;
+    for (auto& tables : row_tables_) tables = tables_;
+  }
   places_.assign(static_cast<std::size_t>(recurrent_count_), StatePlace{});
   groups = 0;
   for (const auto& layer : source_kv_) groups += static_cast<std::size_t>(layer.groups);
@@ -465,6 +501,9 @@ void DecoderImpl::check_batch(const Batch& batch) const {
                std::to_string(spec.vocabulary));
     }
     if (entry.kind != EntryKind::tree) continue;
+    if (reads_ahead_)
+      throw IncompatibleError("decoder.forward", "a token tree cannot be combined with KV format '" + format_.name() +
+                                                     "': layers read what a later one made of the token before");
     if (recurrent_count_ > 0)
       throw IncompatibleError("decoder.forward",
                               "a token tree cannot be computed by recurrent layers, whose state follows one sequence; give "
@@ -546,6 +585,7 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
     if (left == 0) continue;
     std::int64_t count = std::min(left, room);
     if ((entry.kind == EntryKind::tree || !causal_) && count < left) break;
+    if (reads_ahead_ && format_.iterations() == 0) count = 1;
     if (eviction_.traits().drops_tokens && entry.kind != EntryKind::tree)
       count = std::min(count, border_after(entry.session->length()) - entry.session->length());
     if (config_.checkpoints > 0)
@@ -685,11 +725,33 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
     }
     group_base += static_cast<std::size_t>(kv_[l].groups);
   }
+  if (reads_ahead_) prepare_row_tables();
 }
 
 StateLayer DecoderImpl::state_layer(int layer, std::int64_t offset) const noexcept {
   const auto first = static_cast<std::size_t>(recurrent_layers_[static_cast<std::size_t>(layer)]) * segments_.size();
   return {places_.data() + first, offset, segments_.data(), static_cast<std::int32_t>(segments_.size())};
+}
+
+void DecoderImpl::prepare_row_tables() {
+  row_segments_.clear();
+  for (const auto& segment : segments_)
+    for (std::int32_t i = 0; i < segment.row_count; ++i) row_segments_.push_back({segment.row_begin + i, 1, nullptr});
+  for (int time = 0; time < 2; ++time) {
+    auto& tables = row_tables_[static_cast<std::size_t>(time)];
+    tables.clear();
+    std::size_t at = 0;
+    for (const auto& layer : kv_)
+      for (const auto& part : layer.parts)
+        for (const auto& segment : segments_) {
+          for (std::int32_t i = 0; i < segment.row_count; ++i)
+            for (std::size_t g = 0; g < static_cast<std::size_t>(part.groups); ++g) {
+              tables.push_back(tables_[at + g]);
+              tables.back().length += time * i;
+            }
+          at += static_cast<std::size_t>(part.groups);
+        }
+  }
 }
 
 /// What a session holds of one part of a layer.
@@ -784,6 +846,9 @@ void DecoderImpl::check_finite(const Batch& batch) const {
 }
 
 void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
+  if (reads_ahead_)
+    throw IncompatibleError("decoder.forward", "attention scores cannot be collected with KV format '" + format_.name() +
+                                                   "': layers read a later one, and rows may be computed several times");
   if (eviction_.traits().drops_tokens)
     throw IncompatibleError("decoder.forward", "attention scores cannot be collected by slot while eviction '" +
                                                    eviction_.name() + "' removes slots");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <deque>
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -85,6 +86,8 @@ class DecoderImpl final : public DecoderCore {
   void check_composition() const;
   void make_pools();
   [[nodiscard]] std::vector<KvPart> kv_parts(std::size_t layer) const;
+  void check_sources() const;
+  void prepare_row_tables();
   void make_buffers();
   void make_positions();
   void make_relative_biases();
@@ -204,6 +207,12 @@ class DecoderImpl final : public DecoderCore {
   std::vector<Segment> segments_;
   std::vector<std::uint64_t> visible_;
   std::vector<KvTable> tables_;
+  // Where layers read a later layer: each row as a segment of its own, and the slots it sees: first those of before the pass,
+  // then also those of the rows before it. [layer][part][row][group]
+  std::vector<Segment> row_segments_;
+  std::array<std::vector<KvTable>, 2> row_tables_;
+  bool reads_ahead_ = false;
+  int iteration_ = 0;
   std::vector<StatePlace> places_;  // [recurrent layer][segment]
   Matrix mixed_{};                  // result of the latest recurrent mixer
   std::vector<KvTable> source_tables_;   // [layer][segment][group]

@@ -14,8 +14,13 @@ Matrix DecoderImpl::logits_matrix(const HeadRun& run) const noexcept {
 }
 
 void DecoderImpl::emit(std::int64_t rows, OpSink sink) {
-  emit_input(rows, sink);
-  for (int layer = 0; layer < model_.spec().layer_count(); ++layer) emit_layer(layer, rows, sink);
+  std::int32_t times = 1;
+  if (reads_ahead_)
+    for (const auto& segment : segments_) times = std::max(times, std::min(segment.row_count, format_.iterations()));
+  for (iteration_ = 0; iteration_ < times; ++iteration_) {
+    emit_input(rows, sink);
+    for (int layer = 0; layer < model_.spec().layer_count(); ++layer) emit_layer(layer, rows, sink);
+  }
   emit_head(rows, sink);
 }
 
@@ -100,9 +105,10 @@ Matrix heads_of(Matrix x, std::int64_t first, std::int64_t count, std::int64_t s
 /// Keys and values to the pages of each part of the layer.
 void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
   const auto shared = store.heads / store.kv_heads;
-  for (const auto& part : layer_kv(layer).parts) {
+  const int owner = format_.source(layer);  // if another one, there are queries alone, to be rotated
+  for (const auto& part : layer_kv(owner).parts) {
     auto op = store;
-    op.kv = kv_layer(layer, part);
+    op.kv = kv_layer(owner, part);
     op.segments = segments_.data();
     op.segment_count = static_cast<std::int32_t>(segments_.size());
     op.kv_heads = part.groups * op.kv.layout.heads;
@@ -118,13 +124,25 @@ void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
 /// Attention over the pages of each part of the layer, with scores if they are asked for.
 void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink) {
   const auto shared = attend.heads / attend.kv_heads;
+  const int owner = format_.source(layer);
   std::size_t sink_index = 0;
-  for (int l = 0; (scoring_ || policy_scoring_) && l < layer; ++l) sink_index += kv_[static_cast<std::size_t>(l)].parts.size();
-  for (const auto& part : layer_kv(layer).parts) {
+  std::size_t groups_before = 0;
+  for (int l = 0; l < std::min(owner, model_.spec().layer_count()); ++l) {
+    sink_index += kv_[static_cast<std::size_t>(l)].parts.size();
+    groups_before += static_cast<std::size_t>(kv_[static_cast<std::size_t>(l)].groups);
+  }
+  for (const auto& part : layer_kv(owner).parts) {
     auto op = attend;
-    op.kv = kv_layer(layer, part);
+    op.kv = kv_layer(owner, part);
     op.segments = segments_.data();
     op.segment_count = static_cast<std::int32_t>(segments_.size());
+    if (owner > layer) {  // what a later layer has made of earlier tokens
+      op.mask = AttentionMask::none;
+      op.segments = row_segments_.data();
+      op.segment_count = static_cast<std::int32_t>(row_segments_.size());
+      op.kv.tables = row_tables_[iteration_ == 0 ? 0 : 1].data() +
+                     (groups_before + static_cast<std::size_t>(part.first_group)) * row_segments_.size();
+    }
     op.kv_heads = part.groups * op.kv.layout.heads;
     op.heads = op.kv_heads * shared;
     const auto first = std::int64_t{part.first_group} * op.kv.layout.heads * shared;
@@ -137,7 +155,7 @@ void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink)
       auto& sink_of_part = score_sinks_[sink_index++];
       sink_of_part = score_template_;
       sink_of_part.scores =
-          score_pointers_.data() + first_table(layer) + static_cast<std::size_t>(part.first_group) * segments_.size();
+          score_pointers_.data() + first_table(owner) + static_cast<std::size_t>(part.first_group) * segments_.size();
       op.sink = &sink_of_part;
     }
     sink(op, layer);
@@ -159,24 +177,26 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   LinearOp project{};
   project.x = x;
   project.norm = norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer);
-  project.part_count = 3;
+  const bool own = format_.source(layer) == layer;
+  project.part_count = own ? 3 : 1;
   project.parts = {{{model_.weight(Role::query, layer), model_.vector(Role::query_bias, layer), q},
                     {model_.weight(Role::key, layer), model_.vector(Role::key_bias, layer), k},
                     {model_.weight(Role::value, layer), model_.vector(Role::value_bias, layer), v}}};
   sink(project, layer);
-  if (attention.clamp > 0.0F)
-    for (const auto& each : {q, k, v}) sink(ClampOp{each, attention.clamp}, layer);
+  if (attention.clamp > 0.0F) sink(ClampOp{q, attention.clamp}, layer);
+  if (attention.clamp > 0.0F && own)
+    for (const auto& each : {k, v}) sink(ClampOp{each, attention.clamp}, layer);
   // A norm of the whole projection, or one with a bias, is an op of its own.
   const bool whole = attention.qk_norm_scope == QkNormScope::projection;
   const auto q_norm = norm(attention.q_norm, Role::query_norm, Role::query_norm_bias, layer);
   const auto k_norm = norm(attention.k_norm, Role::key_norm, Role::key_norm_bias, layer);
   if (whole && q_norm.kind != NormKind::none) sink(NormOp{q, q_norm, q}, layer);
-  if (whole && k_norm.kind != NormKind::none) sink(NormOp{k, k_norm, k}, layer);
+  if (whole && own && k_norm.kind != NormKind::none) sink(NormOp{k, k_norm, k}, layer);
 
   StoreKvOp store{};
   store.q = q;
-  store.k = k;
-  store.v = v;
+  store.k = own ? k : Matrix{nullptr, rows, 0, 0};
+  store.v = own ? v : Matrix{nullptr, rows, 0, 0};
   store.heads = attention.heads;
   store.kv_heads = attention.kv_heads;
   if (!whole) {

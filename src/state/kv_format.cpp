@@ -31,7 +31,7 @@ std::string_view take(std::string_view& text, char separator) {
 }  // namespace
 
 AnyKvFormat::AnyKvFormat(std::string_view spec) : dtype_(parse(trimmed(take(spec, ';')))) {
-  while (!spec.empty()) rules_.push_back(parse_rule(trimmed(take(spec, ';'))));
+  while (!spec.empty()) add_rule(trimmed(take(spec, ';')));
 }
 
 DType AnyKvFormat::parse(std::string_view name) {
@@ -66,23 +66,40 @@ std::vector<AnyKvFormat::Range> AnyKvFormat::parse_ranges(std::string_view text,
   return ranges;
 }
 
-AnyKvFormat::Rule AnyKvFormat::parse_rule(std::string_view text) {
+std::int32_t AnyKvFormat::parse_number(std::string_view text, std::string_view rule) {
+  const auto ranges = parse_ranges(text, rule);
+  if (ranges.size() != 1 || ranges[0].first != ranges[0].last) refuse(rule, "one number is needed");
+  return ranges[0].first;
+}
+
+void AnyKvFormat::add_rule(std::string_view text) {
   const auto equals = text.find('=');
   if (equals == std::string_view::npos) refuse(text, "'=' and a format are missing");
-  Rule rule;
-  rule.dtype = parse(trimmed(text.substr(equals + 1)));
   auto left = trimmed(text.substr(0, equals));
+  const auto right = trimmed(text.substr(equals + 1));
+  if (left == "iterations") {
+    iterations_ = parse_number(right, text);
+    return;
+  }
   constexpr std::string_view layers = "layers ";
   constexpr std::string_view heads = "heads ";
+  constexpr std::string_view layer = "layer ";
+  Rule rule;
   const auto split = left.find(heads);
-  auto before = trimmed(left.substr(0, std::min(split, left.size())));
+  if (right.substr(0, layer.size()) == layer) {
+    rule.source = parse_number(right.substr(layer.size()), text);
+    if (split != std::string_view::npos) refuse(text, "all heads of a layer read the same layer");
+  } else {
+    rule.dtype = parse(right);
+  }
+  const auto before = trimmed(left.substr(0, std::min(split, left.size())));
   if (split != std::string_view::npos) rule.heads = parse_ranges(left.substr(split + heads.size()), text);
   if (!before.empty()) {
     if (before.substr(0, layers.size()) != layers) refuse(text, "it begins with neither 'layers' nor 'heads'");
     rule.layers = parse_ranges(before.substr(layers.size()), text);
   }
   if (rule.layers.empty() && rule.heads.empty()) refuse(text, "it begins with neither 'layers' nor 'heads'");
-  return rule;
+  rules_.push_back(std::move(rule));
 }
 
 DType AnyKvFormat::dtype(std::int32_t layer, std::int32_t head) const noexcept {
@@ -93,8 +110,16 @@ DType AnyKvFormat::dtype(std::int32_t layer, std::int32_t head) const noexcept {
   };
   auto type = dtype_;
   for (const auto& rule : rules_)
-    if (inside(rule.layers, layer) && inside(rule.heads, head)) type = rule.dtype;
+    if (rule.source < 0 && inside(rule.layers, layer) && inside(rule.heads, head)) type = rule.dtype;
   return type;
+}
+
+std::int32_t AnyKvFormat::source(std::int32_t layer) const noexcept {
+  auto source = layer;
+  for (const auto& rule : rules_)
+    for (const auto& range : rule.layers)
+      if (rule.source >= 0 && range.first <= layer && layer <= range.last) source = rule.source;
+  return source;
 }
 
 std::string AnyKvFormat::name() const {
@@ -111,8 +136,9 @@ std::string AnyKvFormat::name() const {
     text += ";";
     add("layers ", rule.layers);
     add(rule.layers.empty() ? "heads " : " heads ", rule.heads);
-    text += "=" + std::string(to_string(rule.dtype));
+    text += rule.source < 0 ? "=" + std::string(to_string(rule.dtype)) : "=layer " + std::to_string(rule.source);
   }
+  if (iterations_ > 0) text += ";iterations=" + std::to_string(iterations_);
   return text;
 }
 
@@ -127,6 +153,7 @@ void AnyKvFormat::check(std::int32_t layers, std::int32_t kv_heads) const {
   for (const auto& rule : rules_) {
     within(rule.layers, layers, "layer");
     within(rule.heads, kv_heads, "KV head");
+    if (rule.source >= 0) within({{rule.source, rule.source}}, layers, "layer");
   }
 }
 

@@ -242,7 +242,7 @@ struct KvLayer {
 /// Normalizes (optional, per head), rotates q and k, and writes k and v to their pages.
 struct StoreKvOp {
   Matrix q{};  ///< [tokens, heads * head_dim_k]; normalized and rotated in place. Matrix{}: there are no queries
-  Matrix k{};  ///< [tokens, kv_heads * head_dim_k]; normalized and rotated in place
+  Matrix k{};  ///< [tokens, kv_heads * head_dim_k]; normalized and rotated in place. No data and columns: nothing is stored
   Matrix v{};  ///< [tokens, kv_heads * head_dim_v]; not read if the layout has the values in the keys
   std::int32_t heads = 0;
   std::int32_t kv_heads = 0;

@@ -47,6 +47,9 @@ static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat
 ///   "q4_0;layers 0-1=f16"             the first two layers differ
 ///   "q4_0;heads 0,3=q8_0"             two KV heads of every layer
 ///   "f16;layers 2-9 heads 1=q4_0"     one KV head of some layers
+///   "f16;layers 0-6=layer 7"          layers without keys and values of their own: their queries read those of layer 7
+///                                     (LCKV, Wu and Tu 2024, arXiv 2405.10637)
+///   "f16;layers 0-6=layer 7;iterations=3"   see `iterations`
 class SKALD_API AnyKvFormat {
  public:
   AnyKvFormat() : AnyKvFormat(KvF16{}) {}
@@ -60,6 +63,12 @@ class SKALD_API AnyKvFormat {
   [[nodiscard]] DType dtype() const noexcept { return dtype_; }
   /// Of a KV head of a layer.
   [[nodiscard]] DType dtype(std::int32_t layer, std::int32_t head) const noexcept;
+  /// The layer whose keys and values a layer's queries read: itself, unless a rule says otherwise.
+  [[nodiscard]] std::int32_t source(std::int32_t layer) const noexcept;
+  /// Where layers read a later one, a token needs what that layer made of the tokens before: 0, the default, computes tokens
+  /// one by one, which is exact; n computes those of a batch together, n times over, each time with the keys and values of
+  /// the time before. That is exact from as many iterations on as there are tokens, before that an approximation.
+  [[nodiscard]] std::int32_t iterations() const noexcept { return iterations_; }
   /// The specification in one spelling.
   [[nodiscard]] std::string name() const;
   /// @throws IncompatibleError if a rule is about a layer or head that a model of so many does not have; `kv_heads` is the largest
@@ -76,12 +85,15 @@ class SKALD_API AnyKvFormat {
     std::vector<Range> layers{};  // empty: all
     std::vector<Range> heads{};   // empty: all
     DType dtype = DType::f16;
+    std::int32_t source = -1;  // if not negative, the rule is about this and not about a type
   };
-  static Rule parse_rule(std::string_view text);
+  void add_rule(std::string_view text);
+  static std::int32_t parse_number(std::string_view text, std::string_view rule);
   static std::vector<Range> parse_ranges(std::string_view text, std::string_view rule);
   static DType parse(std::string_view name);
   DType dtype_;
   std::vector<Rule> rules_{};
+  std::int32_t iterations_ = 0;
 };
 static_assert(KvFormat<AnyKvFormat>);
 

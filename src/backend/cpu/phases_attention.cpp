@@ -36,6 +36,7 @@ void store_token(const Phase& phase, const StoreKvOp& op, const AttentionKernel&
   for (std::int32_t h = kv_head * shared; has_queries(op) && h < (kv_head + 1) * shared; ++h) {
     norm_and_rotate(phase, op, op.q_norm, token, op.q.data + token * op.q.stride + std::int64_t{h} * layout.head_dim_k);
   }
+  if (op.k.data == nullptr) return;
   float* key = op.k.data + token * op.k.stride + std::int64_t{kv_head} * layout.head_dim_k;
   norm_and_rotate(phase, op, op.k_norm, token, key);
   const float* value =

@@ -328,7 +328,7 @@ void run(const StoreKvOp& op, const std::stop_token& stop) {
       for (std::int32_t h = 0; op.q.data != nullptr && h < op.heads; ++h) {
         norm_and_rotate(op, row(op.q, token).data() + h * dk, op.q_norm, token);
       }
-      for (std::int32_t h = 0; h < op.kv_heads; ++h) {
+      for (std::int32_t h = 0; op.k.data != nullptr && h < op.kv_heads; ++h) {
         float* key = row(op.k, token).data() + h * dk;
         norm_and_rotate(op, key, op.k_norm, token);
         const HeadCache cache(op.kv, s, h);

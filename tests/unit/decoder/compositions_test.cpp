@@ -47,7 +47,8 @@ const std::vector<Component>& components() {
     add("layout", &Pipeline::layout, {"packed", "rows"});
     add("weights", &Pipeline::weights,
         {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"});
-    add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0", "f16;heads 1=q8_0"});
+    add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0", "f16;heads 1=q8_0", "f16;layers 1=layer 0",
+                                 "f16;layers 0=layer 1"});
     add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2", "window:sinks=4,window=60", "h2o:budget=64,recent=50",
                                              "snapkv:budget=64,window=8,pool=5", "rpc:interval=32,window=8,percent=25",
                                              "streaming:sinks=4,window=60", "d2o:budget=64"});
@@ -64,7 +65,8 @@ const std::vector<Component>& components() {
 /// A small model of the pipeline's kind, loaded once.
 const skald::Model& model_of(const Pipeline& parts) {
   static std::map<std::string, skald::Model> models;
-  const auto key = parts.backend + "," + parts.layout + "," + parts.weights + "," + parts.model;
+  const auto key = parts.backend + "," + parts.layout + "," + parts.weights + "," + parts.model +
+                   (parts.kv.find("=layer") == std::string::npos ? ",1" : ",2");
   if (const auto known = models.find(key); known != models.end()) return known->second;
   skald::LoadOptions load{.backend = skald::make_backend(parts.backend)};
   load.layout = parts.layout == "rows" ? skald::WeightLayout::rows : skald::WeightLayout::packed;
@@ -72,7 +74,7 @@ const skald::Model& model_of(const Pipeline& parts) {
   if (parts.model == "recurrent" || parts.model == "hybrid")
     return models.emplace(key, skald_test::recurrent_model(parts.model == "hybrid" ? "jamba" : "mamba", type, load, 256))
         .first->second;
-  skald_test::TinyShape shape{.layers = 1, .type = type};
+  skald_test::TinyShape shape{.layers = key.back() - '0', .type = type};
   return models.emplace(key, skald_test::tiny_attention_model(parts.model, shape, load)).first->second;
 }
 
@@ -152,6 +154,7 @@ std::string table() {
       Pipeline parts;
       list[a].choose(parts);
       list[b].choose(parts);
+      INFO(list[a].title << " with " << list[b].title);
       out << "| " << list[a].title << " | " << list[b].title << " | " << outcome(parts) << " |\n";
     }
   return out.str();
