@@ -326,7 +326,7 @@ void PagedKv::write_merged(Group& group, std::int64_t slot, std::int64_t index) 
   const float* row = group.merged_rows.data() + static_cast<std::size_t>(index * layout.heads) * stride;
   for (std::int32_t head = 0; head < layout.heads; ++head, row += stride) {
     write_kv_key(layout, page, head, at, {row, dims_k});
-    write_kv_value(layout, page, head, at, {row + dims_k, dims_v});
+    if (!layout.values_in_keys) write_kv_value(layout, page, head, at, {row + dims_k, dims_v});
   }
   if (!pool_->host_visible()) pool_->backend().write(pool_->address(id), to_);
 }
