@@ -307,3 +307,72 @@ TEST_CASE("integration.prefix: a process killed while it saves leaves the old fi
   CHECK(old_files + new_files == 100);
   CHECK(old_files > 0);
 }
+
+TEST_CASE("integration.prefix: a process killed while it saves a file of prefixes leaves the old or the new one, 100 times of 100") {
+  const auto model = tiny_model(shape, {.backend = serial_cpu()});
+  const Folder folder;
+  const auto path = folder.path + "/prefixes";
+  const skald::Decoder decoder(model, small_pages());
+  skald::PrefixCache first(decoder);
+  (void)ask(first, document(1, 60));
+  skald::PrefixCache second(decoder);
+  for (unsigned i = 2; i < 7; ++i) (void)ask(second, document(i, 90));
+  first.save(path);
+  const auto old_bytes = skald::read_whole_file(path);
+  second.save(path);
+  const auto new_bytes = skald::read_whole_file(path);
+  const auto reference = alone(decoder, document(1, 60) + document(9, 3));
+  int old_files = 0;
+  int new_files = 0;
+  for (int i = 0; i < 100; ++i) {
+    skald::write_file_atomically(path, old_bytes);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      try {
+        second.save(path);
+      } catch (...) {
+      }
+      ::_exit(0);
+    }
+    ::usleep(static_cast<useconds_t>((i * 41) % 2500));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    const auto found = skald::read_whole_file(path);
+    old_files += found == old_bytes;
+    new_files += found == new_bytes;
+    skald::PrefixCache cache(decoder);
+    REQUIRE_NOTHROW(cache.load(path));
+    CHECK(cache.counters().nodes == (found == old_bytes ? 1 : 5));
+  }
+  CHECK(old_files + new_files == 100);
+  CHECK(old_files > 0);
+  skald::write_file_atomically(path, old_bytes);
+  skald::PrefixCache cache(decoder);
+  cache.load(path);
+  CHECK(same_bits(ask(cache, document(1, 60) + document(9, 3)), reference));
+}
+
+TEST_CASE("integration.prefix: a file read under a hash that is always equal never serves other tokens") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, small_pages());
+  const Folder folder;
+  const auto path = folder.path + "/prefixes";
+  const skald::PrefixCacheOptions constant{
+      .slow_bytes = std::size_t{1} << 30, .slow_folder = folder.path,
+      .hash = [](std::span<const skald::TokenId>) { return std::uint64_t{0}; }};
+  {
+    skald::PrefixCache cache(decoder);
+    for (unsigned i = 0; i < 4; ++i) (void)ask(cache, document(1, 33) + document(10 + i, 20));
+    cache.save(path);
+  }
+  skald::PrefixCache cache(decoder, constant);
+  cache.load(path);
+  (void)cache.shrink(0);  // all of it into files of the slow tier
+  for (unsigned i = 0; i < 8; ++i) {
+    const auto prompt = document(1, 33) + document(10 + i, 20) + document(30, 5);
+    std::int64_t reused = -1;
+    CHECK(same_bits(ask(cache, prompt, &reused), alone(decoder, prompt)));
+    CHECK(reused == (i < 4 ? 53 : 33));
+  }
+}
