@@ -6,8 +6,8 @@
 #include <set>
 
 #include "support/catch.hpp"
-#include "tree.hpp"
 #include "support/paths.hpp"
+#include "tree.hpp"
 
 namespace {
 

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string>
 #include <vector>
+
 #include "support/paths.hpp"
 
 namespace skald_test {
