@@ -33,4 +33,10 @@ std::size_t check_weight_source(const WeightSource& source, std::string_view whe
   return op.rows != nullptr ? op.row_count : op.x.rows;
 }
 
+/// True if a weight has such a part that BackendInterface::narrow_weight may be asked for.
+[[nodiscard]] inline bool can_narrow(const Weight& whole, std::int64_t rows, std::int64_t cols) noexcept {
+  return whole.matrices() == 1 && rows >= 1 && rows <= whole.rows() && cols >= 1 && cols <= whole.cols() &&
+         cols % dtype_info(whole.type()).block_elements == 0;
+}
+
 }  // namespace skald::inline v0::detail

@@ -105,8 +105,11 @@ std::vector<Architecture> architectures() {
   gemma3.window_rope = WindowRope::local_base;
   gemma3.embedding_scaled_layers = 62;
 
-  const DecoderTraits command_r{
-      .norm = NormKind::layer, .parallel = ParallelParts::always, .logit_scale = LogitScale::multiply};
+  const DecoderTraits command_r{.norm = NormKind::layer,
+                                .parallel = ParallelParts::always,
+                                .qk_norm = Presence::if_present,
+                                .qk_norm_scope = QkNormScope::each_head,
+                                .logit_scale = LogitScale::multiply};
   DecoderTraits cohere2 = command_r;
   cohere2.window_period = 4;
   cohere2.window_rope = WindowRope::only;
@@ -128,7 +131,7 @@ std::vector<Architecture> architectures() {
   add(decoder("bert", "BERT, BGE, E5, MiniLM", bert));
   add(decoder("bloom", "BLOOM", bloom));
   add(decoder("cohere2", "Command R7B, Command A", cohere2, one_norm()));
-  add(decoder("command-r", "Command R", command_r, one_norm()));
+  add(decoder("command-r", "Command R and R+", command_r, one_norm()));
   add(decoder("deci", "DeciLM, Llama-Nemotron (Puzzle)", {.missing_parts = true}));
   add({"deepseek2", "DeepSeek V2 and V3, R1, Kimi K2", read_deepseek2});
   add(decoder("dream", "Dream (diffusion)",
@@ -173,11 +176,13 @@ std::vector<Architecture> architectures() {
   add({"rwkv6", "RWKV 6", read_rwkv6, second_norm()});
   add({"rwkv7", "RWKV 7", read_rwkv7, second_norm()});
   add(decoder("smollm3", "SmolLM 3", {.no_rope_period = 4}));
-  add(decoder("stablelm", "StableLM 1 to 2 1.6B",
+  add(decoder("stablelm", "StableLM 1 and 2",
               {.norm = NormKind::layer,
                .norm_bias = Presence::always,
                .parallel = ParallelParts::unless_ffn_norm,
-               .rope = RopeKind::half},
+               .rope = RopeKind::half,
+               .qk_norm = Presence::if_present,
+               .qk_norm_scope = QkNormScope::each_head},
               stablelm_norms()));
   add(decoder("starcoder2", "StarCoder 2", starcoder2));
   add(decoder("t5", "T5, Flan-T5, UL2, Aya", t5, t5_names(false)));

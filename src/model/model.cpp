@@ -1,5 +1,6 @@
 #include <skald/model/model.hpp>
 
+#include <algorithm>
 #include <new>
 
 #include <fmt/format.h>
@@ -9,6 +10,7 @@
 #include <skald/model/huggingface/directory.hpp>
 #include <skald/model/quantize.hpp>
 
+#include "model/fingerprint.hpp"
 #include "model/loader.hpp"
 
 namespace skald::inline v0 {
@@ -48,6 +50,42 @@ Model Model::load(ModelFile file, const LoadOptions& options) {
     if (!options.quantize.empty()) file = quantized(file, options.quantize);
     return ModelLoader(std::move(file), options).run();
   });
+}
+
+Model Model::nested(std::span<const float> fractions) const {
+  auto impl = std::make_shared<Impl>(*impl_);
+  take_nested_ffn(impl->spec, fractions);
+  for (std::int32_t layer = 0; layer < impl->spec.layer_count(); ++layer) {
+    const auto& ffn = impl->spec.layers[static_cast<std::size_t>(layer)].ffn;
+    const auto& before = impl_->spec.layers[static_cast<std::size_t>(layer)].ffn;
+    if (!ffn || ffn->width == before->width) continue;
+    for (const Role role : {Role::ffn_gate, Role::ffn_up, Role::ffn_down}) {
+      const Weight*& place = impl->weight_table[impl->slot(role, layer)];
+      if (place == nullptr) continue;
+      const auto owner = std::ranges::find(impl->weights, place, &std::shared_ptr<const Weight>::get);
+      const ErrorContext context{.file = impl->info.file, .layer = layer};
+      const bool down = role == Role::ffn_down;
+      if (down && ffn->width % dtype_info(place->type()).block_elements != 0)
+        throw UsageError("model.nested", fmt::format("the width is {}, allowed is a multiple of the {} elements of a {} block",
+                                                     ffn->width, dtype_info(place->type()).block_elements,
+                                                     to_string(place->type())), context);
+      std::shared_ptr<const Weight> part;
+      if (owner != impl->weights.end())
+        part = impl->backend->narrow_weight(*owner, down ? place->rows() : ffn->width, down ? ffn->width : place->cols());
+      if (!part)
+        throw UnsupportedError("model.nested", fmt::format("the {} backend cannot share parts of weights; use "
+                                                           "LoadOptions::ffn_fraction", impl->backend->info().name), context);
+      const std::uint64_t elements = static_cast<std::uint64_t>(place->rows() * place->cols());
+      impl->info.parameters -= elements - static_cast<std::uint64_t>(part->rows() * part->cols());
+      place = part.get();
+      impl->weights.push_back(std::move(part));
+    }
+  }
+  Fingerprint fingerprint;
+  fingerprint.add(to_json(impl->spec));
+  for (const std::uint64_t word : impl_->fingerprint) fingerprint.add(word);
+  impl->fingerprint = fingerprint.value();
+  return Model(std::move(impl));
 }
 
 const ModelSpec& Model::spec() const noexcept { return impl_->spec; }

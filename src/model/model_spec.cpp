@@ -416,7 +416,7 @@ std::string_view to_string(Pooling pooling) noexcept {
   return name_of(std::array<std::string_view, 5>{"none", "mean", "cls", "last", "rank"}, pooling);
 }
 std::string_view to_string(QkNormScope scope) noexcept {
-  return name_of(std::array<std::string_view, 2>{"head", "projection"}, scope);
+  return name_of(std::array<std::string_view, 3>{"head", "each_head", "projection"}, scope);
 }
 std::string_view to_string(Role role) noexcept { return name_of(role_names, role); }
 

@@ -79,10 +79,12 @@ class Binder {
     binding.group_first = first;
     binding.transposed = transposed;
   }
-  void norm(const NormSpec& norm, Role weight, Role bias, std::string_view name, std::int64_t elements) {
+  /// `vectors` of equal length in one tensor.
+  void norm(const NormSpec& norm, Role weight, Role bias, std::string_view name, std::int64_t elements,
+            std::int64_t vectors = 1) {
     if (norm.kind == NormKind::none) return;
-    vector_if(norm.weight, weight, std::string(name) + ".weight", elements);
-    vector_if(norm.bias, bias, std::string(name) + ".bias", elements);
+    vectors_if(norm.weight, weight, std::string(name) + ".weight", vectors, elements / vectors);
+    vectors_if(norm.bias, bias, std::string(name) + ".bias", vectors, elements / vectors);
   }
   void rope_factors() {
     for (const RopeSpec& rope : spec_.ropes) {
@@ -136,9 +138,12 @@ class Binder {
     if (attention.k_bias) part(true, q);
     vector_if(attention.v_bias, Role::value_bias, "attn_v.bias", v);
     if (attention.v_bias) part(true, q + k);
-    const bool each_head = attention.qk_norm_scope == QkNormScope::head;
-    norm(attention.q_norm, Role::query_norm, Role::query_norm_bias, "attn_q_norm", each_head ? attention.head_dim_k : q);
-    norm(attention.k_norm, Role::key_norm, Role::key_norm_bias, "attn_k_norm", each_head ? attention.head_dim_k : k);
+    const bool one_for_all = attention.qk_norm_scope == QkNormScope::head;
+    const bool own = attention.qk_norm_scope == QkNormScope::each_head;
+    norm(attention.q_norm, Role::query_norm, Role::query_norm_bias, "attn_q_norm",
+         one_for_all ? attention.head_dim_k : q, own ? attention.heads : 1);
+    norm(attention.k_norm, Role::key_norm, Role::key_norm_bias, "attn_k_norm", one_for_all ? attention.head_dim_k : k,
+         own ? attention.kv_heads : 1);
     matrix(Role::attention_output, "attn_output.weight", spec_.dim, attention.output_cols());
     vector_if(attention.output_bias, Role::attention_output_bias, "attn_output.bias", spec_.dim);
     vector_if(attention.sinks, Role::attention_sinks, "attn_sinks.weight", attention.heads);
@@ -438,8 +443,17 @@ BoundTensors bind_tensors(const ModelFile& file, const ModelSpec& spec, std::spa
   std::ranges::stable_sort(result.used, [](const BoundTensor& a, const BoundTensor& b) {
     return a.tensor != b.tensor ? a.tensor < b.tensor : a.first_row < b.first_row;
   });
-  for (std::size_t i = 0; i < used.size(); ++i)
-    if (!used[i]) result.unused.push_back(file.tensors()[i].name);
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (used[i]) continue;
+    const TensorInfo& tensor = file.tensors()[i];
+    // Other tensors may be extras; a norm that is left out gives wrong numbers.
+    if (tensor.name.find("norm") != std::string::npos)
+      throw UnsupportedError("model.bind_tensors",
+                             fmt::format("architecture '{}' has no such norm here, and without it the results would be wrong",
+                                         spec.architecture),
+                             {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});
+    result.unused.push_back(tensor.name);
+  }
   return result;
 }
 

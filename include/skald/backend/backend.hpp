@@ -186,6 +186,12 @@ class SKALD_API BackendInterface {
   /// @throws UnsupportedError if packed weights cannot be stored; UsageError for a wrong size, shape or alignment.
   [[nodiscard]] virtual std::shared_ptr<const Weight> use_packed(const PackedWeight& packed);
 
+  /// The first rows and columns of a weight that is no stack, without a copy: it uses the other's memory, and keeps it.
+  /// `cols` ends with a block of the format. Null if the backend cannot.
+  [[nodiscard]] virtual std::shared_ptr<const Weight> narrow_weight(std::shared_ptr<const Weight> /*whole*/,
+                                                                    std::int64_t /*rows*/, std::int64_t /*cols*/) {
+    return nullptr;
+  }
   /// Copies between host and backend memory, synchronously. For set-up, snapshots and tests, not for steps.
   virtual void write(std::byte* device, std::span<const std::byte> host) = 0;
   virtual void read(std::span<std::byte> host, const std::byte* device) = 0;

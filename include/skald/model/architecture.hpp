@@ -107,7 +107,8 @@ struct BoundTensors {
   std::vector<std::string> unused;
 };
 /// Finds every binding's tensor and checks its shape and type. @throws FormatError naming a tensor that is missing, has
-/// another shape (found and expected are given) or a type that its role cannot have; UnsupportedError.
+/// another shape (found and expected are given) or a type that its role cannot have; UnsupportedError for a type, or a norm
+/// that the network does not use.
 /// The result points into `file`.
 [[nodiscard]] SKALD_API BoundTensors bind_tensors(const ModelFile& file, const ModelSpec& spec,
                                                   std::span<const Architecture> more = {});

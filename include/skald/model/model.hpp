@@ -94,6 +94,12 @@ class SKALD_API Model {
   Model& operator=(const Model&) = default;
   ~Model() = default;
 
+  /// The nested network with a share of the feed-forward width, see take_nested_ffn: what LoadOptions::ffn_fraction loads,
+  /// but in this model's memory. No weight is copied, so that any number of widths costs next to nothing, and one of them
+  /// can draft for another. @throws UsageError for shares out of range, or widths that end within a block of the format;
+  /// UnsupportedError if the backend cannot share.
+  [[nodiscard]] Model nested(std::span<const float> fractions) const;
+
   [[nodiscard]] const ModelSpec& spec() const noexcept;
   [[nodiscard]] const AnyBackend& backend() const noexcept;
   [[nodiscard]] WeightLayout layout() const noexcept;

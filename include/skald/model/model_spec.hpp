@@ -80,6 +80,7 @@ struct RopeFrequencies {
 /// What the norms of queries and keys run over.
 enum class QkNormScope : std::uint8_t {
   head,        ///< each head alone, one weight vector for all (Qwen 3, Gemma 3)
+  each_head,   ///< each head alone, with weights of its own (StableLM 2 12B, Command R+)
   projection,  ///< all heads together (OLMo 2)
 };
 [[nodiscard]] SKALD_API std::string_view to_string(QkNormScope scope) noexcept;
@@ -341,7 +342,7 @@ enum class Role : std::uint8_t {
   key_bias,               ///< [k_cols]
   value,                  ///< [v_cols, dim]
   value_bias,             ///< [v_cols]
-  query_norm,             ///< [head_dim_k] or, over the whole projection, [q_cols]
+  query_norm,             ///< [head_dim_k] or, over the whole projection or for each head, [q_cols]
   key_norm,               ///< [head_dim_k] or [k_cols]
   attention_output,       ///< [dim, output_cols]
   attention_output_bias,  ///< [dim]

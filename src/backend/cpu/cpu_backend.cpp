@@ -208,6 +208,12 @@ class CpuBackendImpl final : public CpuBackend {
   [[nodiscard]] std::shared_ptr<const Weight> use_packed(const PackedWeight& packed) override {
     return use_packed_weight(packed, core_->kernels);
   }
+  [[nodiscard]] std::shared_ptr<const Weight> narrow_weight(std::shared_ptr<const Weight> whole, std::int64_t rows,
+                                                            std::int64_t cols) override {
+    auto weight = std::dynamic_pointer_cast<const cpu::CpuWeight>(std::move(whole));
+    if (weight == nullptr || !detail::can_narrow(*weight, rows, cols)) return nullptr;
+    return std::make_shared<cpu::CpuWeight>(std::move(weight), rows, cols);
+  }
 
   void write(std::byte* device, std::span<const std::byte> host) override {
     if (!host.empty()) std::memcpy(device, host.data(), host.size());

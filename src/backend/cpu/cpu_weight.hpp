@@ -11,6 +11,7 @@
 
 #include <skald/backend/backend.hpp>
 #include <skald/core/memory.hpp>
+#include <skald/quant/row_codec.hpp>
 
 namespace skald::inline v0::cpu {
 
@@ -26,9 +27,21 @@ class CpuWeight final : public Weight {
         row_bytes_(row_bytes),
         panel_bytes_(kernel.panel_bytes(source.cols)) {}
 
+  /// The first rows and columns of another weight, which is kept.
+  CpuWeight(std::shared_ptr<const CpuWeight> whole, std::int64_t rows, std::int64_t cols) noexcept
+      : Weight(whole->type(), rows, cols),
+        kernel_(whole->kernel_),
+        layout_(whole->layout_),
+        row_bytes_(whole->row_bytes_),
+        panel_bytes_(whole->panel_bytes_),
+        data_(whole->data_),
+        whole_(std::move(whole)) {}
+
+  /// Of a part of another weight what it would hold alone.
   [[nodiscard]] std::size_t bytes() const noexcept override {
-    return layout_ == WeightLayout::rows ? row_bytes_ * static_cast<std::size_t>(rows())
-                                         : panel_bytes_ * static_cast<std::size_t>(panels());
+    if (layout_ == WeightLayout::packed) return kernel_.panel_bytes(cols()) * static_cast<std::size_t>(panels());
+    return (whole_ ? skald::row_bytes(type(), static_cast<std::size_t>(cols())) : row_bytes_) *
+           static_cast<std::size_t>(rows());
   }
   [[nodiscard]] std::string_view layout() const noexcept override {
     return layout_ == WeightLayout::rows ? "rows" : "panel16";
@@ -44,6 +57,8 @@ class CpuWeight final : public Weight {
   [[nodiscard]] bool packed() const noexcept { return layout_ == WeightLayout::packed; }
   [[nodiscard]] std::size_t panel_bytes() const noexcept { return panel_bytes_; }
   [[nodiscard]] std::size_t row_bytes() const noexcept { return row_bytes_; }
+  /// True if a panel ends with columns that are not used: the next one does not follow at once.
+  [[nodiscard]] bool gaps() const noexcept { return panel_bytes_ != kernel_.panel_bytes(cols()); }
   /// Panel p of a packed weight.
   [[nodiscard]] const std::byte* panel(std::int64_t p) const noexcept {
     return data_ + static_cast<std::size_t>(p) * panel_bytes_;
@@ -52,9 +67,9 @@ class CpuWeight final : public Weight {
   [[nodiscard]] const std::byte* row(std::int64_t r) const noexcept {
     return data_ + static_cast<std::size_t>(r) * row_bytes_;
   }
-  /// All panels of a packed weight.
+  /// All panels of a packed weight that is no part of another.
   [[nodiscard]] std::span<const std::byte> packed_bytes() const noexcept {
-    return packed() ? std::span(data_, bytes()) : std::span<const std::byte>();
+    return packed() && !whole_ ? std::span(data_, bytes()) : std::span<const std::byte>();
   }
   /// Makes panel p of a weight in file order.
   void pack(std::int64_t p, std::byte* panel) const noexcept;
@@ -70,6 +85,7 @@ class CpuWeight final : public Weight {
   AlignedBuffer own_{};
   std::shared_ptr<const void> owner_{};
   const std::byte* data_ = nullptr;
+  std::shared_ptr<const CpuWeight> whole_{};  // whose memory it uses
 };
 
 /// Reads and rearranges a weight on up to `participants` threads. Beside the weight itself it holds at most about

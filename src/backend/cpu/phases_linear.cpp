@@ -231,6 +231,12 @@ void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile
   // The kernel writes column c to out + c * stride.
   float* base = out - tile.begin * stride;
   std::byte* scratch = memory + state.sizes.multiply_offset;
+  if (weight.packed() && weight.gaps()) {
+    for (std::int64_t p = 0; p < tile.panels; ++p)
+      kernel.multiply(weight.panel(tile.panel + p), std::min<std::int64_t>(panel_rows, tile.rows - p * panel_rows),
+                      weight.cols(), columns, base + p * panel_rows, stride, scratch);
+    return;
+  }
   if (weight.packed()) {
     kernel.multiply(weight.panel(tile.panel), tile.rows, weight.cols(), columns, base, stride, scratch);
     return;

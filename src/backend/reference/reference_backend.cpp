@@ -120,6 +120,13 @@ class ReferenceBackendImpl final : public ReferenceBackend {
     return std::make_shared<reference::ReferenceWeight>(source, std::move(values));
   }
 
+  [[nodiscard]] std::shared_ptr<const Weight> narrow_weight(std::shared_ptr<const Weight> whole, std::int64_t rows,
+                                                            std::int64_t cols) override {
+    const auto* weight = dynamic_cast<const reference::ReferenceWeight*>(whole.get());
+    if (weight == nullptr || !detail::can_narrow(*weight, rows, cols)) return nullptr;
+    return std::make_shared<reference::ReferenceWeight>(*weight, rows, cols);
+  }
+
   void write(std::byte* device, std::span<const std::byte> host) override {
     if (!host.empty()) std::memcpy(device, host.data(), host.size());
   }

@@ -16,15 +16,23 @@ namespace skald::inline v0::reference {
 class ReferenceWeight final : public Weight {
  public:
   ReferenceWeight(const WeightSource& source, Buffer values) noexcept
-      : Weight(source.type, source.rows, source.cols, source.matrices), values_(std::move(values)) {}
-  [[nodiscard]] std::size_t bytes() const noexcept override { return values_.bytes(); }
+      : Weight(source.type, source.rows, source.cols, source.matrices),
+        values_(std::move(values)),
+        stride_(source.cols) {}
+  /// The first rows and columns of another one.
+  ReferenceWeight(const ReferenceWeight& whole, std::int64_t rows, std::int64_t cols) noexcept
+      : Weight(whole.type(), rows, cols), values_(whole.values_), stride_(whole.stride_) {}
+  [[nodiscard]] std::size_t bytes() const noexcept override {
+    return static_cast<std::size_t>(rows() * cols()) * sizeof(float);
+  }
   [[nodiscard]] std::string_view layout() const noexcept override { return "f32"; }
   [[nodiscard]] const float* row(std::int64_t r) const noexcept {
-    return reinterpret_cast<const float*>(values_.address()) + r * cols();
+    return reinterpret_cast<const float*>(values_.address()) + r * stride_;
   }
 
  private:
   Buffer values_;
+  std::int64_t stride_;  // from row to row
 };
 
 /// Runs one op. Shapes and host data were checked. @throws CancelledError.
