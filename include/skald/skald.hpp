@@ -23,6 +23,7 @@
 #include <skald/generate/sampler.hpp>
 #include <skald/generate/score.hpp>
 #include <skald/generate/story_grammar.hpp>
+#include <skald/model/adapter.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/model.hpp>
 #include <skald/model/plan.hpp>

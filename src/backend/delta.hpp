@@ -6,6 +6,11 @@
 
 namespace skald::inline v0::detail {
 
+/// The row of x that row `i` of the input is.
+[[nodiscard]] inline std::int64_t source_row(const DeltaInputOp& op, std::int64_t i) noexcept {
+  return op.rows != nullptr ? op.rows[i] : i;
+}
+
 /// inner = what of a delta depends on the input alone: first * x (low rank), x[columns] (columns), or for each term the
 /// rows of x, cut into a_cols of b_cols elements, times second_t transposed (kronecker; (A (x) B) x without forming
 /// it). Sums are f32 in sixteen fixed strands.

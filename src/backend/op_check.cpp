@@ -190,6 +190,7 @@ struct ShapeCheck {
     if (auto fault = matrix_fault(op.x, "x")) return fault;
     if (auto fault = norm_fault(op.norm, "norm")) return fault;
     if (op.delta_count < 0) return fmt::format("{} deltas", op.delta_count);
+    if (op.rows == nullptr && op.row_count != 0) return fmt::format("{} row numbers but no array", op.row_count);
     return {};
   }
 
@@ -489,7 +490,7 @@ struct EnqueueCheck {
 
   void operator()(const DeltaInputOp& op) const {
     matrix(op.x, "x");
-    limit(op.x.rows, limits.tokens, "input rows");
+    limit(input_rows(op), limits.tokens, "input rows");
     limit(op.x.cols, limits.max_cols, "columns");
     need(op.deltas != nullptr || op.delta_count == 0, "deltas");
   }
@@ -581,18 +582,23 @@ struct HostCheck {
     }
   }
   void operator()(const LinearOp& op) const {
-    for (std::int32_t i = 0; op.rows != nullptr && i < op.row_count; ++i) {
-      if (op.rows[i] < 0 || op.rows[i] >= op.x.rows) {
-        fail(where, whole, fmt::format("row number {} at {}; x has {} rows", op.rows[i], i, op.x.rows));
-      }
-    }
+    row_numbers(op.rows, op.row_count, op.x.rows);
     for (std::int32_t p = 0; p < op.part_count; ++p) {
       const LinearPart& part = op.parts[static_cast<std::size_t>(p)];
-      if (part.delta_count > 0 && op.rows != nullptr) fail(where, whole, "deltas together with row numbers");
-      deltas(part.deltas, part.delta_count, op.x.rows, op.x.cols, part.weight->rows());
+      deltas(part.deltas, part.delta_count, input_rows(op), op.x.cols, part.weight->rows());
     }
   }
-  void operator()(const DeltaInputOp& op) const { deltas(op.deltas, op.delta_count, op.x.rows, op.x.cols, 0); }
+  void operator()(const DeltaInputOp& op) const {
+    row_numbers(op.rows, op.row_count, op.x.rows);
+    deltas(op.deltas, op.delta_count, input_rows(op), op.x.cols, 0);
+  }
+  void row_numbers(const std::int32_t* list, std::int32_t count, std::int64_t rows) const {
+    for (std::int32_t i = 0; list != nullptr && i < count; ++i) {
+      if (list[i] < 0 || list[i] >= rows) {
+        fail(where, whole, fmt::format("row number {} at {}; x has {} rows", list[i], i, rows));
+      }
+    }
+  }
   /// `outputs` 0: not checked.
   void deltas(const DeltaRows* list, std::int32_t count, std::int64_t rows, std::int64_t inputs,
               std::int64_t outputs) const {
@@ -609,10 +615,12 @@ struct HostCheck {
       }
       if (kronecker && (std::int64_t{delta.a_cols} * delta.b_cols != inputs ||
                         (outputs != 0 && std::int64_t{delta.a_rows} * delta.b_rows < outputs))) {
-        fail(where, whole, fmt::format("delta {}: its factors are no matrix of {} inputs and {} outputs", i, inputs, outputs));
+        fail(where, whole,
+             fmt::format("delta {}: its factors are no matrix of {} inputs and {} outputs", i, inputs, outputs));
       }
       if (each.inner.data == nullptr || each.inner.rows < each.row_count || each.inner.cols != delta.inner()) {
-        fail(where, whole, fmt::format("delta {} has no room for its {} x {} inner numbers", i, each.row_count, delta.inner()));
+        fail(where, whole,
+             fmt::format("delta {} has no room for its {} x {} inner numbers", i, each.row_count, delta.inner()));
       }
     }
   }

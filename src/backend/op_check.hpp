@@ -32,6 +32,9 @@ std::size_t check_weight_source(const WeightSource& source, std::string_view whe
 [[nodiscard]] inline std::int64_t input_rows(const LinearOp& op) noexcept {
   return op.rows != nullptr ? op.row_count : op.x.rows;
 }
+[[nodiscard]] inline std::int64_t input_rows(const DeltaInputOp& op) noexcept {
+  return op.rows != nullptr ? op.row_count : op.x.rows;
+}
 
 /// True if a weight has such a part that BackendInterface::narrow_weight may be asked for.
 [[nodiscard]] inline bool can_narrow(const Weight& whole, std::int64_t rows, std::int64_t cols) noexcept {

@@ -7,33 +7,56 @@ namespace skald::inline v0::detail {
 
 /// Forgets the last pass; the pieces of this one are known.
 void DecoderImpl::begin_adapters() {
-  pass_has_adapters_ = std::ranges::any_of(pieces_, [](const Piece& piece) { return !piece.session->adapters().empty(); });
-  deltas_.clear();
+  pass_has_adapters_ =
+      std::ranges::any_of(pieces_, [](const Piece& piece) { return !piece.session->adapters().empty(); });
+  delta_lists_ = 0;
   old_delta_memory_.clear();
+}
+
+/// Adds the deltas that sessions have for a matrix, for the rows of the op that are theirs.
+void DecoderImpl::add_deltas(const LinearOp& op, const Weight* weight, std::vector<DeltaRows>& list) const {
+  const auto add = [&](const Session& session, std::int32_t begin, std::int32_t count) {
+    for (const auto& [adapter, scale] : session.adapters())
+      for (const WeightDelta& delta : adapter.deltas(weight)) {
+        list.push_back({delta, begin, count, {}});
+        list.back().delta.scale *= scale;
+      }
+  };
+  if (op.rows == nullptr) {
+    for (std::size_t s = 0; s < pieces_.size(); ++s)
+      add(*pieces_[s].session, segments_[s].row_begin, segments_[s].row_count);
+    return;
+  }
+  // Numbered rows ascend, so those of a piece follow each other.
+  std::int32_t at = 0;
+  for (std::size_t s = 0; s < pieces_.size(); ++s) {
+    const std::int32_t end = segments_[s].row_begin + segments_[s].row_count;
+    const std::int32_t begin = at;
+    while (at < op.row_count && op.rows[at] < end) ++at;
+    if (at > begin) add(*pieces_[s].session, begin, at - begin);
+  }
 }
 
 void DecoderImpl::enqueue(const Op& op) {
   const auto* linear = pass_has_adapters_ ? std::get_if<LinearOp>(&op) : nullptr;
-  if (linear == nullptr || linear->rows != nullptr) {
+  if (linear == nullptr) {
     stream_->enqueue(op);
     return;
   }
-  std::vector<DeltaRows> list;
+  if (delta_lists_ == deltas_.size()) deltas_.emplace_back();
+  std::vector<DeltaRows>& list = deltas_[delta_lists_];  // keeps its capacity from pass to pass
+  list.clear();
   std::array<std::size_t, 4> begin{};  // of each part, and the end
   for (std::size_t p = 0; p < static_cast<std::size_t>(linear->part_count); ++p) {
     begin[p] = list.size();
-    for (std::size_t s = 0; s < pieces_.size(); ++s)
-      for (const auto& [adapter, scale] : pieces_[s].session->adapters())
-        for (const WeightDelta& delta : adapter.deltas(linear->parts[p].weight)) {
-          list.push_back({delta, segments_[s].row_begin, segments_[s].row_count, {}});
-          list.back().delta.scale *= scale;
-        }
+    add_deltas(*linear, linear->parts[p].weight, list);
     begin[p + 1] = list.size();
   }
   if (list.empty()) {
     stream_->enqueue(op);
     return;
   }
+  ++delta_lists_;
   std::size_t floats = 0;
   for (const DeltaRows& each : list) floats += static_cast<std::size_t>(each.row_count * each.delta.inner());
   if (delta_memory_.bytes() < floats * sizeof(float)) {
@@ -46,12 +69,11 @@ void DecoderImpl::enqueue(const Op& op) {
     each.inner = delta_memory_.matrix(at, each.row_count, each.delta.inner());
     at += static_cast<std::size_t>(each.row_count * each.delta.inner()) * sizeof(float);
   }
-  deltas_.push_back(std::move(list));
-  const std::vector<DeltaRows>& kept = deltas_.back();
-  stream_->enqueue(DeltaInputOp{linear->x, linear->norm, kept.data(), static_cast<std::int32_t>(kept.size())});
+  stream_->enqueue(DeltaInputOp{linear->x, linear->norm, linear->rows, linear->row_count, list.data(),
+                                static_cast<std::int32_t>(list.size())});
   LinearOp changed = *linear;
   for (std::size_t p = 0; p < static_cast<std::size_t>(linear->part_count); ++p) {
-    changed.parts[p].deltas = kept.data() + begin[p];
+    changed.parts[p].deltas = list.data() + begin[p];
     changed.parts[p].delta_count = static_cast<std::int32_t>(begin[p + 1] - begin[p]);
   }
   stream_->enqueue(changed);

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <deque>
 #include <array>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -121,6 +121,7 @@ class DecoderImpl final : public DecoderCore {
   void emit_input(std::int64_t rows, OpSink sink);
   void begin_adapters();
   void enqueue(const Op& op);  // with the deltas of the pass's adapters
+  void add_deltas(const LinearOp& op, const Weight* weight, std::vector<DeltaRows>& list) const;
   void emit_layer(int layer, std::int64_t rows, OpSink sink);
   void emit_attention(int layer, std::int64_t rows, OpSink sink);
   void emit_latent_attention(int layer, std::int64_t rows, OpSink sink);
@@ -220,9 +221,10 @@ class DecoderImpl final : public DecoderCore {
   bool pass_has_embeddings_ = false;
   std::vector<float>* hidden_ = nullptr;  // where hidden states go, if asked for
   bool pass_has_adapters_ = false;
-  std::deque<std::vector<DeltaRows>> deltas_;  // one list per op that has any; kept until the pass is over
-  std::vector<Buffer> old_delta_memory_;       // outgrown in the middle of the pass
-  Buffer delta_memory_;                        // their inner results; ops run one after the other and share it
+  std::vector<std::vector<DeltaRows>> deltas_;  // one list per op that has any; kept until the pass is over
+  std::size_t delta_lists_ = 0;                 // those of them that this pass uses
+  std::vector<Buffer> old_delta_memory_;        // outgrown in the middle of the pass
+  Buffer delta_memory_;                         // their inner results; ops run one after the other and share it
 
   // Attention scores, if asked for.
   Buffer score_memory_;

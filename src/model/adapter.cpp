@@ -2,12 +2,15 @@
 #include <skald/model/adapter.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
+#include <optional>
 
 #include <fmt/format.h>
 
 #include <skald/core/error.hpp>
+#include <skald/model/architecture.hpp>
 #include <skald/model/model.hpp>
 #include <skald/quant/row_codec.hpp>
 
@@ -26,74 +29,114 @@ struct Slice {
   std::int64_t first = 0;  // output
 };
 
-// Finds the matrices of a network by the names of GGUF files.
+/// Roles whose matrices multiply activations in a LinearOp, which is where deltas enter.
+bool can_change(Role role) {
+  switch (role) {
+    case Role::head:
+    case Role::query:
+    case Role::key:
+    case Role::value:
+    case Role::attention_output:
+    case Role::ffn_gate:
+    case Role::ffn_up:
+    case Role::ffn_down:
+    case Role::expert_router:
+    case Role::shared_router:
+    case Role::shared_gate:
+    case Role::shared_up:
+    case Role::shared_down:
+    case Role::query_down:
+    case Role::latent_down:
+    case Role::cross_query:
+    case Role::cross_key:
+    case Role::cross_value:
+    case Role::cross_output: return true;
+    default: return false;
+  }
+}
+
+// Finds the matrices of a network by the names that its file uses.
 class Finder {
  public:
-  explicit Finder(const Model& model) : model_(model) {}
+  explicit Finder(const Model& model) : model_(model), bindings_(tensor_bindings(model.spec())) {
+    std::erase_if(bindings_, [](const TensorBinding& each) { return each.use != TensorUse::matrix; });
+  }
 
   [[nodiscard]] std::vector<Slice> find(const AdapterDelta& delta) const {
-    const auto [part, layer] = split(delta.tensor);
-    std::vector<Role> roles = roles_of(part);
-    // "ffn_up" of a gated network may hold the gate before it.
-    if (part == "ffn_up" && layer >= 0 && layer < model_.spec().layer_count()) {
-      const auto* gate = model_.weight(Role::ffn_gate, layer);
-      const auto* up = model_.weight(Role::ffn_up, layer);
-      if (gate && up && delta.outputs == gate->rows() + up->rows()) roles = {Role::ffn_gate, Role::ffn_up};
+    std::vector<const TensorBinding*> own, parts;
+    for (const TensorBinding& each : bindings_) {
+      if (each.name == delta.tensor || std::ranges::find(each.other_names, delta.tensor) != each.other_names.end())
+        own.push_back(&each);
+      if (each.fused_name == delta.tensor) parts.push_back(&each);
+      if (each.grouped_name == delta.tensor) refuse(delta, each);
     }
+    // The name of several matrices may also be that of one of them; then the size tells.
+    const bool together = !parts.empty() && (own.empty() || parts.front()->fused_rows == delta.outputs);
+    if (own.empty() && parts.empty())
+      throw IncompatibleError(place, "the model has no matrix of this name",
+                              {.file = model_.info().file, .tensor = delta.tensor});
     std::vector<Slice> slices;
-    std::int64_t first = 0;
-    for (const Role role : roles) {
-      const Weight* weight = model_.weight(role, layer);
-      if (!weight || weight->matrices() != 1) break;
-      slices.push_back({weight, first});
-      first += weight->rows();
+    std::int64_t outputs = 0;
+    for (const TensorBinding* each : together ? parts : own) {
+      const Weight* weight = model_.weight(each->role, each->layer);
+      if (!weight || weight->matrices() != 1 || !can_change(each->role)) refuse(delta, *each);
+      slices.push_back({weight, together ? each->first_row : 0});
+      outputs += weight->rows();
       if (delta.inputs != 0 && weight->cols() != delta.inputs) fail(delta, weight);
+      for (const std::int32_t column : delta.columns)
+        if (column < 0 || column >= weight->cols())
+          throw IncompatibleError(place, fmt::format("column {} of {}", column, weight->cols()),
+                                  {.tensor = delta.tensor});
     }
-    if (slices.empty())
-      throw UnsupportedError(place, "the model has no matrix of this name that an adapter can change",
-                             {.file = model_.info().file, .tensor = delta.tensor});
-    if (first != delta.outputs || slices.size() != roles.size()) fail(delta, slices.front().weight);
-    for (const std::int32_t column : delta.columns)
-      if (column < 0 || column >= slices.front().weight->cols())
-        throw IncompatibleError(place, fmt::format("column {} of {}", column, slices.front().weight->cols()),
-                                {.tensor = delta.tensor});
+    if (outputs != delta.outputs) fail(delta, slices.front().weight);
     return slices;
   }
 
  private:
+  [[noreturn]] static void refuse(const AdapterDelta& delta, const TensorBinding& binding) {
+    throw IncompatibleError(place,
+                            fmt::format("an adapter cannot change the matrices of '{}' while the model runs",
+                                        to_string(binding.role)),
+                            {.tensor = delta.tensor});
+  }
   [[noreturn]] static void fail(const AdapterDelta& delta, const Weight* weight) {
     throw IncompatibleError(place,
                             fmt::format("the adapter has {} outputs and {} inputs, the matrix {} and {}", delta.outputs,
                                         delta.inputs, weight->rows(), weight->cols()),
                             {.tensor = delta.tensor});
   }
-  static std::pair<std::string, int> split(const std::string& tensor) {
-    std::string_view name = tensor;
-    if (!name.starts_with("blk.") || !name.ends_with(".weight")) return {tensor, -1};
-    name.remove_prefix(4);
-    int layer = 0;
-    while (!name.empty() && name.front() >= '0' && name.front() <= '9' && layer < 100000) {
-      layer = layer * 10 + (name.front() - '0');
-      name.remove_prefix(1);
-    }
-    if (!name.starts_with('.')) return {tensor, -1};
-    name.remove_prefix(1);
-    name.remove_suffix(7);
-    return {std::string(name), layer};
-  }
-  static std::vector<Role> roles_of(const std::string& part) {
-    if (part == "attn_q") return {Role::query};
-    if (part == "attn_k") return {Role::key};
-    if (part == "attn_v") return {Role::value};
-    if (part == "attn_qkv") return {Role::query, Role::key, Role::value};
-    if (part == "attn_output") return {Role::attention_output};
-    if (part == "ffn_gate") return {Role::ffn_gate};
-    if (part == "ffn_up") return {Role::ffn_up};
-    if (part == "ffn_down") return {Role::ffn_down};
-    return {};
-  }
   const Model& model_;
+  std::vector<TensorBinding> bindings_;
 };
+
+/// Refuses a delta whose lists do not have the lengths that its extents ask for.
+void check(const AdapterDelta& delta) {
+  const auto fail = [&](const std::string& what) { throw FormatError(place, what, {.tensor = delta.tensor}); };
+  const auto size = [](std::int64_t a, std::int64_t b) { return static_cast<std::size_t>(a * b); };
+  constexpr std::int64_t most = 1 << 24;
+  constexpr std::int64_t most_inner = 1 << 20;  // floats of each token that come between the factors
+  for (const std::int64_t extent : {delta.outputs, delta.inputs, std::int64_t{delta.rank}})
+    if (extent < 0 || extent > most) fail(fmt::format("an extent of {}, 0 to {} are allowed", extent, most));
+  if (delta.rank < 1 || delta.outputs < 1) fail("a change without rank or outputs");
+  bool right = false;
+  if (delta.kind == DeltaKind::low_rank) {
+    right = delta.first.size() == size(delta.rank, delta.inputs) && delta.second.size() == size(delta.outputs, delta.rank);
+  } else if (delta.kind == DeltaKind::columns) {
+    right = delta.columns.size() == size(delta.rank, 1) && delta.second.size() == size(delta.outputs, delta.rank);
+  } else if (delta.kind == DeltaKind::kronecker) {
+    for (const std::int32_t extent : {delta.a_rows, delta.a_cols, delta.b_rows, delta.b_cols})
+      if (extent < 1 || extent > most) fail("a factor of a Kronecker product is empty");
+    right = std::int64_t{delta.a_rows} * delta.b_rows == delta.outputs &&
+            std::int64_t{delta.a_cols} * delta.b_cols == delta.inputs &&
+            delta.first.size() == size(delta.rank, std::int64_t{delta.a_rows} * delta.a_cols) &&
+            delta.second.size() == size(delta.rank, std::int64_t{delta.b_rows} * delta.b_cols) &&
+            std::int64_t{delta.rank} * delta.a_cols * delta.b_rows <= std::min(most_inner, delta.outputs * delta.inputs) &&
+            (delta.rows.empty() || delta.rows.size() == size(delta.outputs, 1)) &&
+            std::ranges::all_of(delta.rows, [&](std::int32_t row) { return row >= 0 && row < delta.outputs; });
+  }
+  if (!right) fail("the factors do not have the sizes that its rank, outputs and inputs ask for");
+  if (!std::isfinite(delta.scale)) throw NumericError(place, "the scale is not finite", {.tensor = delta.tensor});
+}
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -150,6 +193,7 @@ Adapter Adapter::load(const AdapterFile& file, const Model& model) {
     fingerprint.add(std::as_bytes(std::span(values)));
   };
   for (const AdapterDelta& delta : file.deltas) {
+    check(delta);
     slices.push_back(finder.find(delta));
     fingerprint.add(delta.tensor);
     fingerprint.add(static_cast<std::uint64_t>(delta.kind));
@@ -218,6 +262,7 @@ std::span<const WeightDelta> Adapter::deltas(const Weight* weight) const noexcep
 ModelFile merged(const ModelFile& file, const AdapterFile& adapter, float scale) {
   std::map<std::string, std::vector<AdapterDelta>> by_tensor;
   for (const AdapterDelta& delta : adapter.deltas) {
+    check(delta);
     const TensorInfo& tensor = file.at(delta.tensor);
     const bool fits =
         tensor.dims[2] == 1 && tensor.dims[1] == delta.outputs &&

@@ -25,33 +25,58 @@ namespace hf = huggingface;
 namespace fs = std::filesystem;
 constexpr std::string_view place = "model.adapter";
 constexpr std::int64_t most_rank = 1 << 16;
+constexpr std::int64_t most_extent = 1 << 22;  // of a Kronecker product, whose factors say nothing of its size
 
 /// What the names and orders of rows follow from.
 struct Base {
   std::string architecture;
-  std::int64_t heads = 1;
-  std::int64_t kv_heads = 1;
+  std::vector<std::int64_t> heads;  // of each layer, or one number for all
+  std::vector<std::int64_t> kv_heads;
   explicit Base(const Metadata& model) : architecture(model.get_string("general.architecture")) {
-    heads = static_cast<std::int64_t>(model.find_u64(architecture + ".attention.head_count", 1, 1 << 20).value_or(1));
-    kv_heads = static_cast<std::int64_t>(model.find_u64(architecture + ".attention.head_count_kv", 1, 1 << 20)
-                                             .value_or(static_cast<std::uint64_t>(heads)));
+    heads = counts(model, architecture + ".attention.head_count");
+    kv_heads = counts(model, architecture + ".attention.head_count_kv");
+  }
+
+ private:
+  static std::vector<std::int64_t> counts(const Metadata& model, const std::string& key) {
+    const Metadata::Entry* entry = model.find(key);
+    if (!entry) return {};
+    if (!std::holds_alternative<MetadataArray>(entry->value))
+      return {static_cast<std::int64_t>(model.find_u64(key, 0, 1 << 20).value_or(0))};
+    std::vector<std::int64_t> list;
+    if (const auto own = model.find_array<std::int64_t>(key)) list = *own;
+    return list;
+  }
+};
+
+/// Heads of one layer.
+struct Heads {
+  std::int64_t query = 1;
+  std::int64_t key = 1;
+  Heads(const Base& base, std::size_t layer) {
+    const auto of = [&](const std::vector<std::int64_t>& list, std::int64_t otherwise) {
+      const std::int64_t found = list.empty() ? 0 : list.size() == 1 ? list[0] : layer < list.size() ? list[layer] : 0;
+      return found > 0 && found <= 1 << 20 ? found : otherwise;
+    };
+    query = of(base.heads, 1);
+    key = of(base.kv_heads, query);
   }
 };
 
 /// The order of a matrix's rows in a GGUF file: entry i is the row that comes from Hugging Face's row order[i].
-std::vector<std::int32_t> row_order(hf::Form form, std::int64_t rows, const Base& base) {
+std::vector<std::int32_t> row_order(hf::Form form, std::int64_t rows, const Heads& counts) {
   std::vector<std::int32_t> order;
   const auto push = [&](std::int64_t row) { order.push_back(static_cast<std::int32_t>(row)); };
   if (form == hf::Form::rotary_q || form == hf::Form::rotary_k) {
-    const std::int64_t heads = form == hf::Form::rotary_q ? base.heads : base.kv_heads;
+    const std::int64_t heads = form == hf::Form::rotary_q ? counts.query : counts.key;
     if (rows % (2 * heads) != 0) return order;
     const std::int64_t half = rows / heads / 2;
     for (std::int64_t head = 0; head < heads; ++head)
       for (std::int64_t i = 0; i < half; ++i)
         for (const std::int64_t part : {0, 1}) push((2 * head + part) * half + i);
   } else if (form == hf::Form::head_qkv || form == hf::Form::group_qkv) {
-    const std::int64_t groups = form == hf::Form::head_qkv ? base.heads : base.kv_heads;
-    const std::int64_t parts = base.heads / groups + 2;
+    const std::int64_t groups = form == hf::Form::head_qkv ? counts.query : counts.key;
+    const std::int64_t parts = counts.query / groups + 2;
     if (rows % (groups * parts) != 0) return order;
     const std::int64_t size = rows / groups / parts;
     const auto add = [&](std::int64_t begin, std::int64_t count) {
@@ -70,6 +95,7 @@ std::vector<std::int32_t> row_order(hf::Form form, std::int64_t rows, const Base
 struct Target {
   std::string tensor;
   hf::Form form = hf::Form::as_is;
+  std::size_t layer = 0;
 };
 
 /// The matrix that a PEFT module name means.
@@ -187,9 +213,9 @@ class PeftReader {
     double alpha = config_.number_or({"lora_alpha", "alpha"}, rank);
     if (const auto own = pattern("alpha_pattern", module)) alpha = *own;
     const double divisor = config_.flag_or({"use_rslora"}, false) ? std::sqrt(rank) : rank;
-    const double result = alpha / divisor;
-    if (!std::isfinite(result)) config_.fail("lora_alpha", "the scale is not finite");
-    return static_cast<float>(result);
+    const auto result = static_cast<float>(std::clamp(alpha / divisor, -1e38, 1e38));
+    if (!std::isfinite(alpha / divisor) || !std::isfinite(result)) config_.fail("lora_alpha", "the scale is not finite");
+    return result;
   }
 
   [[nodiscard]] std::vector<float> values(const SafetensorsTensor& tensor) const {
@@ -255,6 +281,7 @@ class PeftReader {
     delta.b_cols = static_cast<std::int32_t>(b.shape[rank - 1]);
     delta.outputs = std::int64_t{delta.a_rows} * delta.b_rows;
     delta.inputs = std::int64_t{delta.a_cols} * delta.b_cols;
+    if (delta.outputs > most_extent || delta.inputs > most_extent) file_.fail(b, "the product is too large");
     delta.scale = static_cast<float>(config_.number_or({"scale"}, scale(module, config_.number_or({"r"}, 1.0))));
     delta.first = values(a);
     delta.second = values(b);
@@ -264,9 +291,9 @@ class PeftReader {
     using enum hf::Form;
     if (target.form == as_is || target.form == transpose) return;
     if (target.form != rotary_q && target.form != rotary_k && target.form != head_qkv && target.form != group_qkv)
-      throw UnsupportedError(place, fmt::format("adapters of '{}' are not implemented", printable(module, 120)),
+      throw IncompatibleError(place, fmt::format("an adapter cannot change '{}'", printable(module, 120)),
                              {.file = file_.name(), .tensor = module});
-    auto order = row_order(target.form, delta.outputs, base_);
+    auto order = row_order(target.form, delta.outputs, Heads(base_, target.layer));
     if (static_cast<std::int64_t>(order.size()) != delta.outputs)
       throw FormatError(place, fmt::format("{} outputs are not whole heads", delta.outputs),
                         {.file = file_.name(), .tensor = module});
@@ -323,7 +350,8 @@ AdapterFile read_gguf_adapter(const std::string& path, const Metadata& model) {
     if (!a.name.ends_with(ending)) file.fail(a, "allowed are names that end in .lora_a or .lora_b");
     const TensorInfo* b = file.find(a.name.substr(0, a.name.size() - 1) + "b");
     if (!b) file.fail(a, "the other factor is missing");
-    if (a.dims[2] != 1 || b->dims[2] != 1 || a.dims[1] != b->dims[0] || a.dims[1] > most_rank)
+    if (a.dims[2] != 1 || b->dims[2] != 1 || a.dims[1] != b->dims[0] || a.dims[1] > most_rank ||
+        a.dims[3] != 1 || b->dims[3] != 1)
       file.fail(a, fmt::format("the factors' shapes {} and {} are not [inputs, rank] and [rank, outputs]", a.shape(),
                                b->shape()));
     AdapterDelta delta;
@@ -332,6 +360,7 @@ AdapterFile read_gguf_adapter(const std::string& path, const Metadata& model) {
     delta.inputs = a.dims[0];
     delta.outputs = b->dims[1];
     delta.scale = static_cast<float>(alpha == 0.0 ? 1.0 : alpha / static_cast<double>(delta.rank));
+    if (!std::isfinite(delta.scale)) file.fail(a, "adapter.lora.alpha gives a scale that is not finite");
     delta.first = tensor_values(file, a);
     delta.second = tensor_values(file, *b);
     result.deltas.push_back(std::move(delta));
@@ -346,6 +375,15 @@ AdapterFile read_adapter(const std::string& path, const Metadata& model) {
   std::error_code error;
   if (fs::is_directory(path, error)) return PeftReader(path, model).run();
   return read_gguf_adapter(path, model);
+}
+
+bool is_adapter(const std::string& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) return fs::exists(fs::path(path) / "adapter_config.json", error);
+  const ModelFile file = open_gguf(path, {.map = false});
+  const auto* entry = file.metadata().find("general.type");
+  const auto* type = entry ? std::get_if<std::string>(&entry->value) : nullptr;
+  return type && *type == "adapter";
 }
 
 void AdapterDelta::add_row(std::int64_t output, float factor, std::span<float> out) const {

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include <unistd.h>
+
 #include <nlohmann/json.hpp>
 
 #include <skald/core/half.hpp>
@@ -23,7 +25,8 @@ namespace fs = std::filesystem;
 class TemporaryFolder {
  public:
   explicit TemporaryFolder(const std::string& name)
-      : path_(fs::temp_directory_path() / ("skald-" + name + "-" + std::to_string(counter()++))) {
+      : path_(fs::temp_directory_path() /
+              ("skald-" + name + "-" + std::to_string(::getpid()) + "-" + std::to_string(counter()++))) {
     fs::remove_all(path_);
     fs::create_directories(path_);
   }

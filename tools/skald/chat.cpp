@@ -13,6 +13,7 @@ namespace {
 struct ChatFlags {
   ModelFlags model;
   DecoderFlags decoder;
+  AdapterFlags adapters;
   SamplerFlags sampler;
   std::string system;
   std::string template_file;
@@ -35,7 +36,9 @@ int run(const ChatFlags& flags, const Global& global) {
   options.max_tokens = std::max<std::int64_t>(flags.max_tokens, -1);
   options.sampler = flags.sampler.options(model.tokenizer());
   options.stop_token = stop_on_interrupt();
-  skald::Chat chat(decoder.new_session(), options, flags.system, own_template(flags, model.tokenizer()));
+  auto session = decoder.new_session();
+  flags.adapters.apply(session);
+  skald::Chat chat(std::move(session), options, flags.system, own_template(flags, model.tokenizer()));
   if (!global.quiet)
     fmt::print(stderr, "{}; an empty line or the end of input ends the conversation\n", model.info().description);
   while (true) {
@@ -67,6 +70,7 @@ void add_chat(CLI::App& app, Global& global, std::vector<Command>& commands) {
   auto flags = std::make_shared<ChatFlags>();
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
+  flags->adapters.add_to(*command);
   flags->sampler.add_to(*command);
   command->add_option("--sys,--system,--system-prompt", flags->system, "System message");
   command->add_option("--chat-template-file", flags->template_file, "Chat template (Jinja) instead of the model's own");

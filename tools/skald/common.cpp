@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -21,7 +23,6 @@ void ForeignFlags::add_to(CLI::App& app, bool flash) {
   app.add_option("--ngl,--gpu-layers,--n-gpu-layers", gpu_layers, "Layers on a GPU: only 0, there is no GPU backend");
   if (flash) app.add_option("--fa,--flash-attn", flash_attention, "Tiled attention: on or auto (it is always on)");
   app.add_option("--md,--model-draft", draft_model)->group("");
-  app.add_option("--lora", lora)->group("");
 }
 
 void ForeignFlags::check() const {
@@ -31,7 +32,6 @@ void ForeignFlags::check() const {
   for (const char* on : {"", "on", "auto", "1"})
     if (flash_attention == on) {
       if (!draft_model.empty()) refuse("-md: there is no speculative decoding with a draft model");
-      if (!lora.empty()) refuse("--lora: there are no adapters");
       return;
     }
   refuse("-fa " + flash_attention + ": attention is always computed in tiles; on, auto and 1 are allowed");
@@ -124,6 +124,30 @@ skald::DecoderOptions DecoderFlags::options(const skald::ModelSpec& spec, const 
   result.kv.eviction = eviction;
   result.kv.page_tokens = page_tokens;
   return result;
+}
+
+void AdapterFlags::add_to(CLI::App& app) {
+  app.add_option("--lora", texts, "Adapter, FILE or FILE:SCALE: a PEFT folder or a GGUF file; may be repeated")
+      ->allow_extra_args(false);
+}
+
+void AdapterFlags::apply(skald::Session& session) const {
+  std::vector<skald::ScaledAdapter> adapters;
+  for (const auto& text : texts) {
+    const auto [path, scale] = split_scale(text);
+    adapters.push_back({skald::Adapter::load(path, session.model()), scale});
+  }
+  session.set_adapters(std::move(adapters));
+}
+
+std::pair<std::string, float> split_scale(const std::string& text) {
+  const auto at = text.rfind(':');
+  if (at == std::string::npos) return {text, 1.0F};
+  float scale = 1.0F;
+  const char* end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data() + at + 1, end, scale);
+  if (error != std::errc() || stopped != end || !std::isfinite(scale)) return {text, 1.0F};
+  return {text.substr(0, at), scale};
 }
 
 void SamplerFlags::add_to(CLI::App& app) {

@@ -29,7 +29,6 @@ struct ForeignFlags {
   std::string gpu_layers;
   std::string flash_attention;
   std::string draft_model;
-  std::string lora;
 
   void add_to(CLI::App& app, bool flash = true);
   /// @throws skald::UnsupportedError naming the flag and the reason.
@@ -78,6 +77,17 @@ struct DecoderFlags {
   [[nodiscard]] skald::DecoderOptions options(const skald::ModelSpec& spec, const Global& global,
                                               std::int64_t standard = default_context) const;
 };
+
+/// --lora FILE[:SCALE], as often as wished.
+struct AdapterFlags {
+  std::vector<std::string> texts;
+
+  void add_to(CLI::App& app);
+  /// Loads the adapters and gives them to an empty session.
+  void apply(skald::Session& session) const;
+};
+/// FILE and SCALE (1 if there is none) of "FILE:SCALE"; a colon before anything but a number belongs to the file's name.
+[[nodiscard]] std::pair<std::string, float> split_scale(const std::string& text);
 
 /// Sampling settings with llama.cpp's spelling.
 struct SamplerFlags {

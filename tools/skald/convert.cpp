@@ -1,6 +1,5 @@
 // skald convert: a model in another form, GGUF or a Hugging Face folder, as one GGUF file.
-#include <charconv>
-#include <cmath>
+#include <algorithm>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -23,17 +22,10 @@ struct ConvertFlags {
   std::vector<std::string> adapters;
 };
 
-/// "PATH" or "PATH=SCALE".
+/// A model file with the adapter "FILE" or "FILE:SCALE" merged.
 skald::ModelFile with_adapter(const skald::ModelFile& file, const std::string& text) {
-  const auto at = text.rfind('=');
-  float scale = 1.0F;
-  if (at != std::string::npos) {
-    const char* end = text.data() + text.size();
-    const auto [stopped, error] = std::from_chars(text.data() + at + 1, end, scale);
-    if (error != std::errc() || stopped != end || !std::isfinite(scale))
-      throw skald::UsageError("cli.convert", "'" + skald::printable(text) + "' is not PATH or PATH=SCALE");
-  }
-  return skald::merged(file, skald::read_adapter(text.substr(0, at), file.metadata()), scale);
+  const auto [path, scale] = split_scale(text);
+  return skald::merged(file, skald::read_adapter(path, file.metadata()), scale);
 }
 
 int run(const ConvertFlags& flags, const Global& global) {
@@ -76,7 +68,7 @@ void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands) 
   command->add_option(
       "--type", flags->type,
       fmt::format("Type of the matrices (default: as they are): {}", fmt::join(skald::quantization_names(), ", ")));
-  command->add_option("--lora", flags->adapters, "Adapter to merge, PATH or PATH=SCALE: a PEFT folder or a GGUF file")
+  command->add_option("--lora", flags->adapters, "Adapter to merge, FILE or FILE:SCALE: a PEFT folder or a GGUF file; may be repeated")
       ->allow_extra_args(false);
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }

@@ -13,6 +13,7 @@ namespace {
 struct GenerateFlags {
   ModelFlags model;
   DecoderFlags decoder;
+  AdapterFlags adapters;
   SamplerFlags sampler;
   std::string prompt;
   std::string file;
@@ -84,6 +85,12 @@ int run(const GenerateFlags& flags, const Global& global) {
   const skald::Decoder decoder(model, flags.decoder.options(model.spec(), global));
   if (flags.show_config) fmt::print(stderr, "{}\n", decoder.effective_config().to_json());
   auto session = decoder.new_session();
+<<<<<<< HEAD
+=======
+  flags.adapters.apply(session);
+  if (!flags.load.empty()) session.load(flags.load);
+
+>>>>>>> 5bf50d7 (Adapters: heads, routers, shared experts and latent projections; steps without allocation; from the command line)
   ProgressLine progress(global.quiet);
   if (!flags.load.empty()) session.load(flags.load);
   if (!flags.load_context.empty())
@@ -142,6 +149,7 @@ void add_generate(CLI::App& app, Global& global, std::vector<Command>& commands)
   auto flags = std::make_shared<GenerateFlags>();
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
+  flags->adapters.add_to(*command);
   flags->sampler.add_to(*command);
   command->add_option("-p,--prompt", flags->prompt, "Text to continue");
   command->add_option("-f,--file", flags->file, "File with the text, without its last line end; -: standard input")

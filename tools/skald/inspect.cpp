@@ -1,9 +1,14 @@
+#include <array>
+#include <filesystem>
+
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <skald/model/architecture.hpp>
 #include <skald/model/gguf/vocabulary.hpp>
 #include <skald/model/huggingface/directory.hpp>
+#include <skald/model/safetensors/reader.hpp>
 
 #include "common.hpp"
 
@@ -15,6 +20,7 @@ using nlohmann::ordered_json;
 
 struct InspectFlags {
   std::string path;
+  std::string base;
   bool json = false;
   bool tensors = false;
   bool metadata = false;
@@ -107,6 +113,71 @@ void print_tensors(const ordered_json& tensors) {
   write_out(text);
 }
 
+/// The tensors of a PEFT folder's adapter.
+ordered_json peft_tensors(const std::string& folder) {
+  auto list = ordered_json::array();
+  for (const auto& tensor : skald::open_safetensors(folder + "/adapter_model.safetensors").tensors())
+    list.push_back({{"name", tensor.name},
+                    {"type", skald::to_string(tensor.type)},
+                    {"shape", fmt::format("[{}]", fmt::join(tensor.shape, ", "))},
+                    {"bytes", tensor.bytes}});
+  return list;
+}
+
+/// What an adapter changes in a model, by the names of GGUF files.
+ordered_json changes_of(const skald::AdapterFile& adapter) {
+  constexpr std::array<const char*, 3> kinds{"low_rank", "columns", "kronecker"};
+  auto list = ordered_json::array();
+  for (const auto& delta : adapter.deltas)
+    list.push_back({{"tensor", delta.tensor},
+                    {"kind", kinds[static_cast<std::size_t>(delta.kind)]},
+                    {"rank", delta.rank},
+                    {"outputs", delta.outputs},
+                    {"inputs", delta.inputs},
+                    {"scale", delta.scale}});
+  return list;
+}
+
+void print_changes(const ordered_json& changes) {
+  std::string text = "\nchanges:\n";
+  for (const auto& each : changes)
+    text += fmt::format("  {:<40} {:<9} rank {:<4} scale {}\n", skald::printable(each["tensor"].get<std::string>(), 60),
+                        each["kind"].get<std::string>(), each["rank"].get<int>(), each["scale"].get<float>());
+  write_out(text);
+}
+
+int inspect_adapter(const InspectFlags& flags) {
+  const bool folder = std::filesystem::is_directory(flags.path);
+  ordered_json json{{"file", flags.path}, {"adapter", folder ? "peft" : "gguf"}};
+  ordered_json facts;
+  if (folder) {
+    const auto config = flags.path + "/adapter_config.json";
+    facts = ordered_json::parse(read_input(config), nullptr, false);
+    if (!facts.is_object()) throw skald::FormatError("cli.inspect", "it is no JSON object", {.file = config});
+    json["tensors"] = peft_tensors(flags.path);
+  } else {
+    const auto file = skald::open_gguf(flags.path);
+    facts = metadata_list(file.metadata());
+    json["tensors"] = tensor_list(file);
+  }
+  json[folder ? "config" : "metadata"] = facts;
+  json["tensor_count"] = json["tensors"].size();
+  if (!flags.base.empty())
+    json["changes"] = changes_of(skald::read_adapter(flags.path, skald::open_model(flags.base).metadata()));
+  if (flags.json) {
+    write_out(dump(json) + "\n");
+    return exit_ok;
+  }
+  std::uint64_t bytes = 0;
+  for (const auto& tensor : json["tensors"]) bytes += tensor["bytes"].get<std::uint64_t>();
+  write_out(fmt::format("{}: adapter, {} tensors, {} of data\n", skald::printable(flags.path, 4096),
+                        json["tensor_count"].get<std::size_t>(), human_bytes(bytes)));
+  print_metadata(facts);
+  if (flags.tensors) print_tensors(json["tensors"]);
+  if (json.contains("changes")) print_changes(json["changes"]);
+  return exit_ok;
+}
+
 int list_isas() {
   std::string text = fmt::format("processor: {}\n", skald::processor_name());
   for (const auto isa : skald::available_isas())
@@ -118,6 +189,7 @@ int list_isas() {
 int run(const InspectFlags& flags) {
   if (flags.isas) return list_isas();
   if (flags.path.empty()) throw skald::UsageError("cli.inspect", "give a model with -m, or --isas");
+  if (skald::is_adapter(flags.path)) return inspect_adapter(flags);
   const auto file = skald::open_model(flags.path);
   ordered_json json{{"file", flags.path}, {"tensor_count", file.tensors().size()}};
   if (flags.metadata || flags.json) json["metadata"] = metadata_list(file.metadata());
@@ -149,7 +221,8 @@ int run(const InspectFlags& flags) {
 void add_inspect(CLI::App& app, Global&, std::vector<Command>& commands) {
   auto* command = app.add_subcommand("inspect", "What a model file is: spec, tensors, metadata and the memory plan");
   auto flags = std::make_shared<InspectFlags>();
-  command->add_option("-m,--model", flags->path, "GGUF file or Hugging Face folder");
+  command->add_option("-m,--model", flags->path, "GGUF file or Hugging Face folder, also of an adapter");
+  command->add_option("--base", flags->base, "Model that an adapter is for: also list what it changes there");
   command->add_flag("--json", flags->json, "Print everything as one JSON object");
   command->add_flag("--tensors", flags->tensors, "List the tensors");
   command->add_flag("--metadata", flags->metadata, "List the metadata");

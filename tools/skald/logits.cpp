@@ -18,6 +18,7 @@ using nlohmann::ordered_json;
 struct LogitsFlags {
   ModelFlags model;
   DecoderFlags decoder;
+  AdapterFlags adapters;
   std::string tokens;
   int greedy = 0;
   std::string output;
@@ -58,6 +59,7 @@ int run(const LogitsFlags& flags, const Global& global) {
   if (!flags.decoder.context) options.context = std::max(options.context, needed);
   const skald::Decoder decoder(model, options);
   auto session = decoder.new_session();
+  flags.adapters.apply(session);
   skald::AtomicFile output(flags.output);
   ProgressLine progress(global.quiet);
   const auto stop = stop_on_interrupt();
@@ -91,6 +93,7 @@ void add_logits(CLI::App& app, Global& global, std::vector<Command>& commands) {
   flags->decoder.cache_k = "f32";
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
+  flags->adapters.add_to(*command);
   command->add_option("--tokens", flags->tokens, "Token ids: 1,2,3, or the array that tokenize prints")->required();
   command->add_option("--greedy", flags->greedy, "Also continue greedily by n tokens")->check(CLI::Range(0, 1 << 20));
   command->add_option("-o,--output", flags->output, "FILE for the logits; FILE.json gets shape and greedy ids")

@@ -14,6 +14,7 @@ namespace {
 struct PerplexityFlags {
   ModelFlags model;
   DecoderFlags decoder;
+  AdapterFlags adapters;
   std::string file;
   std::string csv;
   std::int64_t chunks = -1;
@@ -100,6 +101,7 @@ int run(const PerplexityFlags& flags, const Global& global) {
   if (flags.chunks > 0) count = std::min(count, flags.chunks);
   ProgressLine progress(global.quiet);
   auto session = decoder.new_session();
+  flags.adapters.apply(session);
   Score total;
   for (std::int64_t c = 0; c < count; ++c) {
     std::vector<skald::TokenId> chunk(tokens.begin() + c * context, tokens.begin() + (c + 1) * context);
@@ -133,6 +135,7 @@ void add_perplexity(CLI::App& app, Global& global, std::vector<Command>& command
   auto flags = std::make_shared<PerplexityFlags>();
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
+  flags->adapters.add_to(*command);
   command->add_option("-f,--file", flags->file, "Text file; -: standard input")->required();
   command->add_option("--chunks", flags->chunks, "Most chunks; -1: all")
       ->check(CLI::Range(std::int64_t{-1}, INT64_MAX))

@@ -84,7 +84,7 @@ struct WeightDelta {
   const float* first = nullptr;         ///< [device]
   const float* second = nullptr;        ///< [device]
   const std::int32_t* columns = nullptr;  ///< [device] rank column numbers, for `columns`
-  const std::int32_t* rows = nullptr;     ///< [device] output r is row rows[r] of the product (kronecker); null: row r
+  const std::int32_t* rows = nullptr;  ///< [device] output r is row rows[r] of the product (kronecker); null: row r
   std::int32_t a_rows = 0, a_cols = 0, b_rows = 0, b_cols = 0;
 
   /// Floats of the intermediate result of one row.
@@ -102,10 +102,13 @@ struct DeltaRows {
   Matrix inner{};  ///< [row_count, delta.inner()], written by a DeltaInputOp
 };
 
-/// Computes inner = first * norm(x[row_begin + i, :]) for every entry: what a LinearPart's deltas go on from.
+/// Computes inner = first * norm(row row_begin + i of the input) for every entry: what a LinearPart's deltas go on from.
+/// Its input is that of the LinearOp: rows of x, or those that `rows` names.
 struct DeltaInputOp {
   Matrix x{};
   Norm norm{};
+  const std::int32_t* rows = nullptr;  ///< [host] as LinearOp::rows
+  std::int32_t row_count = 0;          ///< number of entries in `rows`
   const DeltaRows* deltas = nullptr;  ///< [host]
   std::int32_t delta_count = 0;
 };
@@ -115,7 +118,8 @@ struct LinearPart {
   const Weight* weight = nullptr;  ///< [out.cols, x.cols]
   const float* bias = nullptr;     ///< [device] out.cols elements, or null
   Matrix out{};                    ///< rows as many as input rows; for `gated` only that of part 0 is written
-  /// [host] Added to W x + bias, one after the other, after a DeltaInputOp over the same x. Not with LinearOp::rows.
+  /// [host] Added to W x + bias, one after the other, after a DeltaInputOp over the same input. Their rows are those of
+  /// `out`.
   const DeltaRows* deltas = nullptr;
   std::int32_t delta_count = 0;
 };

@@ -49,15 +49,21 @@ struct AdapterFile {
 ///   [terms, m, n]) or changed columns (`….paca_columns` [n] of I32, `….paca_delta` [outputs, n]);
 /// - a GGUF file of general.type "adapter" (`….lora_a`, `….lora_b`, adapter.lora.alpha).
 /// Rows are moved as those of the matrices are when the model is opened.
-/// @throws FormatError naming file and tensor; UnsupportedError for other kinds of adapters and for matrices that
-/// cannot have one (embedding, head, experts); IoError.
+/// @throws FormatError naming file and tensor; UnsupportedError for other kinds of adapters; IncompatibleError for names
+/// that models of this architecture do not have; NumericError for values that are not finite; IoError.
 [[nodiscard]] SKALD_API AdapterFile read_adapter(const std::string& path, const Metadata& model);
+
+/// True for a folder with an adapter_config.json and for a GGUF file of general.type "adapter".
+/// @throws FormatError, IoError for a file that is no GGUF file.
+[[nodiscard]] SKALD_API bool is_adapter(const std::string& path);
 
 /// An adapter in the memory of a model's backend. Immutable, cheap to copy, safe to use from several threads at once;
 /// it may be loaded and dropped while sessions of the model run.
 class SKALD_API Adapter {
  public:
-  /// @throws as read_adapter; IncompatibleError if a matrix has another shape in this model; OutOfMemoryError.
+  /// @throws as read_adapter; IncompatibleError naming the tensor if the model has no matrix of this name, one of another
+  /// shape, or one that a delta cannot enter while it runs: embedding tables, stacks of experts, the absorbed parts of
+  /// latent attention (attn_kv_b, attn_k_b, attn_v_b); all but stacks can be merged instead. OutOfMemoryError.
   [[nodiscard]] static Adapter load(const std::string& path, const Model& model);
   [[nodiscard]] static Adapter load(const AdapterFile& file, const Model& model);
 
@@ -88,7 +94,7 @@ struct ScaledAdapter {
 };
 
 /// A model file whose matrices have adapters added to them, in f32; all other tensors are as in `file`. Computed while
-/// it is read. @throws FormatError if a matrix is missing or has another shape.
+/// it is read. @throws FormatError if a matrix is missing, is a stack, or has another shape.
 [[nodiscard]] SKALD_API ModelFile merged(const ModelFile& file, const AdapterFile& adapter, float scale = 1.0F);
 
 }  // namespace skald::inline v0

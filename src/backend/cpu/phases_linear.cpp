@@ -189,7 +189,7 @@ void run_delta_input(const PhaseHead& head, std::int64_t unit, Participant& me) 
   const DeltaInputOp& op = *std::get_if<DeltaInputOp>(phase.op);
   const DeltaRows* each = op.deltas;
   while (unit >= each->row_count) unit -= (each++)->row_count;
-  const float* x = op.x.data + (each->row_begin + unit) * op.x.stride;
+  const float* x = op.x.data + detail::source_row(op, each->row_begin + unit) * op.x.stride;
   if (op.norm.kind != NormKind::none) {
     auto* normalized = reinterpret_cast<float*>(me.memory + phase.state->sizes.rows_offset);
     normalize(phase.state->kernels.rows(), op.norm, x, op.x.cols, normalized);

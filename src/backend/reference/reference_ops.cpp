@@ -108,7 +108,7 @@ void run(const DeltaInputOp& op, const std::stop_token& stop) {
     const DeltaRows& each = op.deltas[d];
     for (std::int64_t i = 0; i < each.row_count; ++i) {
       throw_if_stopped(stop, where);
-      const VectorXf x = normalize(row(op.x, each.row_begin + i).cast<double>(), op.norm).cast<float>();
+      const VectorXf x = normalize(row(op.x, detail::source_row(op, each.row_begin + i)).cast<double>(), op.norm).cast<float>();
       detail::delta_input(each.delta, x.data(), op.x.cols, each.inner.data + i * each.inner.stride);
     }
   }

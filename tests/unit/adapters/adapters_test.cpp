@@ -3,6 +3,10 @@
 
 #include <atomic>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <optional>
 #include <thread>
 
 #include <skald/core/error.hpp>
@@ -11,8 +15,10 @@
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/gguf/writer.hpp>
+#include <skald/simd/isa.hpp>
 
 #include "support/huggingface_folder.hpp"
+#include "support/shared_data.hpp"
 #include "support/tiny_model.hpp"
 
 namespace {
@@ -68,6 +74,7 @@ AdapterFile full_lora(std::uint64_t seed, std::int32_t rank = 4) {
     add("ffn_up", ffn, dim);
     add("ffn_down", dim, ffn);
   }
+  file.deltas.push_back(lora("output.weight", 96, dim, rank, seed + 10));
   return file;
 }
 
@@ -163,7 +170,9 @@ TEST_CASE("adapters.apply: both backends agree, also over quantized weights") {
 
 TEST_CASE("adapters.batch: base and two adapters together equal each alone, bit for bit") {
   for (const DType type : {DType::f32, DType::q8_0}) {
-    for (const char* backend : {"cpu", "cpu:threads=3", "reference"}) {
+    std::vector<std::string> backends{"reference", "cpu:threads=3"};
+    for (const auto isa : available_isas()) backends.push_back("cpu:isa=" + std::string(to_string(isa)));
+    for (const auto& backend : backends) {
       INFO(backend << " " << to_string(type));
       const Model model = skald_test::tiny_model(shape(type), {.backend = make_backend(backend)});
       const std::vector<ScaledAdapter> sets[] = {
@@ -432,6 +441,250 @@ TEST_CASE("adapters.peft: refuses what does not fit, naming it") {
   const auto bytes = skald_test::tiny_gguf(shape());
   CHECK_THROWS_AS(merged(read_gguf({SpanSource(bytes), "tiny"}), {"x", {lora("blk.9.attn_q.weight", 64, 64, 2, 1)}}),
                   FormatError);
+}
+
+/// Message of the error that an action throws; "accepted" if it throws none.
+template <class Action>
+std::string refusal_of(Action&& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return std::string(to_string(error.code())) + " " + error.what();
+  }
+  return "accepted";
+}
+
+// SoKA: Singular Value Decomposition on Kronecker Adaptation.
+TEST_CASE("adapters.soka: (A kron B) x by reshaping equals the product that is formed, and merging agrees") {
+  const auto bytes = skald_test::tiny_gguf(shape());
+  const Model model = Model::load(read_gguf({SpanSource(bytes), "tiny"}));
+  const AdapterFile file = kronecker_file();
+  const AdapterDelta& soka = file.deltas[0];
+  // The same change, formed: A kron B of every term, as one factor beside the identity.
+  AdapterDelta formed = soka;
+  formed.kind = DeltaKind::low_rank;
+  formed.rank = static_cast<std::int32_t>(dim);
+  formed.first.assign(dim * dim, 0.0F);
+  for (std::size_t i = 0; i < dim; ++i) formed.first[i * dim + i] = 1.0F;
+  formed.second.assign(static_cast<std::size_t>(ffn * dim), 0.0F);
+  for (int t = 0; t < soka.rank; ++t)
+    for (int p = 0; p < soka.a_rows; ++p)
+      for (int q = 0; q < soka.a_cols; ++q)
+        for (int m = 0; m < soka.b_rows; ++m)
+          for (int n = 0; n < soka.b_cols; ++n)
+            formed.second[static_cast<std::size_t>((p * soka.b_rows + m) * dim + q * soka.b_cols + n)] +=
+                soka.first[static_cast<std::size_t>((t * soka.a_rows + p) * soka.a_cols + q)] *
+                soka.second[static_cast<std::size_t>((t * soka.b_rows + m) * soka.b_cols + n)];
+  formed.a_rows = formed.a_cols = formed.b_rows = formed.b_cols = 0;
+  for (const char* backend : {"cpu", "reference"}) {
+    const Model other = Model::load(read_gguf({SpanSource(bytes), "tiny"}), {.backend = make_backend(backend)});
+    const auto applied = run(other, {{Adapter::load(file, other), 1.0F}});
+    CHECK(difference(applied, run(other, {{Adapter::load({"formed", {formed}}, other), 1.0F}})) <= 1e-5);
+    CHECK(difference(applied, run(other, {})) > 1e-3);
+  }
+  const auto applied = run(model, {{Adapter::load(file, model), 1.0F}});
+  CHECK(difference(applied, run(load_merged(bytes, {{file, 1.0F}}), {})) <= 1e-5);
+  // It holds the factors, not the product.
+  CHECK(Adapter::load(file, model).bytes() < formed.second.size() * sizeof(float) / 4);
+}
+
+// PaCA: Partial Connection Adaptation for Efficient Fine-Tuning.
+TEST_CASE("adapters.paca: applying and removing changed columns restores the base bit for bit, also over q8_0") {
+  for (const DType type : {DType::f32, DType::q8_0})
+    for (const char* backend : {"cpu", "reference"}) {
+      const auto bytes = skald_test::tiny_gguf(shape(type));
+      const Model model = Model::load(read_gguf({SpanSource(bytes), "tiny"}), {.backend = make_backend(backend)});
+      const auto fingerprint = model.fingerprint();
+      const auto base = run(model, {});
+      std::vector<float> changed;
+      {
+        const Adapter adapter = Adapter::load(columns_file(), model);
+        changed = run(model, {{adapter, 1.0F}});
+        // One number per output and column, and which columns: nothing else to read in a pass.
+        CHECK(adapter.deltas(model.weight(Role::ffn_down, 0)).front().inner() == 3);
+        CHECK(adapter.bytes() <= (3 * dim + 64) * sizeof(float));
+      }
+      CHECK(changed != base);
+      CHECK(run(model, {}) == base);
+      CHECK(model.fingerprint() == fingerprint);
+      // Merged, it is a matrix of the same shape: nothing is added to a pass.
+      const ModelFile file = read_gguf({SpanSource(bytes), "tiny"});
+      const Model swapped = Model::load(merged(file, columns_file()), {.backend = make_backend(backend)});
+      const double bound = type == DType::f32 || std::string(backend) == "reference" ? 1e-5 : 5e-2;
+      CHECK(difference(run(swapped, {}), changed) <= bound);
+    }
+}
+
+TEST_CASE("adapters.models: each matrix of each architecture changes as merging changes it, or is refused by name") {
+  if (!skald_test::have_shared("goldens/models")) return;
+  int models = 0, accepted = 0, refused = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(skald_test::shared_path("goldens/models"))) {
+    if (entry.path().extension() != ".gguf") continue;
+    INFO(entry.path().filename());
+    const ModelFile file = open_gguf(entry.path().string());
+    std::optional<Model> model;
+    try {
+      model = Model::load(file, {.backend = make_reference_backend(), .tokenizer = false});
+    } catch (const UnsupportedError&) {
+      continue;
+    }
+    if (!model->spec().has_head || !model->spec().causal() || model->info().architecture == "t5") continue;
+    ++models;
+    AdapterFile all{"all", {}};
+    for (const TensorInfo& tensor : file.tensors()) {
+      if (tensor.dims[1] == 1 || tensor.name.find("blk.1.") == 0) continue;
+      auto delta = lora(tensor.name, tensor.rows(), tensor.columns(), 2, all.deltas.size() * 2 + 1);
+      for (float& value : delta.first) value *= 0.3F;
+      const auto text = refusal_of([&] { static_cast<void>(Adapter::load({"one", {delta}}, *model)); });
+      if (text == "accepted") {
+        ++accepted;
+        all.deltas.push_back(std::move(delta));
+      } else {
+        INFO(text);
+        ++refused;
+        CHECK(text.starts_with("incompatible"));
+        CHECK(text.find(tensor.name) != std::string::npos);
+        for (const char* plain : {"attn_q.", "attn_k.", "attn_output.", "ffn_down.", "ffn_up.", "ffn_gate_inp.",
+                                  "attn_q_a.", "attn_q_b.", "attn_kv_a_mqa.", "ffn_down_shexp.", "ffn_up_shexp."})
+          CHECK(tensor.name.find(plain) == std::string::npos);
+      }
+    }
+    if (all.deltas.empty()) continue;
+    const std::vector<TokenId> tokens{3, 17, 40, 5};
+    const auto logits = [&](const Model& of, std::vector<ScaledAdapter> adapters) {
+      const Decoder decoder(of, {.context = 32, .kv = {.format = "f32"}});
+      auto session = decoder.new_session();
+      session.set_adapters(std::move(adapters));
+      return copy(session.forward(tokens, LogitsWanted::all));
+    };
+    const auto applied = logits(*model, {{Adapter::load(all, *model), 1.0F}});
+    const Model combined =
+        Model::load(merged(file, all), {.backend = make_reference_backend(), .tokenizer = false});
+    CHECK(difference(applied, logits(combined, {})) <= 2e-5);
+    CHECK(difference(applied, logits(*model, {})) > 1e-3);
+  }
+  INFO(models << " models, " << accepted << " matrices accepted, " << refused << " refused");
+  CHECK(models >= 20);
+  CHECK(accepted >= 100);
+  CHECK(refused >= 20);
+}
+
+TEST_CASE("adapters.refusals: embedding tables, stacks and unknown or misshapen matrices are named") {
+  const Model dense = skald_test::tiny_model(shape());
+  auto with_experts = shape();
+  with_experts.experts = 4;
+  const Model mixture = skald_test::tiny_model(with_experts);
+  const auto refuse = [&](const Model& model, const AdapterDelta& delta) {
+    return refusal_of([&] { static_cast<void>(Adapter::load({"x", {delta}}, model)); });
+  };
+  const auto named = [](const std::string& text, const std::string& tensor) {
+    INFO(text);
+    CHECK(text.starts_with("incompatible"));
+    CHECK(text.find(tensor) != std::string::npos);
+  };
+  named(refuse(dense, lora("token_embd.weight", 96, dim, 2, 1)), "token_embd.weight");
+  named(refuse(mixture, lora("blk.0.ffn_up_exps.weight", 4 * ffn, dim, 2, 1)), "blk.0.ffn_up_exps.weight");
+  named(refuse(mixture, lora("blk.0.ffn_up.weight", ffn, dim, 2, 1)), "blk.0.ffn_up.weight");
+  named(refuse(dense, lora("blk.0.attn_z.weight", 64, dim, 2, 1)), "blk.0.attn_z.weight");
+  named(refuse(dense, lora("blk.0.attn_q.weight", 32, dim, 2, 1)), "blk.0.attn_q.weight");
+  CHECK(refuse(mixture, lora("blk.0.ffn_gate_inp.weight", 4, dim, 2, 1)) == "accepted");
+  // Lists of other lengths than the extents ask for.
+  for (const int broken : {0, 1, 2, 3, 4}) {
+    auto delta = lora("blk.0.attn_q.weight", 64, dim, 2, 1);
+    if (broken == 0) delta.first.pop_back();
+    if (broken == 1) delta.second.push_back(1.0F);
+    if (broken == 2) delta.rank = -1;
+    if (broken == 3) delta.kind = DeltaKind::columns;
+    if (broken == 4) delta.kind = DeltaKind::kronecker;
+    const auto text = refuse(dense, delta);
+    INFO(broken << ": " << text);
+    CHECK(text.starts_with("format"));
+    CHECK(text.find("blk.0.attn_q.weight") != std::string::npos);
+  }
+}
+
+/// Reads damaged copies of an adapter: they give an error of the library or an adapter, never anything else.
+template <class Read>
+void damage(const std::vector<char>& whole, Read&& read) {
+  std::size_t refused = 0;
+  const auto attempt = [&](const std::vector<char>& bytes) {
+    try {
+      read(bytes);
+    } catch (const Error&) {
+      ++refused;
+    }
+  };
+  const std::size_t step = std::max<std::size_t>(1, whole.size() / 300);
+  for (std::size_t length = 0; length < whole.size(); length += step) {
+    const auto before = refused;
+    attempt({whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)});
+    CHECK(refused == before + 1);
+  }
+  CounterRandom random(11, 1, 0);
+  for (int i = 0; i < 600; ++i) {
+    auto bytes = whole;
+    // The beginning says most of what can be wrong.
+    const auto at = random.next() % std::min<std::size_t>(bytes.size(), i % 2 == 0 ? 600 : bytes.size());
+    bytes[at] = static_cast<char>(random.next());
+    attempt(bytes);
+  }
+  CHECK(refused > 350);
+}
+
+std::vector<char> bytes_of(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void write_bytes(const std::string& path, const std::vector<char>& bytes) {
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+TEST_CASE("adapters.hostile: damaged files give errors of the library") {
+  const Model model = skald_test::tiny_model(shape(), {.backend = make_reference_backend()});
+  const TemporaryFolder folder("hostile-adapter");
+  GgufWriter writer;
+  writer.set("general.type", std::string("adapter"));
+  writer.set("general.architecture", std::string("llama"));
+  writer.set("adapter.type", std::string("lora"));
+  writer.set("adapter.lora.alpha", 8.0F);
+  const auto a = noise(2 * dim, 1, 1.0F), b = noise(2 * ffn, 2, 1.0F);
+  writer.add_tensor("blk.1.ffn_up.weight.lora_a", DType::f32, {dim, 2}, std::as_bytes(std::span(a)));
+  writer.add_tensor("blk.1.ffn_up.weight.lora_b", DType::f32, {2, ffn}, std::as_bytes(std::span(b)));
+  writer.write_file(folder.of("a.gguf"));
+  damage(bytes_of(folder.of("a.gguf")), [&](const std::vector<char>& bytes) {
+    write_bytes(folder.of("b.gguf"), bytes);
+    static_cast<void>(Adapter::load(folder.of("b.gguf"), model));
+  });
+
+  Peft peft;
+  peft.config["peft_type"] = "SOKA";
+  peft.add("0.self_attn.q_proj.kron_A", {2, 8, 4}, noise(64, 1, 0.4F));
+  peft.add("0.self_attn.q_proj.kron_B", {2, 8, 16}, noise(256, 2, 0.4F));
+  peft.add("0.mlp.up_proj.lora_A.weight", {2, dim}, a);
+  peft.add("0.mlp.up_proj.lora_B.weight", {ffn, 2}, b);
+  static_cast<void>(Adapter::load(peft.read(model), model));
+  const auto tensors = peft.folder.of("adapter_model.safetensors");
+  const auto whole = bytes_of(tensors);
+  damage(whole, [&](const std::vector<char>& bytes) {
+    write_bytes(tensors, bytes);
+    static_cast<void>(Adapter::load(peft.folder.path(), model));
+  });
+  write_bytes(tensors, whole);
+  const auto config = peft.config.dump();
+  for (const char* text : {"", "{", "[]", "{\"r\":\"x\"}", "{\"lora_alpha\":1e999}", "{\"lora_alpha\":1e300}",
+                           "{\"alpha_pattern\":7,\"peft_type\":5}", "{\"scale\":1e39,\"peft_type\":\"SOKA\"}"}) {
+    peft.folder.write("adapter_config.json", text);
+    INFO(text);
+    CHECK(refusal_of([&] { static_cast<void>(Adapter::load(peft.folder.path(), model)); }) != "accepted");
+  }
+  peft.folder.write("adapter_config.json", config);
+  CHECK_NOTHROW(Adapter::load(peft.folder.path(), model));
+  // Factors that say nothing of the size of their product, which nobody must allocate.
+  Peft huge;
+  huge.add("0.self_attn.q_proj.kron_A", {1, 60000, 1}, noise(60000, 1, 0.4F));
+  huge.add("0.self_attn.q_proj.kron_B", {1, 60000, 1}, noise(60000, 2, 0.4F));
+  CHECK(refusal_of([&] { static_cast<void>(huge.read(model)); }).find("too large") != std::string::npos);
 }
 
 }  // namespace

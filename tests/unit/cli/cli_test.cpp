@@ -137,7 +137,6 @@ TEST_CASE("cli: flags of llama.cpp mean the same or are refused", "[cli]") {
   check_error(with({"-fa", "off"}), "-fa off", "unsupported");
   check_error(with({"-np", "2"}), "-np 2", "unsupported");
   check_error(with({"-md", "draft.gguf"}), "-md", "unsupported");
-  check_error(with({"--lora", "adapter.gguf"}), "--lora", "unsupported");
   check_error(with({"-ctk", "f32", "-ctv", "f16"}), "f16", "incompatible");
   check_error(with({"-ctk", "q5_1"}), "q5_1", "unsupported");
   check_error({"bench", "-m", model, "-fa", "0"}, "-fa 0", "unsupported");

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include <skald/generate/sampler.hpp>
+#include <skald/model/adapter.hpp>
 #include <skald/model/plan.hpp>
 
 #include "helpers.hpp"
@@ -11,6 +12,10 @@
 #include "support/allocation_counter.hpp"
 #include "support/catch.hpp"
 #include "support/recurrent_model.hpp"
+
+#if SKALD_TEST_COUNTS_MALLOC
+#include <malloc.h>
+#endif
 
 using namespace skald_test;
 
@@ -36,6 +41,16 @@ Counted count_steps(int warm_up, const std::function<void()>& step) {
   }
   counted.operator_new = allocations.calls();
   return counted;
+}
+
+/// Bytes that are allocated now, 0 where nobody says.
+std::size_t heap_bytes() {
+#if SKALD_TEST_COUNTS_MALLOC
+  const auto info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+#else
+  return 0;
+#endif
 }
 
 skald::SamplerOptions everything() {
@@ -111,6 +126,49 @@ TEST_CASE("integration.counters: a step of recurrent layers allocates nothing, a
     CHECK(counted.operator_new == 0);
     CHECK(counted.fewest_mallocs == 0);
   }
+}
+
+TEST_CASE("integration.counters: a step of sessions with adapters allocates nothing, and unloading gives memory back") {
+  const auto change = [](const std::string& tensor, std::int64_t outputs, std::int64_t inputs, std::int32_t rank) {
+    skald::AdapterDelta delta;
+    delta.tensor = tensor;
+    delta.outputs = outputs;
+    delta.inputs = inputs;
+    delta.rank = rank;
+    delta.first.assign(static_cast<std::size_t>(rank * inputs), 0.02F);
+    delta.second.assign(static_cast<std::size_t>(rank * outputs), -0.01F);
+    return delta;
+  };
+  const auto model = tiny_model({.type = skald::DType::q8_0}, {.backend = cpu_with(2)});
+  const skald::AdapterFile small{"small", {change("blk.0.attn_q.weight", 256, 256, 4)}};
+  const skald::AdapterFile wide{
+      "wide", {change("blk.1.ffn_down.weight", 256, 512, 32), change("output.weight", 320, 256, 8)}};
+  {
+    const skald::Decoder decoder(model, {.context = 256, .parallel = 3});
+    std::vector<skald::ScaledAdapter> loaded{{skald::Adapter::load(small, model), 1.0F},
+                                             {skald::Adapter::load(wide, model), 0.5F}};
+    CHECK(loaded[1].adapter.bytes() >= (32U * 768 + 8 * 576) * sizeof(float));
+    std::vector<skald::Session> sessions;
+    for (int i = 0; i < 3; ++i) sessions.push_back(decoder.new_session());
+    sessions[1].set_adapters({loaded[0]});
+    sessions[2].set_adapters(loaded);
+    skald::Batch batch;
+    const skald::TokenId token = 7;
+    const auto counted = count_steps(40, [&] {
+      batch.clear();
+      for (auto& session : sessions) batch.add(session, {&token, 1});
+      (void)decoder.forward(batch);
+    });
+    CHECK(counted.operator_new == 0);
+    CHECK(counted.fewest_mallocs == 0);
+  }
+  // Loaded and dropped a hundred times, it would hold a hundred times its bytes if anything stayed.
+  (void)skald::Adapter::load(wide, model);
+  const auto resting = heap_bytes();
+  const auto held = skald::Adapter::load(wide, model);
+  if (resting > 0) CHECK(heap_bytes() >= resting + held.bytes());
+  for (int i = 0; i < 100; ++i) (void)skald::Adapter::load(wide, model);
+  CHECK(heap_bytes() <= resting + 2 * held.bytes());
 }
 
 TEST_CASE("integration.counters: a step that evicts allocates nothing") {
