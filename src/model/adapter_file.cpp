@@ -182,6 +182,7 @@ class PeftReader {
   using Parts = std::map<std::string, const SafetensorsTensor*>;
 
   void check_kind() const {
+    if (!root_.object()) throw FormatError(place, "it is no JSON object", {.file = config_file_});
     const std::string kind = config_.text_or({"peft_type"}, "LORA");
     for (const char* known : {"LORA", "LOKR", "SOKA", "PACA"})
       if (kind == known) {
@@ -213,9 +214,12 @@ class PeftReader {
     double alpha = config_.number_or({"lora_alpha", "alpha"}, rank);
     if (const auto own = pattern("alpha_pattern", module)) alpha = *own;
     const double divisor = config_.flag_or({"use_rslora"}, false) ? std::sqrt(rank) : rank;
-    const auto result = static_cast<float>(std::clamp(alpha / divisor, -1e38, 1e38));
-    if (!std::isfinite(alpha / divisor) || !std::isfinite(result)) config_.fail("lora_alpha", "the scale is not finite");
-    return result;
+    return finite("lora_alpha", alpha / divisor);
+  }
+
+  [[nodiscard]] float finite(std::string_view key, double scale) const {
+    if (!(std::abs(scale) <= 1e30)) config_.fail(key, "the scale is not finite or too large");
+    return static_cast<float>(scale);
   }
 
   [[nodiscard]] std::vector<float> values(const SafetensorsTensor& tensor) const {
@@ -282,7 +286,7 @@ class PeftReader {
     delta.outputs = std::int64_t{delta.a_rows} * delta.b_rows;
     delta.inputs = std::int64_t{delta.a_cols} * delta.b_cols;
     if (delta.outputs > most_extent || delta.inputs > most_extent) file_.fail(b, "the product is too large");
-    delta.scale = static_cast<float>(config_.number_or({"scale"}, scale(module, config_.number_or({"r"}, 1.0))));
+    delta.scale = finite("scale", config_.number_or({"scale"}, scale(module, config_.number_or({"r"}, 1.0))));
     delta.first = values(a);
     delta.second = values(b);
   }
@@ -359,8 +363,9 @@ AdapterFile read_gguf_adapter(const std::string& path, const Metadata& model) {
     delta.rank = static_cast<std::int32_t>(a.dims[1]);
     delta.inputs = a.dims[0];
     delta.outputs = b->dims[1];
-    delta.scale = static_cast<float>(alpha == 0.0 ? 1.0 : alpha / static_cast<double>(delta.rank));
-    if (!std::isfinite(delta.scale)) file.fail(a, "adapter.lora.alpha gives a scale that is not finite");
+    const double scale = alpha == 0.0 ? 1.0 : alpha / static_cast<double>(delta.rank);
+    if (!(std::abs(scale) <= 1e30)) file.fail(a, "adapter.lora.alpha gives a scale that is not finite or too large");
+    delta.scale = static_cast<float>(scale);
     delta.first = tensor_values(file, a);
     delta.second = tensor_values(file, *b);
     result.deltas.push_back(std::move(delta));

@@ -5,6 +5,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <skald/model/gguf/reader.hpp>
+#include <skald/model/gguf/writer.hpp>
+
 #include "program.hpp"
 
 namespace {
@@ -147,6 +150,49 @@ TEST_CASE("cli: flags of llama.cpp mean the same or are refused", "[cli]") {
   // A value may look like a flag.
   CHECK(output_of({"generate", "-m", model, "-p", "-ub -m", "-n", "1"}).starts_with("-ub -m"));
   CHECK(output_of({"tokenize", "-m", model, "--text", "-ctk"}) == output_of({"tokenize", "-m", model, "--text=-ctk"}));
+}
+
+TEST_CASE("cli: adapters change what is generated as far as their scale says, and inspect tells of them", "[cli]") {
+  const Folder folder;
+  const auto matrix = skald::open_gguf(model).at("blk.0.ffn_up.weight");
+  const auto factor = [](std::int64_t count, float sign) {
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = sign * 0.1F * static_cast<float>(i % 11) - 0.4F;
+    return values;
+  };
+  const auto a = factor(2 * matrix.columns(), 1.0F), b = factor(2 * matrix.rows(), -1.0F);
+  skald::GgufWriter writer;
+  writer.set("general.type", std::string("adapter"));
+  writer.set("general.architecture", std::string("llama"));
+  writer.set("adapter.type", std::string("lora"));
+  writer.set("adapter.lora.alpha", 8.0F);
+  writer.add_tensor(matrix.name + ".lora_a", skald::DType::f32, {matrix.columns(), 2}, std::as_bytes(std::span(a)));
+  writer.add_tensor(matrix.name + ".lora_b", skald::DType::f32, {2, matrix.rows()}, std::as_bytes(std::span(b)));
+  const auto path = folder.file("adapter.gguf");
+  writer.write_file(path);
+  const auto with = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{"generate", "-m", model, "-p", "One day", "-n", "12", "--temp", "0", "-q"};
+    all.insert(all.end(), more.begin(), more.end());
+    return output_of(all);
+  };
+  const auto base = with({});
+  CHECK(with({"--lora", path + ":0"}) == base);
+  CHECK(with({"--lora", path}) != base);
+  CHECK(with({"--lora", path + ":0", "--lora", path}) == with({"--lora", path}));
+  const auto merged = folder.file("merged.gguf");
+  (void)output_of({"convert", "-m", model, "-o", merged, "--lora", path + ":0.5", "-q"});
+  CHECK(skald::open_gguf(merged).at(matrix.name).type == skald::DType::f32);
+
+  const auto told = json::parse(output_of({"inspect", "-m", path, "--base", model, "--json"}));
+  CHECK(told["adapter"] == "gguf");
+  CHECK(told["tensor_count"] == 2);
+  REQUIRE(told["changes"].size() == 1);
+  CHECK(told["changes"][0]["tensor"] == matrix.name);
+  CHECK(told["changes"][0]["rank"] == 2);
+  CHECK(told["changes"][0]["scale"] == 4.0F);
+  CHECK(output_of({"inspect", "-m", path, "--base", model}).find(matrix.name) != std::string::npos);
+  check_error({"generate", "-m", model, "-p", "x", "--lora", folder.file("none.gguf")}, "none.gguf", "io");
+  check_error({"generate", "-m", model, "-p", "x", "--lora", model}, "adapter", "format");
 }
 
 TEST_CASE("cli: output that cannot be written is an error", "[cli]") {
