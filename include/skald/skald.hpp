@@ -20,6 +20,8 @@
 #include <skald/generate/chat.hpp>
 #include <skald/generate/eval.hpp>
 #include <skald/generate/generate.hpp>
+#include <skald/generate/guard.hpp>
+#include <skald/generate/rerank.hpp>
 #include <skald/generate/sampler.hpp>
 #include <skald/generate/score.hpp>
 #include <skald/generate/story_grammar.hpp>

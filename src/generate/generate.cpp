@@ -144,6 +144,7 @@ struct Generation::Impl {
       return end(FinishReason::cancelled);
     }
     if (tokens.empty()) timing.prompt_seconds = seconds_since(begin);
+    if (tokens.empty() && options.after_prompt) options.after_prompt(*session);
     if (options.max_tokens == 0) return end(FinishReason::length);
     choose(logits.last());
     if (tokens.size() == 1) {

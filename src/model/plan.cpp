@@ -68,15 +68,24 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
     throw UsageError(where, fmt::format("page_tokens is {}, allowed is a multiple of {} that divides {}",
                                         options.page_tokens, KvPageLayout::lane_tokens, attention_chunk));
   if (!KvPageLayout::supports(options.kv_type))
-    throw UsageError(where, fmt::format("kv_type is {}, allowed is f32, f16, bf16, q8_0 or q4_0",
-                                        to_string(options.kv_type)));
+    throw UsageError(where,
+                     fmt::format("kv_type is {}, allowed is f32, f16, bf16, q8_0 or q4_0", to_string(options.kv_type)));
   return options;
+}
+
+// Pages of a head group of all sequences. A layer with a sliding window holds the window and a page of each sequence,
+// and while a batch is computed its tokens, wherever they belong.
+std::int64_t pages_of(const AttentionSpec& attention, std::int64_t sequences, const PlanOptions& options) {
+  const auto pages = [&](std::int64_t tokens) { return (tokens + options.page_tokens - 1) / options.page_tokens; };
+  const std::int64_t all = sequences * pages(options.context);
+  if (attention.window <= 0) return all;
+  const std::int64_t kept = sequences * (pages(attention.window) + 1);
+  return std::min(all, kept + pages(options.batch_tokens) + sequences - 1);
 }
 
 // Everything but weights, vectors and tokenizer.
 void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptions& options,
                         std::span<const DType> weight_types, std::span<const DType> expert_types) {
-  const std::int64_t pages = (options.context + options.page_tokens - 1) / options.page_tokens;
   Bytes kv = 0;
   Bytes per_token = 0;
   const auto add = [&](const AttentionSpec& attention, std::int64_t sequences, bool of_tokens, std::int32_t layer) {
@@ -90,7 +99,7 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
                               .head_dim_k = attention.stored_dim_k(),
                               .head_dim_v = attention.stored_dim_v(),
                               .values_in_keys = attention.latent.has_value()};
-      kv = kv + size(sequences) * size(pages) * page.page_bytes();
+      kv = kv + size(pages_of(attention, sequences, options)) * page.page_bytes();
       if (of_tokens) per_token = per_token + size(options.heads_per_group) * page.token_bytes();
     }
   };
@@ -102,15 +111,16 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   for (const AttentionSpec& each : encoder_kv_shapes(spec)) add(each, 1, false, 0);
   plan.kv = kv.value();
   plan.kv_per_token = per_token.value();
-  plan.recurrent = (size(options.sequences) *
-                    recurrent_bytes(spec, options.checkpoint_interval, options.checkpoints)).value();
+  plan.recurrent =
+      (size(options.sequences) * recurrent_bytes(spec, options.checkpoint_interval, options.checkpoints)).value();
   plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
   plan.stream = options.backend->stream_bytes(
       stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types, expert_types));
 }
 
 void check_total(const MemoryPlan& plan) {
-  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.recurrent + plan.activations + plan.stream + plan.tokenizer);
+  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.recurrent + plan.activations + plan.stream +
+                    plan.tokenizer);
 }
 
 }  // namespace
@@ -135,8 +145,8 @@ namespace {
 bool needs_work_rows(const ModelSpec& spec) {
   if (spec.learned_positions || spec.token_types > 0) return true;
   return std::ranges::any_of(spec.layers, [](const LayerSpec& layer) {
-    return layer.linear_attention || (layer.ffn && layer.ffn->receptance) || layer.attention_post_norm.kind != NormKind::none ||
-           layer.ffn_post_norm.kind != NormKind::none;
+    return layer.linear_attention || (layer.ffn && layer.ffn->receptance) ||
+           layer.attention_post_norm.kind != NormKind::none || layer.ffn_post_norm.kind != NormKind::none;
   });
 }
 
@@ -159,10 +169,9 @@ std::int64_t recurrent_columns(const RecurrentSpec& mixer) {
 }  // namespace
 
 std::int64_t first_value_columns(const ModelSpec& spec) noexcept {
-  return std::ranges::any_of(spec.layers,
-                             [](const LayerSpec& layer) {
-                               return layer.recurrent && layer.recurrent->kind == RecurrentKind::rwkv7;
-                             })
+  return std::ranges::any_of(
+             spec.layers,
+             [](const LayerSpec& layer) { return layer.recurrent && layer.recurrent->kind == RecurrentKind::rwkv7; })
              ? spec.dim
              : 0;
 }
@@ -251,11 +260,12 @@ StreamLimits stream_limits(const ModelSpec& spec, std::int64_t batch_tokens, std
       const AttentionSpec& attention = **each;
       limits.max_cols = std::max(limits.max_cols, attention.output_cols());
       limits.heads = std::max<std::int64_t>(limits.heads, attention.heads);
-      limits.head_dim = std::max<std::int64_t>(limits.head_dim, std::max(attention.stored_dim_k(), attention.stored_dim_v()));
+      limits.head_dim =
+          std::max<std::int64_t>(limits.head_dim, std::max(attention.stored_dim_k(), attention.stored_dim_v()));
       if (attention.latent) {
         limits.max_cols = std::max<std::int64_t>(limits.max_cols, attention.latent->query_rank);
-        limits.head_cols = std::max<std::int64_t>({limits.head_cols, attention.latent->rank,
-                                                   attention.head_dim_k - attention.latent->rope_dims});
+        limits.head_cols = std::max<std::int64_t>(
+            {limits.head_cols, attention.latent->rank, attention.head_dim_k - attention.latent->rope_dims});
       }
     }
     if (const auto& mixer = layer.recurrent) {
@@ -289,8 +299,8 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
           fmt::format("the {} backend refuses {} weights: {}", backend.info().name, to_string(each.type()), *reason),
           {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});
     const std::int64_t matrices = each.binding.matrices;
-    weights = weights + size(matrices) * backend.weight_bytes(each.type(), each.rows / matrices, each.binding.shape[1],
-                                                              layout);
+    weights = weights +
+              size(matrices) * backend.weight_bytes(each.type(), each.rows / matrices, each.binding.shape[1], layout);
   }
   plan.weights = weights.value();
   plan.vectors = vectors.value();

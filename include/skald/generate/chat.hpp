@@ -11,8 +11,10 @@
 
 namespace skald::inline v0 {
 
-/// A conversation with a chat template, the model's own unless another is given. Each turn renders the whole conversation and computes only what
-/// differs from the session's memory.
+/// A conversation with a chat template, the model's own unless another is given. Each turn renders the whole conversation and
+/// computes only what differs from the session's memory. Where layers with a sliding window or a recurrent state cannot go
+/// back into the last reply, because its text has other tokens than the model chose, say, the reply is computed again, and
+/// nothing before it.
 class SKALD_API Chat {
  public:
   /// With `chat_template`, that one instead of the model's own.
@@ -30,6 +32,7 @@ class SKALD_API Chat {
   std::optional<ChatTemplate> template_;
   std::vector<ChatMessage> messages_;
   std::optional<Generation> reply_;
+  std::shared_ptr<std::optional<Session>> before_reply_;  // stays in place too; where going back may be refused
 };
 
 }  // namespace skald::inline v0

@@ -30,6 +30,8 @@ struct GenerateOptions {
   bool parse_special = false;  ///< text of the prompt that spells control tokens becomes them
   std::stop_token stop_token{};
   ProgressCallback progress{};  ///< of the prompt, in tokens
+  /// Called when the prompt is in memory, before the first token is chosen: to fork the session there, say.
+  std::function<void(const Session&)> after_prompt{};
 };
 
 /// Log-probability (natural) of a token under the model, before any sampler.

@@ -38,7 +38,9 @@ struct PlanOptions {
 struct MemoryPlan {
   std::uint64_t weights = 0;       ///< matrices in backend memory
   std::uint64_t vectors = 0;       ///< norms and biases in backend memory
-  std::uint64_t kv = 0;            ///< KV pages of all sequences, those of encoded inputs included
+  /// KV pages of all sequences, those of encoded inputs included. Of layers with a sliding window that is the window and a
+  /// page for each sequence, and one batch.
+  std::uint64_t kv = 0;
   std::uint64_t recurrent = 0;     ///< recurrent state of all sequences, with its checkpoints
   std::uint64_t activations = 0;   ///< activation buffers of the decoder
   std::uint64_t stream = 0;        ///< work memory of one backend stream
