@@ -11,12 +11,14 @@
 #include <skald/core/log.hpp>
 #include <skald/core/progress.hpp>
 #include <skald/core/tensor.hpp>
+#include <skald/decoder/calibrate.hpp>
 #include <skald/decoder/context_file.hpp>
 #include <skald/decoder/decoder.hpp>
 #include <skald/decoder/embed.hpp>
 #include <skald/decoder/embedding_rows.hpp>
 #include <skald/decoder/kv_prediction.hpp>
 #include <skald/decoder/prefix_cache.hpp>
+#include <skald/decoder/speculative_start.hpp>
 #include <skald/generate/chat.hpp>
 #include <skald/generate/eval.hpp>
 #include <skald/generate/generate.hpp>

@@ -176,6 +176,10 @@ struct ShapeCheck {
     if (!(op.softcap >= 0.0F)) return fmt::format("softcap is {}", op.softcap);
     return matrix_fault(op.x, "x");
   }
+  Fault operator()(const HostOp& op) const {
+    if (op.units < 0) return fmt::format("{} units", op.units);
+    return std::nullopt;
+  }
   Fault operator()(const ClampOp& op) const {
     if (!(op.limit >= 0.0F)) return fmt::format("limit is {}", op.limit);
     return matrix_fault(op.x, "x");
@@ -417,6 +421,7 @@ struct EnqueueCheck {
     matrix(op.x, "x");
     matrix(op.y, "y");
   }
+  void operator()(const HostOp& op) const { need(op.run != nullptr || op.units == 0, "run"); }
   void operator()(const LerpOp& op) const {
     matrix(op.x, "x");
     matrix(op.y, "y");
@@ -717,7 +722,8 @@ std::string_view op_name(const Op& op) noexcept {
   static constexpr std::array<std::string_view, std::variant_size_v<Op>> names = {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
       "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp",
-      "HeadLinearOp", "ClampOp", "DeltaInputOp", "ConvOp", "ScanOp", "TokenShiftOp", "WkvOp", "MultiplyOp", "LerpOp"};
+      "HeadLinearOp", "ClampOp", "DeltaInputOp", "ConvOp", "ScanOp", "TokenShiftOp", "WkvOp", "MultiplyOp", "LerpOp",
+      "HostOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

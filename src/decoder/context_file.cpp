@@ -67,6 +67,8 @@ std::vector<PagedKv*> context_layers(const Session& session) {
     throw IncompatibleError(where, "a context needs every token's keys and values; eviction '" +
                                        ContextAccess::core(session).effective_config().eviction +
                                        "', a sliding window, a recurrent layer or a text that an encoder has read stand against it");
+  if (ContextAccess::core(session).effective_config().kv_format.starts_with("coupled"))
+    throw IncompatibleError(where, "KV format 'coupled' keeps codes, which a context cannot compress further");
   std::vector<PagedKv*> layers;
   for (int i = 0; i < state.layer_count(); ++i) {
     auto* layer = state.layer(i);

@@ -49,8 +49,11 @@ std::shared_ptr<DecoderCore> DecoderCore::create(Model model, std::string_view b
 
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, const DecoderOptions& options,
                                                  std::string_view backend) {
-  return create(std::move(model), AnyEviction::from_spec(options.kv.eviction), AnyKvFormat(options.kv.format), options,
-                backend);
+  const bool coupled = options.kv.format == "coupled";
+  if (coupled != (options.kv.codebooks != nullptr))
+    refuse(coupled ? "kv.format 'coupled' needs kv.codebooks" : "kv.codebooks are for kv.format 'coupled'");
+  return create(std::move(model), AnyEviction::from_spec(options.kv.eviction),
+                coupled ? AnyKvFormat(KvF32{}) : AnyKvFormat(options.kv.format), options, backend);
 }
 
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction eviction, AnyKvFormat format,
@@ -120,6 +123,8 @@ void DecoderImpl::check_composition() const {
   if (traits.drops_tokens && std::none_of(model_.spec().layers.begin(), model_.spec().layers.end(),
                                           [](const auto& layer) { return layer.attention.has_value(); }))
     clash("drops tokens, but no layer keeps them: all layers have a state of fixed size");
+  if (traits.drops_tokens && options_.kv.codebooks)
+    clash("drops or renumbers tokens; KV format 'coupled' keeps keys without their rotation, by position in the sequence");
   if (traits.drops_tokens && !causal_) clash("drops tokens, but the model's tokens see those that come later");
   if (traits.reorders_positions && (!traits.drops_tokens || traits.sinks < 1))
     clash("renumbers positions, but keys are stored rotated: only a declared number of sinks can be rotated anew");
@@ -203,7 +208,12 @@ void DecoderImpl::make_pools() {
   format_.check(spec.layer_count(), most_heads);
   check_sources();
   std::vector<std::pair<KvPageLayout, std::int64_t>> needed;  // layout, pages
+  if (options_.kv.codebooks)
+    coupled_ = std::make_unique<CoupledKv>(options_.kv.codebooks, spec, model_.backend(), options_.context,
+                                           options_.kv.page_tokens, options_.kv.heads_per_group);
   const auto layout_of = [&](const AttentionSpec& attention, DType dtype) {
+    for (std::size_t i = 0; coupled_ && i < spec.layers.size(); ++i)
+      if (spec.layers[i].attention && &*spec.layers[i].attention == &attention) return coupled_->codes(i);
     return KvPageLayout{dtype, options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
                         attention.stored_dim_v(), attention.latent.has_value()};
   };
@@ -346,6 +356,7 @@ void DecoderImpl::check_program() {
   groups = 0;
   for (const auto& shape : encoder_kv_) groups += static_cast<std::size_t>(shape.groups);
   encoder_tables_.assign(groups, KvTable{});
+  prepare_coupled();
   head_rows_.assign(1, 0);
   head_runs_.clear();
   if (model_.spec().has_head) head_runs_.assign(1, HeadRun{0, 0, 1});
@@ -373,7 +384,7 @@ void DecoderImpl::describe() {
   config_.threads = info.threads;
   config_.huge_pages = info.huge_pages;
   config_.weight_layout = model_.layout() == WeightLayout::packed ? "packed" : "rows";
-  config_.kv_format = pools_.empty() ? "none" : format_.name();
+  config_.kv_format = pools_.empty() ? "none" : coupled_ ? options_.kv.codebooks->name() : format_.name();
   config_.eviction = eviction_.name();
   config_.attention = options_.attention;
   config_.page_tokens = options_.kv.page_tokens;
@@ -451,7 +462,7 @@ std::size_t DecoderImpl::memory_bytes() const noexcept {
                       relative_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
-  return bytes;
+  return bytes + (coupled_ ? coupled_->memory_bytes() : 0);
 }
 
 std::size_t DecoderImpl::kv_capacity_bytes() const noexcept {
@@ -726,6 +737,16 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
     group_base += static_cast<std::size_t>(kv_[l].groups);
   }
   if (reads_ahead_) prepare_row_tables();
+  prepare_coupled();
+}
+
+void DecoderImpl::prepare_coupled() {
+  if (!coupled_) return;
+  coupled_->begin(tables_, segments_, positions_.data());
+  for (std::size_t l = 0; l < kv_.size(); ++l)
+    if (!kv_[l].parts.empty())
+      coupled_->add(l, kv_[l].parts.front().pool->base(), kv_[l].groups, first_table(static_cast<int>(l)));
+  coupled_->end();
 }
 
 StateLayer DecoderImpl::state_layer(int layer, std::int64_t offset) const noexcept {

@@ -10,6 +10,8 @@
 #include <skald/state/recurrent.hpp>
 #include <skald/state/split_kv.hpp>
 
+#include "decoder/coupled_kv.hpp"
+
 namespace skald::inline v0::detail {
 
 /// A run of a layer's KV-head groups that have one format.
@@ -101,6 +103,7 @@ class DecoderImpl final : public DecoderCore {
   void run(const Batch& batch, const ForwardOptions& options);
   void prepare_rows(const Batch& batch);
   void prepare_tables(const Batch& batch);
+  void prepare_coupled();
   [[nodiscard]] PagedKv& paged(const Session& session, std::size_t layer, std::size_t part) const noexcept;
   void count_evictions(const Session& session, std::int64_t sign) noexcept;
   [[nodiscard]] PagedKvOptions layer_options(std::size_t layer) const;
@@ -175,6 +178,7 @@ class DecoderImpl final : public DecoderCore {
   DecoderCounters counters_;
   ActivationSizes sizes_;
   std::vector<LayerKv> kv_;
+  std::unique_ptr<CoupledKv> coupled_;           // if the KV format is "coupled"
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
   std::vector<int> recurrent_layers_;           // layer -> its index among those with recurrent state, or -1
   std::int64_t recurrent_count_ = 0;

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <utility>
 
 #include <skald/core/file.hpp>
 
@@ -114,10 +115,79 @@ void PrefixTree::store_slow(PrefixNode& node) {
   if (!options.slow_folder.empty()) {
     node.file = options.slow_folder + "/prefix-" + std::to_string(::getpid()) + "-" +
                 std::to_string(reinterpret_cast<std::uintptr_t>(this)) + "-" + std::to_string(++files) + ".kv";
-    write_file_atomically(node.file, node.slow);
+    write_slow(node, std::move(node.slow));
     node.slow = {};
   }
   slow_bytes += node.slow_size;
+}
+
+/// To the node's file, by the host's thread if there is one.
+void PrefixTree::write_slow(PrefixNode& node, std::vector<std::byte> bytes) {
+  if (!options.background) return write_file_atomically(node.file, bytes);
+  node.writing = std::make_shared<SlowJob>();
+  node.writing->bytes = std::move(bytes);
+  options.background([job = node.writing, path = node.file] {
+    bool failed = false;
+    try {
+      write_file_atomically(path, job->bytes);  // until `done` nobody changes them
+    } catch (...) {
+      failed = true;
+    }
+    const std::lock_guard lock(job->mutex);
+    job->done = true;
+    job->failed = failed;
+    if (!failed) job->bytes = {};
+    if (job->dropped) {
+      std::error_code ignored;
+      std::filesystem::remove(path, ignored);
+    }
+    job->ended.notify_all();
+  });
+}
+
+/// The bytes of a node's file: from memory if they are still there, from a prefetch that was begun, or from the file.
+std::vector<std::byte> PrefixTree::read_slow(PrefixNode& node) {
+  if (node.writing) {
+    const std::lock_guard lock(node.writing->mutex);
+    if (!node.writing->bytes.empty()) return node.writing->bytes;
+  }
+  if (const auto job = std::exchange(node.reading, nullptr)) {
+    std::unique_lock lock(job->mutex);
+    job->ended.wait(lock, [&] { return job->done; });
+    if (!job->failed) {
+      ++counters.prefetched;
+      return std::move(job->bytes);
+    }
+  }
+  return read_whole_file(node.file);
+}
+
+/// Begins to read the files of a node and of those that it builds on.
+std::int64_t PrefixTree::prefetch(const NodePtr& node) {
+  if (!options.background || node->state || node->file.empty()) return 0;
+  const auto above = node->rows ? known_above(*node) : nullptr;
+  const auto begun = above ? prefetch(above) : 0;
+  if (node->reading) return begun;
+  if (node->writing) {
+    const std::lock_guard lock(node->writing->mutex);
+    if (!node->writing->bytes.empty()) return begun;  // still in memory
+  }
+  node->reading = std::make_shared<SlowJob>();
+  options.background([job = node->reading, path = node->file] {
+    std::vector<std::byte> bytes;
+    bool failed = false;
+    try {
+      bytes = read_whole_file(path);
+    } catch (...) {
+      failed = true;  // the call that needs the file will meet the error
+    }
+    const std::lock_guard lock(job->mutex);
+    job->bytes = std::move(bytes);
+    job->failed = failed;
+    job->done = true;
+    job->ended.notify_all();
+  });
+  return begun + 1;
 }
 
 void PrefixTree::drop_slow(PrefixNode& node) noexcept {
@@ -125,6 +195,12 @@ void PrefixTree::drop_slow(PrefixNode& node) noexcept {
   slow_bytes -= node.slow_size;
   node.slow_size = 0;
   node.slow = {};
+  node.reading = nullptr;
+  if (node.writing) {
+    const std::lock_guard lock(node.writing->mutex);
+    node.writing->dropped = true;
+  }
+  node.writing = nullptr;
   if (!node.file.empty()) {
     std::error_code ignored;
     std::filesystem::remove(node.file, ignored);
@@ -166,7 +242,7 @@ void PrefixTree::promote(const NodePtr& node) {
     promote(above);
     state = above->state->fork();
   }
-  const auto bytes = node->file.empty() ? std::vector<std::byte>{} : read_whole_file(node->file);
+  const auto bytes = node->file.empty() ? std::vector<std::byte>{} : read_slow(*node);
   ArchiveReader in(node->file.empty() ? std::span<const std::byte>(node->slow) : std::span<const std::byte>(bytes),
                    node->file.empty() ? "slow tier" : node->file);
   if (node->rows) state.load_rows(in);
@@ -399,6 +475,13 @@ std::int64_t PrefixCache::match(std::span<const TokenId> tokens, std::string_vie
   const auto root = tree_->roots.find(scope);
   if (root == tree_->roots.end() || tokens.empty()) return 0;
   return tree_->look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1).length;
+}
+
+std::int64_t PrefixCache::prefetch(std::span<const TokenId> tokens, std::string_view scope) {
+  const auto root = tree_->roots.find(scope);
+  if (root == tree_->roots.end() || tokens.empty()) return 0;
+  const auto hit = tree_->look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1);
+  return hit.length > 0 ? tree_->prefetch(hit.node) : 0;
 }
 
 PrefixHandle PrefixCache::insert(const Session& session, std::string_view scope) {

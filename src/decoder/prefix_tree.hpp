@@ -1,9 +1,11 @@
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +14,16 @@
 #include <skald/decoder/prefix_cache.hpp>
 
 namespace skald::inline v0::detail {
+
+/// A file that is being written or read by the host's own thread. Shared with that thread, so that it outlives the node.
+struct SlowJob {
+  std::mutex mutex{};
+  std::condition_variable ended{};
+  std::vector<std::byte> bytes{};  // to be written, until they are; or what was read
+  bool done = false;
+  bool failed = false;  // bytes that could not be written stay in memory
+  bool dropped = false;  // the file is to be removed when it has been written
+};
 
 /// Tokens that follow one another without a branch, and what a sequence remembers after them.
 struct PrefixNode {
@@ -24,6 +36,7 @@ struct PrefixNode {
   std::size_t bytes = 0;                 // of pages that the nodes above do not hold
   std::vector<std::byte> slow{};         // or in `file`
   std::string file{};
+  std::shared_ptr<SlowJob> writing{}, reading{};
   std::size_t slow_size = 0;
   bool rows = false;  // the slow form holds this node's tokens only
   int pins = 0;
@@ -59,6 +72,9 @@ struct PrefixTree {
   void drop_slow(PrefixNode& node) noexcept;
   void drop_fast(PrefixNode& node) noexcept;
   void promote(const NodePtr& node);
+  void write_slow(PrefixNode& node, std::vector<std::byte> bytes);
+  [[nodiscard]] std::vector<std::byte> read_slow(PrefixNode& node);
+  std::int64_t prefetch(const NodePtr& node);
   [[nodiscard]] NodePtr split(const NodePtr& node, std::int64_t size);
   NodePtr insert(const std::string& scope, std::span<const TokenId> tokens, const SequenceState& state);
   void forget(const NodePtr& node) noexcept;

@@ -86,6 +86,7 @@ std::size_t DecoderImpl::first_table(int layer) const noexcept {
 
 KvLayer DecoderImpl::kv_layer(int layer, const KvPart& part) const noexcept {
   if (layer >= model_.spec().layer_count()) return encoder_layer(layer);
+  if (coupled_) return coupled_->plain(static_cast<std::size_t>(layer));
   return {part.pool->base(), part.pool->layout(), part.groups,
           tables_.data() + first_table(layer) + static_cast<std::size_t>(part.first_group) * segments_.size()};
 }
@@ -117,7 +118,9 @@ void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
     op.q = heads_of(store.q, first * shared, op.heads, op.kv.layout.head_dim_k);
     op.k = heads_of(store.k, first, op.kv_heads, op.kv.layout.head_dim_k);
     op.v = heads_of(store.v, first, op.kv_heads, op.kv.layout.head_dim_v);
+    if (coupled_) sink(coupled_->expand(static_cast<std::size_t>(layer)), layer);
     sink(op, layer);
+    if (coupled_) sink(coupled_->pack(static_cast<std::size_t>(layer)), layer);
   }
 }
 

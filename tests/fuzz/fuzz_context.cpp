@@ -1,5 +1,5 @@
-// Any bytes: a compressed context is loaded, or refused by a skald::Error that names the file; a session that was refused
-// holds what it held. The checksums are put right first, so that what they guard is reached.
+// Any bytes: a compressed context is loaded, or refused by a skald::Error that names the file; a session that was
+// refused holds what it held. The checksums are put right first, so that what they guard is reached.
 
 #include <cstdlib>
 #include <cstring>

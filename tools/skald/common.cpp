@@ -97,10 +97,12 @@ void DecoderFlags::add_to(CLI::App& app) {
   app.add_option("--ub,--ubatch-size", ubatch, "Most tokens that go through the network together")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0")->capture_default_str();
+  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0, coupled")
+      ->capture_default_str();
   app.add_option("--ctv,--cache-type-v", cache_v, "Must equal -ctk");
   app.add_option("--kv-eviction", eviction, "Eviction policy, e.g. recent_pages:sinks=1,recent=8")
       ->capture_default_str();
+  app.add_option("--kv-codebooks", codebooks, "Codebooks of -ctk coupled, from 'skald calibrate'");
   app.add_option("--kv-page", page_tokens, "Tokens per KV page: 16, 32, 64, 128 or 256")->capture_default_str();
   app.add_option("--np,--parallel", parallel, "Sessions at the same time: only 1 here")->capture_default_str();
 }
@@ -122,6 +124,8 @@ skald::DecoderOptions DecoderFlags::options(const skald::ModelSpec& spec, const 
   result.parallel = 1;
   result.kv.format = cache_k;
   result.kv.eviction = eviction;
+  if (!codebooks.empty())
+    result.kv.codebooks = std::make_shared<const skald::CoupledCodebooks>(skald::CoupledCodebooks::load(codebooks));
   result.kv.page_tokens = page_tokens;
   return result;
 }

@@ -68,6 +68,7 @@ struct DecoderFlags {
   std::string cache_k = "f16";
   std::string cache_v;
   std::string eviction = "none";
+  std::string codebooks;
   int parallel = 1;
   int page_tokens = 64;
 
@@ -113,6 +114,7 @@ void add_detokenize(CLI::App& app, Global& global, std::vector<Command>& command
 void add_logits(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_inspect(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands);
+void add_calibrate(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_perplexity(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_eval(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands);

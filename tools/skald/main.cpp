@@ -130,6 +130,7 @@ int main(int argc, char** argv) {
   add_bench(app, global, commands);
   add_inspect(app, global, commands);
   add_convert(app, global, commands);
+  add_calibrate(app, global, commands);
   add_perplexity(app, global, commands);
   add_eval(app, global, commands);
   add_tokenize(app, global, commands);

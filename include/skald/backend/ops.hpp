@@ -443,8 +443,16 @@ struct LerpOp {
   Matrix weight{};
 };
 
+/// Work of the host's own between other ops: `run(context, unit)` once for each unit, on any threads and at the same time.
+/// Only where the host can see the backend's memory.
+struct HostOp {
+  void (*run)(void* context, std::int64_t unit) noexcept = nullptr;
+  void* context = nullptr;  ///< [host]
+  std::int64_t units = 0;
+};
+
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
                         DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp, DeltaInputOp, ConvOp, ScanOp,
-                        TokenShiftOp, WkvOp, MultiplyOp, LerpOp>;
+                        TokenShiftOp, WkvOp, MultiplyOp, LerpOp, HostOp>;
 
 }  // namespace skald::inline v0

@@ -1,17 +1,19 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <skald/config.hpp>
+#include <skald/state/coupled.hpp>
 
 namespace skald::inline v0 {
 
 /// The KV cache of a decoder.
 struct KvOptions {
   /// Element format: "f32", "f16", "bf16", "q8_0" or "q4_0", and rules for layers and KV heads that differ:
-  /// "q4_0;layers 0-1=f16;heads 3=q8_0". @see AnyKvFormat
+  /// "q4_0;layers 0-1=f16;heads 3=q8_0". @see AnyKvFormat. Or "coupled", with `codebooks`.
   std::string format = "f16";
   /// Eviction policy by name: "none", "recent_pages:sinks=1,recent=8", "h2o:budget=512", ... (see docs/kv-cache.md).
   std::string eviction = "none";
@@ -25,6 +27,9 @@ struct KvOptions {
   /// Tokens that all sessions together can hold; 0: context x parallel. Address space is reserved for them, memory is
   /// used as they come.
   std::int64_t capacity_tokens = 0;
+  /// Of the format "coupled": keys and values as codes of groups of channels, down to 1 bit per channel. Attention decodes one
+  /// layer at a time. @see calibrate_coupled
+  std::shared_ptr<const CoupledCodebooks> codebooks{};
 };
 
 /// Recurrent layers' memory. Their state has a fixed size and cannot take tokens back: truncating goes back to the last

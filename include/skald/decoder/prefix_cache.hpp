@@ -32,6 +32,9 @@ struct PrefixCacheOptions {
   std::string replacement = "gdsf";
   /// Seconds on any monotone clock, for times to live; nothing: the steady clock.
   std::function<double()> clock{};
+  /// Runs work on a thread of the host's: files of the slow tier are then written and read there, while the caller goes on.
+  /// What was not written yet is still in memory. Nothing: files are written and read by the calls that need them.
+  std::function<void(std::function<void()>)> background{};
   /// Hash of a run of tokens, used to find candidates only: hits compare tokens. For tests.
   std::function<std::uint64_t(std::span<const TokenId>)> hash{};
 };
@@ -45,6 +48,7 @@ struct PrefixCacheCounters {
   std::uint64_t inserted_tokens = 0;
   std::uint64_t demoted = 0;          ///< nodes moved to the slow tier
   std::uint64_t promoted = 0;         ///< nodes brought back
+  std::uint64_t prefetched = 0;       ///< of those, nodes whose file prefetch had asked for
   std::uint64_t dropped = 0;          ///< nodes forgotten
   std::uint64_t nodes = 0;            ///< now
   std::uint64_t fast_bytes = 0;       ///< now
@@ -95,6 +99,8 @@ class SKALD_API PrefixCache {
                                     std::string_view scope = {});
   /// How many tokens new_session would reuse; changes nothing.
   [[nodiscard]] std::int64_t match(std::span<const TokenId> tokens, std::string_view scope = {}) const;
+  /// Begins to read, in the background, the files that new_session would need for `tokens`. @return how many.
+  std::int64_t prefetch(std::span<const TokenId> tokens, std::string_view scope = {});
   /// Remembers all that a session holds, apart for every set of adapters, and returns a handle to it. Sessions with
   /// embeddings in place of tokens cannot be remembered. @throws UsageError.
   PrefixHandle insert(const Session& session, std::string_view scope = {});

@@ -112,6 +112,21 @@ class CpuStream final : public Stream {
     }
   }
 
+  static void run_host(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) noexcept {
+    const auto& op = *std::get_if<HostOp>(static_cast<const Phase&>(head).op);
+    op.run(op.context, unit);
+  }
+
+  void plan_host(const Op& whole, const HostOp& op) {
+    if (op.units == 0) return;
+    Phase phase;
+    phase.state = &state_;
+    phase.op = &whole;
+    phase.run = run_host;
+    phase.units = op.units;
+    phases_.push_back(phase);
+  }
+
   void plan(const Op& op) {
     if (std::holds_alternative<LinearOp>(op)) {
       plan_linear(state_, op, phases_);
@@ -123,6 +138,8 @@ class CpuStream final : public Stream {
       plan_heads(state_, op, phases_);
     } else if (std::holds_alternative<StoreKvOp>(op) || std::holds_alternative<AttentionOp>(op)) {
       plan_attention(state_, op, phases_);
+    } else if (const auto* host = std::get_if<HostOp>(&op)) {
+      plan_host(op, *host);
     } else if (!plan_recurrent(state_, op, phases_)) {
       plan_rows(state_, op, phases_);
     }

@@ -75,6 +75,13 @@ void run(const AddOp& op, const std::stop_token& /*short*/) {
   for (std::int64_t i = 0; i < op.x.rows; ++i) row(op.x, i) += op.scale * row(op.y, i);
 }
 
+void run(const HostOp& op, const std::stop_token& stop) {
+  for (std::int64_t unit = 0; unit < op.units; ++unit) {
+    throw_if_stopped(stop, where);
+    op.run(op.context, unit);
+  }
+}
+
 void run(const SoftcapOp& op, const std::stop_token& stop) {
   const double scale = op.scale;
   const double cap = op.softcap;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
@@ -382,6 +383,23 @@ TEST_CASE("cli: generate keeps a compressed context and goes on from each of its
   check_error(with({"-p", "x", "--load-context", folder.file("a"), "--context-level", "2"}), "level 2 of 2", "usage");
   check_error(with({"-p", "x", "--load-context", folder.file("b")}), "not a skald context", "format");
   check_usage(with({"-p", "x", "--load-context", folder.file("a"), "--load-session", folder.file("b")}), "excludes");
+}
+
+TEST_CASE("cli: calibrate learns codebooks, generate and perplexity use them", "[cli]") {
+  const Folder folder;
+  const auto text = folder.file("text");
+  std::ofstream(text) << output_of({"generate", "-m", model, "-n", "300", "-q", "-p", "Once upon a time", "--ignore-eos"});
+  const auto books = folder.file("books");
+  const auto told = output_of({"calibrate", "-m", model, "-f", text, "-o", books, "--channels", "4", "--bits", "6", "-q"});
+  CHECK(told.find("4 channels in 6 bits") != std::string::npos);
+  const std::vector<std::string> common{"generate", "-m", model, "-n", "4", "--temp", "0", "-q", "-p", "Once upon a time"};
+  auto coupled = common;
+  for (const auto& flag : {std::string("-ctk"), std::string("coupled"), std::string("--kv-codebooks"), books})
+    coupled.push_back(flag);
+  CHECK(!output_of(coupled).empty());
+  check_error({"generate", "-m", model, "-p", "x", "-ctk", "coupled"}, "needs kv.codebooks", "usage");
+  check_error({"generate", "-m", model, "-p", "x", "--kv-codebooks", books}, "for kv.format 'coupled'", "usage");
+  check_error({"generate", "-m", model, "-p", "x", "-ctk", "coupled", "--kv-codebooks", text}, "codebooks", "format");
 }
 
 TEST_CASE("cli.inspect: spec, plan, tensors and metadata", "[cli]") {

@@ -6,10 +6,13 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
+#include <thread>
 
 #include <skald/core/file.hpp>
 #include <skald/decoder/prefix_cache.hpp>
+#include <skald/decoder/speculative_start.hpp>
 
 #include "helpers.hpp"
 #include "support/catch.hpp"
@@ -375,4 +378,119 @@ TEST_CASE("integration.prefix: a file read under a hash that is always equal nev
     CHECK(same_bits(ask(cache, prompt, &reused), alone(decoder, prompt)));
     CHECK(reused == (i < 4 ? 53 : 33));
   }
+}
+
+TEST_CASE("A017: a speculative start with a right guess hides the search, with a wrong one the output is still correct") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  for (const std::string eviction : {"none", "h2o:budget=400", "h2o:budget=64"}) {
+    const skald::Decoder decoder(model, small_pages(eviction));
+    const auto question = document(9, 20);
+    const auto right = document(1, 60) + document(2, 60) + question;
+    const auto wrong = document(1, 60) + document(3, 60) + question;
+    // The search ends after so many questions to it; time passes only there, so that the test is the same everywhere.
+    const auto run = [&](skald::PrefixCache& cache, const Tokens& guess, int ends_after, skald::SpeculativeStartReport& report) {
+      int asked = 0;
+      auto session = skald::start_speculatively(
+          cache,
+          [&](bool) {
+            return asked++ < ends_after ? skald::ProvisionalPrompt{guess, false} : skald::ProvisionalPrompt{right, true};
+          },
+          {.chunk_tokens = 32}, &report);
+      CHECK(session.length() == 139);
+      return copy(session.forward(std::span(right).last(1)));
+    };
+    const auto expected = alone(decoder, right);
+    skald::SpeculativeStartReport report;
+    {
+      skald::PrefixCache cache(decoder);
+      CHECK(same_bits(run(cache, right, 10, report), expected));
+      CHECK(report.after_final == 0);  // all of the prompt was computed behind the search
+      CHECK(report.before_final == 139);
+      CHECK(report.wasted == 0);
+    }
+    {
+      skald::PrefixCache cache(decoder);
+      CHECK(same_bits(run(cache, right, 2, report), expected));
+      CHECK(report.before_final == 64);
+      CHECK(report.after_final == 75);
+    }
+    {
+      skald::PrefixCache cache(decoder);
+      CHECK(same_bits(run(cache, wrong, 10, report), expected));
+      CHECK(report.changes == 1);
+      CHECK(report.wasted >= 79);
+      if (eviction == "none") CHECK(report.after_final == 79);  // the document in common is kept
+      // The wrong document was remembered: a later request that has it computes its question alone.
+      if (eviction == "none") CHECK(cache.match(wrong) == 139);
+    }
+  }
+  const skald::Decoder decoder(model, small_pages());
+  skald::PrefixCache cache(decoder);
+  CHECK_THROWS_AS(skald::start_speculatively(cache, [](bool) { return skald::ProvisionalPrompt{{}, true}; }), skald::UsageError);
+}
+
+TEST_CASE("integration.prefix: pages move to files and back on the host's thread, and are there when they are asked for") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(1)});
+  const skald::Decoder decoder(model, small_pages());
+  const Folder folder;
+  std::vector<std::function<void()>> queue;
+  const auto run_queue = [&] {
+    for (std::size_t i = 0; i < queue.size(); ++i) queue[i]();
+    queue.clear();
+  };
+  const auto files = [&] {
+    std::size_t count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(folder.path)) count += entry.is_regular_file();
+    return count;
+  };
+  {
+    skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 30,
+                                       .slow_folder = folder.path,
+                                       .background = [&](std::function<void()> work) { queue.push_back(std::move(work)); }});
+    const auto prompt = document(1, 100);
+    const auto other = document(2, 100);
+    const auto more = prompt + document(3, 4);
+    const auto more_of_other = other + document(4, 4);
+    (void)ask(cache, prompt);
+    (void)ask(cache, other);
+    (void)cache.shrink(0);
+    CHECK(cache.counters().demoted == 2);
+    CHECK(decoder.counters().kv_pages_used == 0);  // free at once
+    CHECK(files() == 0);                           // nothing was written yet, but what is asked for is there
+    CHECK(cache.prefetch(more) == 0);
+    CHECK(same_bits(ask(cache, more), alone(decoder, more)));
+    run_queue();
+    CHECK(files() == 1);  // the file of what came back is gone
+    CHECK(cache.prefetch(more_of_other) == 1);
+    CHECK(cache.prefetch(more_of_other) == 0);  // on its way
+    run_queue();
+    std::filesystem::remove_all(folder.path);  // it was read before it is asked for
+    std::filesystem::create_directories(folder.path);
+    std::int64_t reused = 0;
+    CHECK(same_bits(ask(cache, more_of_other, &reused), alone(decoder, more_of_other)));
+    CHECK(reused == 100);
+    CHECK(cache.counters().prefetched == 1);
+    CHECK(cache.prefetch(document(8, 9)) == 0);
+    (void)cache.shrink(0);
+  }
+  run_queue();  // after the cache has gone
+  CHECK(files() == 0);
+  // Threads of the host's, many at a time.
+  std::vector<std::thread> threads;
+  {
+    skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 30,
+                                       .slow_folder = folder.path,
+                                       .background = [&](std::function<void()> work) { threads.emplace_back(std::move(work)); }});
+    for (unsigned i = 0; i < 6; ++i) (void)ask(cache, document(i, 50));
+    for (unsigned round = 0; round < 3; ++round) {
+      (void)cache.shrink(0);
+      for (unsigned i = 0; i < 6; ++i) (void)cache.prefetch(document(i, 50) + document(20, 3));
+      for (unsigned i = 0; i < 6; ++i) {
+        const auto prompt = document(i, 50) + document(30 + round, 3);
+        CHECK(same_bits(ask(cache, prompt), alone(decoder, prompt)));
+      }
+    }
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(files() == 0);
 }
