@@ -276,6 +276,13 @@ struct ShapeCheck {
     return fmt::format("logits is {} x {}, needed {} x 1", op.logits.rows, op.logits.cols, op.x.rows);
   }
 
+  Fault operator()(const DropOp& op) const {
+    if (auto fault = matrix_fault(op.gates, "gates")) return fault;
+    if (op.gates.cols % 2 != 0) return fmt::format("{} columns are not queries and keys of a width", op.gates.cols);
+    if (op.segment_count < 0) return "a negative number of segments";
+    return {};
+  }
+
   Fault operator()(const HeadLinearOp& op) const {
     if (auto fault = matrix_fault(op.x, "x")) return fault;
     if (auto fault = matrix_fault(op.out, "out")) return fault;
@@ -530,6 +537,12 @@ struct EnqueueCheck {
     if (overlap(op.x, op.logits)) fail(where, whole, "logits overlaps x");
   }
 
+  void operator()(const DropOp& op) const {
+    matrix(op.gates, "gates");
+    limit(op.segment_count, limits.segments, "segments");
+    need(op.segment_count == 0 || (op.segments != nullptr && op.tables != nullptr), "segments and tables");
+  }
+
   void operator()(const HeadLinearOp& op) const {
     matrix(op.x, "x");
     matrix(op.out, "out");
@@ -566,6 +579,7 @@ struct EnqueueCheck {
     kv(op.kv, op.heads, op.segment_count, op.segments);
     if (op.sink == nullptr) return;
     need(op.sink->scores != nullptr || op.segment_count == 0, "scores");
+    need(op.sink->work != nullptr || op.sink->work_floats == 0, "work memory of the score sink");
     if (op.sink->kind > ScoreKind::max || op.sink->last_rows < 0) fail(where, whole, "bad score sink");
   }
 };
@@ -626,6 +640,20 @@ struct HostCheck {
       if (each.inner.data == nullptr || each.inner.rows < each.row_count || each.inner.cols != delta.inner()) {
         fail(where, whole,
              fmt::format("delta {} has no room for its {} x {} inner numbers", i, each.row_count, delta.inner()));
+      }
+    }
+  }
+  void operator()(const DropOp& op) const {
+    for (std::int32_t s = 0; s < op.segment_count; ++s) {
+      const Segment& segment = op.segments[s];
+      const DropTable& table = op.tables[s];
+      if (segment.row_begin < 0 || segment.row_count < 0 || segment.visible != nullptr ||
+          std::int64_t{segment.row_begin} + segment.row_count > op.gates.rows) {
+        fail(where, whole, fmt::format("segment {} has rows [{}, +{}) of {}", s, segment.row_begin, segment.row_count,
+                                       op.gates.rows));
+      }
+      if (segment.row_count > 0 && (table.keys == nullptr || table.until == nullptr || table.length < 0)) {
+        fail(where, whole, fmt::format("segment {}: {} slots without keys", s, table.length));
       }
     }
   }
@@ -700,6 +728,12 @@ struct HostCheck {
         }
       }
       if (segment.visible != nullptr) visibility(segment, s);
+      for (std::int32_t g = 0; g < kv.groups; ++g) {
+        const KvTable& table = kv.tables[std::int64_t{s} * kv.groups + g];
+        if (table.first > 0 && (table.bias != nullptr || table.positions != nullptr || table.until != nullptr)) {
+          fail(where, whole, fmt::format("segment {} group {}: numbers of slots of which the first are gone", s, g));
+        }
+      }
     }
   }
   void visibility(const Segment& segment, std::int32_t s) const {
@@ -723,7 +757,7 @@ std::string_view op_name(const Op& op) noexcept {
       "EmbedOp",     "UploadOp", "NormOp",    "LinearOp",   "RopeTableOp", "StoreKvOp",
       "AttentionOp", "AddOp",    "SoftcapOp", "DownloadOp", "ExpertsOp", "GateRowsOp",
       "HeadLinearOp", "ClampOp", "DeltaInputOp", "ConvOp", "ScanOp", "TokenShiftOp", "WkvOp", "MultiplyOp", "LerpOp",
-      "HostOp"};
+      "HostOp", "DropOp"};
   return op.valueless_by_exception() ? "nothing" : names[op.index()];
 }
 

@@ -102,6 +102,7 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
   for (std::int32_t layer = 0; layer < spec.layer_count(); ++layer)
     reads_ahead_ = reads_ahead_ || format_.source(layer) > layer;
   check_composition();
+  make_gates();
   make_pools();
   make_buffers();
   make_positions();
@@ -125,6 +126,15 @@ void DecoderImpl::check_composition() const {
     clash("drops tokens, but no layer keeps them: all layers have a state of fixed size");
   if (traits.drops_tokens && options_.kv.codebooks)
     clash("drops or renumbers tokens; KV format 'coupled' keeps keys without their rotation, by position in the sequence");
+  if (traits.counts_merged && !model_.backend()->info().host_visible)
+    clash("weighs merged tokens by numbers in host memory; backend '" + model_.backend()->info().name +
+          "' cannot see it");
+  if (eviction_.gates()) {
+    if (!model_.backend()->info().host_visible)
+      clash("has gates, which need memory that the host can see; backend '" + model_.backend()->info().name + "' has none");
+    if (!traits.drops_tokens) clash("has gates, but drops no tokens");
+    eviction_.gates()->check(model_.spec().layers.size(), model_.spec().dim);
+  }
   if (traits.drops_tokens && !causal_) clash("drops tokens, but the model's tokens see those that come later");
   if (traits.reorders_positions && (!traits.drops_tokens || traits.sinks < 1))
     clash("renumbers positions, but keys are stored rotated: only a declared number of sinks can be rotated anew");
@@ -262,6 +272,35 @@ void DecoderImpl::make_pools() {
         encoder_shapes_[i] = k;
 }
 
+/// Learned gates become weights: interaction queries and keys of a row in one product.
+void DecoderImpl::make_gates() {
+  gate_weights_.resize(model_.spec().layers.size());
+  const auto& gates = eviction_.gates();
+  if (!gates) return;
+  const auto row = static_cast<std::size_t>(model_.spec().dim) * sizeof(float);
+  for (std::size_t l = 0; l < gates->layers.size(); ++l) {
+    const auto& layer = gates->layers[l];
+    const auto& attention = model_.spec().layers[l].attention;
+    if (layer.query.empty() || !attention || attention->window > 0) continue;
+    if (format_.source(static_cast<int>(l)) != static_cast<int>(l))
+      throw IncompatibleError("decoder.decoder",
+                              "eviction '" + eviction_.name() + "' has gates for a layer that reads the keys of another",
+                              {.layer = static_cast<int>(l)});
+    const auto read = [&](std::int64_t first, std::int64_t count, std::span<std::byte> out) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        const auto at = first + i;
+        const auto& from = at < gates->width ? layer.query : layer.key;
+        std::memcpy(out.data() + static_cast<std::size_t>(i) * row,
+                    from.data() + static_cast<std::size_t>(at % gates->width * model_.spec().dim), row);
+      }
+    };
+    gate_weights_[l] = model_.backend()->make_weight(
+        {.type = DType::f32, .rows = 2 * std::int64_t{gates->width}, .cols = model_.spec().dim, .read = read},
+        model_.layout(), {});
+  }
+  gates_ = model_.backend()->allocate(static_cast<std::size_t>(2 * gates->width * options_.batch_tokens) * sizeof(float));
+}
+
 void DecoderImpl::make_buffers() {
   const auto& spec = model_.spec();
   std::size_t parts = 0;
@@ -285,13 +324,25 @@ void DecoderImpl::make_buffers() {
   if (sizes_.recurrent > 0) recurrent_ = make(sizes_.recurrent);
   for (const auto& rope : spec.ropes) rope_tables_.push_back(make(rope.dims));
   stopped_.request_stop();
+  std::vector<DType> types(model_.weight_types().begin(), model_.weight_types().end());
+  if (eviction_.gates() && !types.empty()) types.push_back(DType::f32);
   stream_ = backend.new_stream(
-      stream_limits(spec, rows, options_.context, reads_ahead_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, model_.weight_types(), model_.expert_types()));
+      stream_limits(spec, rows, options_.context, reads_ahead_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types()));
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
   positions_.resize(static_cast<std::size_t>(rows));
   if (spec.token_types > 0) row_types_.assign(static_cast<std::size_t>(rows), 0);
   head_rows_.reserve(static_cast<std::size_t>(rows));
+  if (const auto traits = eviction_.traits(); traits.drops_tokens && traits.needs_scores) {
+    // One row of every session, within reason; a pass with more computes logits again for the scores.
+    constexpr std::int64_t enough = std::int64_t{16} << 20;
+    std::int64_t heads = 0;
+    for (const auto& layer : spec.layers)
+      if (layer.attention) heads = std::max<std::int64_t>(heads, layer.attention->heads);
+    const auto floats = std::min(enough, heads * (options_.context + 16) / 16 * 16 * options_.parallel);
+    score_work_ = backend.allocate(static_cast<std::size_t>(floats) * sizeof(float));
+  }
+  if (!eviction_.traits().score_shape.plain()) inverse_temperatures_.reserve(static_cast<std::size_t>(rows));
 }
 
 /// What layers know of positions: rotation for this context, the slopes of ALiBi, relative positions.
@@ -407,7 +458,7 @@ RecurrentOptions DecoderImpl::recurrent_options(std::size_t layer) const {
           .max_tokens = options_.context};
 }
 
-PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
+PagedKvOptions DecoderImpl::layer_options(std::size_t layer, const KvPart& part) const {
   const auto traits = eviction_.traits();
   PagedKvOptions options;
   options.max_tokens = options_.context;
@@ -416,6 +467,10 @@ PagedKvOptions DecoderImpl::layer_options(std::size_t layer) const {
   options.evicts = traits.drops_tokens;
   options.scores = traits.drops_tokens && traits.needs_scores;
   options.scores_anew = traits.score_window > 0;
+  if (gate_weights_[layer]) options.gate_width = eviction_.gates()->width;
+  options.score_shape = traits.score_shape;
+  options.noise_stream = (static_cast<std::uint64_t>(layer) << 20) + static_cast<std::uint64_t>(part.first_group);
+  options.counts = traits.drops_tokens && traits.counts_merged;
   options.memory_floats = traits.memory_floats;
   const auto& attention = *model_.spec().layers[layer].attention;
   if (traits.drops_tokens && traits.reorders_positions && options.window == 0 && attention.rope >= 0) {
@@ -432,7 +487,7 @@ Session DecoderImpl::new_session() {
   for (std::size_t i = 0; i < kv_.size(); ++i) {
     std::vector<std::unique_ptr<PagedKv>> parts;
     for (const auto& part : kv_[i].parts)
-      parts.push_back(std::make_unique<PagedKv>(part.pool, part.groups, layer_options(i)));
+      parts.push_back(std::make_unique<PagedKv>(part.pool, part.groups, layer_options(i, part)));
     if (parts.size() == 1) layers[i] = std::move(parts.front());
     else if (!parts.empty()) layers[i] = std::make_unique<SplitKv>(std::move(parts));
     if (recurrent_layers_[i] >= 0)
@@ -458,7 +513,7 @@ DecoderCounters DecoderImpl::counters() const {
 
 std::size_t DecoderImpl::memory_bytes() const noexcept {
   std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
-                      router_.bytes() + experts_.bytes() + work_.bytes() + recurrent_.bytes() + logits_.bytes() + slope_memory_.bytes() +
+                      score_work_.bytes() + gates_.bytes() + router_.bytes() + experts_.bytes() + work_.bytes() + recurrent_.bytes() + logits_.bytes() + slope_memory_.bytes() +
                       relative_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
@@ -715,6 +770,11 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
       if (const auto* state = entries(batch)[piece.entry].session->state().second(static_cast<int>(l)))
         places_.push_back(static_cast<const RecurrentState*>(state)->place());
   if (model_.spec().has_encoder()) prepare_source_tables();
+  if (policy_scoring_) prepare_score_shape(count);
+  std::size_t parts = 0;
+  for (const auto& layer : kv_) parts += layer.parts.size();
+  drop_tables_.resize(gates_.bytes() > 0 ? parts * pieces_.size() : 0);
+  std::size_t drop_at = 0;
   std::size_t at = 0;
   std::size_t group_base = 0;
   for (std::size_t l = 0; l < kv_.size(); ++l) {
@@ -725,8 +785,15 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
         for (int g = 0; g < part.groups; ++g, ++at) {
           tables_[at] = {state.pages(g).data(), static_cast<std::int32_t>(state.slots(g) - piece.count),
                          static_cast<std::int32_t>(state.first_slot(g))};
+          tables_[at].bias = state.bias(g);
+          tables_[at].until = state.until();
+          tables_[at].position = static_cast<std::int32_t>(piece.session->length());
+          if (slopes_[l] != nullptr && !state.positions(g).empty()) tables_[at].positions = state.positions(g).data();
+          if (g == 0 && !drop_tables_.empty())
+            drop_tables_[drop_at++] = {state.gate_keys(), state.until(), tables_[at].length, tables_[at].position};
           if (policy_scoring_)
             score_pointers_[at] = scored_from(piece.session->length()) ? state.begin_scores(g) : nullptr;
+          if (policy_scoring_ && !score_noise_.empty()) score_noise_[at] = state.noise(g);
           if (scoring_)
             score_pointers_[at] =
                 reinterpret_cast<float*>(score_memory_.address()) +
@@ -780,6 +847,18 @@ PagedKv& DecoderImpl::paged(const Session& session, std::size_t layer, std::size
   auto& state = *session.state().layer(static_cast<int>(layer));
   if (kv_[layer].parts.size() == 1) return static_cast<PagedKv&>(state);
   return static_cast<SplitKv&>(state).part(static_cast<int>(part));
+}
+
+/// Room for the noise of each group, and the temperatures of the rows.
+void DecoderImpl::prepare_score_shape(std::size_t groups) {
+  const auto shape = eviction_.traits().score_shape;
+  if (shape.noise != 0.0F) score_noise_.assign(groups, nullptr);
+  if (shape.first == 1.0F && shape.last == 1.0F) return;
+  inverse_temperatures_.clear();
+  for (const auto& piece : pieces_)
+    for (std::int64_t i = 0; i < piece.count; ++i)
+      inverse_temperatures_.push_back(
+          1.0F / shape.temperature(piece.session->length() + i, piece.session->state().prompt_length()));
 }
 
 /// True if the piece completes a page, which is when a policy may drop others.

@@ -7,6 +7,7 @@
 
 #include <skald/decoder/decoder.hpp>
 #include <skald/model/plan.hpp>
+#include <skald/state/drop_gates.hpp>
 #include <skald/state/recurrent.hpp>
 #include <skald/state/split_kv.hpp>
 
@@ -98,6 +99,8 @@ class DecoderImpl final : public DecoderCore {
 
   void check_batch(const Batch& batch) const;
   std::int64_t cut(const Batch& batch, std::vector<Piece>& pieces);
+  void make_gates();
+  void prepare_score_shape(std::size_t groups);
   void prepare_scores(const Batch& batch, AttentionScores& scores);
   void collect_scores(AttentionScores& scores);
   void run(const Batch& batch, const ForwardOptions& options);
@@ -106,7 +109,7 @@ class DecoderImpl final : public DecoderCore {
   void prepare_coupled();
   [[nodiscard]] PagedKv& paged(const Session& session, std::size_t layer, std::size_t part) const noexcept;
   void count_evictions(const Session& session, std::int64_t sign) noexcept;
-  [[nodiscard]] PagedKvOptions layer_options(std::size_t layer) const;
+  [[nodiscard]] PagedKvOptions layer_options(std::size_t layer, const KvPart& part) const;
   [[nodiscard]] RecurrentOptions recurrent_options(std::size_t layer) const;
   void commit_pieces(const Batch& batch);
   void reset_pieces(const Batch& batch) noexcept;
@@ -165,6 +168,8 @@ class DecoderImpl final : public DecoderCore {
   [[nodiscard]] KvLayer kv_layer(int layer, const KvPart& part) const noexcept;
   void emit_store(const StoreKvOp& store, int layer, OpSink sink);
   void emit_attend(const AttentionOp& attend, int layer, OpSink sink);
+  void shape_scores(ScoreSink& sink, std::size_t first_table);
+  void emit_gates(int layer, const Matrix& x, const Norm& norm, OpSink sink);
   [[nodiscard]] Matrix logits_matrix(const HeadRun& run) const noexcept;
   [[nodiscard]] Norm norm(const NormSpec& spec, Role weight, Role bias, int layer) const;
 
@@ -230,10 +235,18 @@ class DecoderImpl final : public DecoderCore {
   std::vector<Buffer> old_delta_memory_;        // outgrown in the middle of the pass
   Buffer delta_memory_;                         // their inner results; ops run one after the other and share it
 
+  // Learned gates of the eviction policy.
+  std::vector<std::shared_ptr<const Weight>> gate_weights_;  // [layer], null: none
+  Buffer gates_;
+  std::vector<DropTable> drop_tables_;  // [layer][part][segment]
+
   // Attention scores, if asked for.
   Buffer score_memory_;
   std::vector<std::size_t> score_offsets_;  // [entry][layer][group], in floats
   std::vector<float*> score_pointers_;      // [layer][segment][group] of the pass
+  Buffer score_work_;  // for the logits of a decoding step, if the policy wants scores
+  std::vector<const float*> score_noise_;   // as score_pointers_, if the policy's scores have noise
+  std::vector<float> inverse_temperatures_; // of the pass's rows, if the policy's scores have a temperature
   std::vector<ScoreSink> score_sinks_;      // [layer][part]
   std::size_t score_groups_ = 0;            // groups of all layers
   bool scoring_ = false;         // the caller asks for scores

@@ -124,6 +124,16 @@ void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
   }
 }
 
+/// What an eviction policy asks of the scores beside plain probabilities, and memory to compute them fast.
+void DecoderImpl::shape_scores(ScoreSink& sink, std::size_t first_table) {
+  if (score_work_.bytes() > 0) {
+    sink.work = reinterpret_cast<float*>(score_work_.address());
+    sink.work_floats = static_cast<std::int64_t>(score_work_.bytes() / sizeof(float));
+  }
+  if (!score_noise_.empty()) sink.noise = score_noise_.data() + first_table;
+  if (!inverse_temperatures_.empty()) sink.inverse_temperatures = inverse_temperatures_.data();
+}
+
 /// Attention over the pages of each part of the layer, with scores if they are asked for.
 void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink) {
   const auto shared = attend.heads / attend.kv_heads;
@@ -157,8 +167,9 @@ void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink)
     if (scoring_ || policy_scoring_) {
       auto& sink_of_part = score_sinks_[sink_index++];
       sink_of_part = score_template_;
-      sink_of_part.scores =
-          score_pointers_.data() + first_table(owner) + static_cast<std::size_t>(part.first_group) * segments_.size();
+      const auto table = first_table(owner) + static_cast<std::size_t>(part.first_group) * segments_.size();
+      sink_of_part.scores = score_pointers_.data() + table;
+      if (policy_scoring_) shape_scores(sink_of_part, table);
       op.sink = &sink_of_part;
     }
     sink(op, layer);
@@ -186,6 +197,7 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
                     {model_.weight(Role::key, layer), model_.vector(Role::key_bias, layer), k},
                     {model_.weight(Role::value, layer), model_.vector(Role::value_bias, layer), v}}};
   sink(project, layer);
+  if (own) emit_gates(layer, x, project.norm, sink);
   if (attention.clamp > 0.0F) sink(ClampOp{q, attention.clamp}, layer);
   if (attention.clamp > 0.0F && own)
     for (const auto& each : {k, v}) sink(ClampOp{each, attention.clamp}, layer);
@@ -229,6 +241,32 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   attend.bias = relative_[static_cast<std::size_t>(layer)];
   attend.bias_reach = attention.relative_buckets > 0 ? attention.relative_distance : 0;
   emit_attend(attend, layer, sink);
+}
+
+/// Which slots the layer's rows no longer see, by learned gates.
+void DecoderImpl::emit_gates(int layer, const Matrix& x, const Norm& norm, OpSink sink) {
+  if (static_cast<std::size_t>(layer) >= gate_weights_.size()) return;  // a layer of an encoder, which drops nothing
+  const auto& weight = gate_weights_[static_cast<std::size_t>(layer)];
+  if (!weight) return;
+  const auto& gates = *eviction_.gates();
+  LinearOp project{};
+  project.x = x;
+  project.norm = norm;
+  project.part_count = 1;
+  project.parts[0] = {weight.get(), nullptr, gates_.matrix(0, x.rows, 2 * std::int64_t{gates.width})};
+  sink(project, layer);
+  // Parts of a layer hold the same tokens, each with keys of its own.
+  std::size_t first = 0;
+  for (int l = 0; l < layer; ++l) first += kv_[static_cast<std::size_t>(l)].parts.size();
+  for (std::size_t p = 0; p < kv_[static_cast<std::size_t>(layer)].parts.size(); ++p) {
+    DropOp drop{};
+    drop.gates = project.parts[0].out;
+    drop.bias = gates.layers[static_cast<std::size_t>(layer)].bias;
+    drop.tables = drop_tables_.empty() ? nullptr : drop_tables_.data() + (first + p) * segments_.size();
+    drop.segments = segments_.data();
+    drop.segment_count = static_cast<std::int32_t>(segments_.size());
+    sink(drop, layer);
+  }
 }
 
 /// x += scale * post_norm(weight y), then the norm of x.

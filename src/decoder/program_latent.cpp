@@ -32,6 +32,7 @@ void DecoderImpl::emit_latent_attention(int layer, std::int64_t rows, OpSink sin
     widen.parts[0] = {model_.weight(Role::query, layer), nullptr, queries};
     sink(widen, layer);
   }
+  emit_gates(layer, x, project.norm, sink);
   auto row = k;
   row.cols = latent.rank;
   sink(NormOp{row, norm(latent.norm, Role::latent_norm, Role::latent_norm, layer), row}, layer);

@@ -79,8 +79,8 @@ void Session::truncate(std::int64_t length) {
   const auto prompt = state_.prompt_length();
   state_.truncate(known);
   tokens_.resize(static_cast<std::size_t>(known));
+  state_.set_prompt_length(std::min(prompt, length));  // before: scores may depend on it
   if (!computed.empty()) (void)core_->forward_one(*this, computed, LogitsWanted::none, {}, {});
-  state_.set_prompt_length(std::min(prompt, length));
 }
 
 bool Session::can_truncate(std::int64_t length) const noexcept {

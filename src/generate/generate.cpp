@@ -116,6 +116,9 @@ struct Generation::Impl {
       const TokenId first_token = answer_start();
       step({&first_token, 1});
     } else {
+      // Policies that treat what is generated in another way learn where that begins, unless the host has told them.
+      if (session->state().prompt_length() == 0)
+        session->set_prompt_length(session->length() + static_cast<std::int64_t>(prompt.size()));
       step(prompt);
     }
     if (reason == FinishReason::running) timing.prompt_tokens = static_cast<std::int64_t>(prompt.size());

@@ -80,6 +80,18 @@ struct AttentionTask {
   const float* slopes;        ///< as sinks
   const float* bias;          ///< of the task's first head, 2 * bias_reach + 1 elements for each, or null
   std::int32_t bias_reach;
+  const float* slot_bias;         ///< as KvTable::bias, or null
+  const std::int32_t* positions;  ///< as KvTable::positions, or null
+  const std::int32_t* until;      ///< as KvTable::until, or null
+  std::int32_t position;          ///< of row 0 of the segment; with positions or until
+  // Of the score pass alone.
+  const float* noise;                 ///< added to the logit of each slot, or null
+  const float* inverse_temperatures;  ///< of the task's rows, or null
+  /// Null, or where `chunk` and `whole` leave the logits (rows of slots, -infinity where unseen) from which `scores` then
+  /// goes on without reading keys. Slots are rounded up to 16.
+  float* logits;
+  std::int64_t logits_row_stride;   ///< floats from row to row
+  std::int64_t logits_head_stride;  ///< floats from head to head
 };
 
 struct AttentionKernel {

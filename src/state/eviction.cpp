@@ -1,11 +1,20 @@
 #include <skald/state/eviction.hpp>
 
+#include <cmath>
 #include <numeric>
 
+#include <skald/core/random.hpp>
 #include <skald/core/spec_string.hpp>
+#include <skald/state/drop_gates.hpp>
 #include <skald/state/policies.hpp>
 
 namespace skald::inline v0 {
+
+float ScoreShape::noise_of(std::uint64_t stream, std::int64_t position) const noexcept {
+  CounterRandom random(seed, stream, static_cast<std::uint64_t>(position));
+  const double uniform = random.uniform() + 0x1p-54;  // inside (0, 1)
+  return noise * static_cast<float>(-std::log(-std::log(uniform)));
+}
 
 namespace {
 
@@ -71,20 +80,54 @@ AnyEviction discriminative_merge(SpecString& spec) {
   return policy;
 }
 
-struct Named {
-  std::string_view name;
-  AnyEviction (*make)(SpecString&);
+AnyEviction key_tokens(SpecString& spec) {
+  KeyTokens policy;
+  policy.budget = spec.integer("budget", policy.budget, 1, most);
+  policy.recent = static_cast<double>(spec.integer("recent", 50, 0, 100)) / 100.0;
+  policy.noise = static_cast<double>(spec.integer("noise", 100, 0, 10000)) / 100.0;
+  policy.last = static_cast<double>(spec.integer("temperature", 200, 1, 100000)) / 100.0;
+  policy.steps = spec.integer("steps", policy.steps, 0, most);
+  policy.seed = static_cast<std::uint64_t>(spec.integer("seed", 0, 0, most));
+  policy.shares = shares_of(spec);
+  return policy;
+}
+
+AnyEviction learned_gates(SpecString& spec) {
+  const auto file = spec.text("file", "");
+  const auto checksum = spec.text("checksum", "");
+  if (file.empty()) throw UsageError("state.eviction", "'dcp' needs a file of gates: dcp:file=PATH");
+  const LearnedGates policy{std::make_shared<const DropGates>(DropGates::load(file)), file};
+  const auto found = std::to_string(policy.weights->checksum() >> 32);
+  if (!checksum.empty() && checksum != found)
+    throw UsageError("state.eviction", "the gates in '" + file + "' have checksum " + found + ", not " + checksum);
+  return policy;
+}
+
+constexpr EvictionInfo infos[] = {
+    {"none", "", "everything"},
+    {"recent_pages", "sinks=1,recent=8", "the first and the last pages"},
+    {"window", "sinks=4,window=512", "the first tokens and the newest"},
+    {"h2o", "budget=512,recent=50,shares=uniform", "the newest tokens and those that gathered the most attention"},
+    {"keyformer", "budget=512,recent=50,noise=100,temperature=200,steps=512,seed=0,shares=uniform",
+     "as h2o, by noisy logits at a growing temperature"},
+    {"snapkv", "budget=512,window=16,pool=5,shares=uniform", "the newest tokens and those that they look at"},
+    {"rpc", "interval=256,window=16,percent=25", "the prompt and the best part of what was generated"},
+    {"streaming", "sinks=4,window=512", "as window, with the distances of the cache"},
+    {"d2o", "budget=512", "as h2o, similar tokens merged"},
+    {"dcp", "file=PATH", "what learned gates have not closed"},
 };
-constexpr Named policies[] = {
-    {"none", [](SpecString&) { return AnyEviction(); }},
-    {"recent_pages", recent_pages},
-    {"window", sinks_and_window},
-    {"h2o", heavy_hitters},
-    {"snapkv", windowed_attention},
-    {"rpc", reasoning_path},
-    {"streaming", streaming},
-    {"d2o", discriminative_merge},
-};
+using Make = AnyEviction (*)(SpecString&);
+constexpr Make makers[] = {[](SpecString&) { return AnyEviction(); },
+                           recent_pages,
+                           sinks_and_window,
+                           heavy_hitters,
+                           key_tokens,
+                           windowed_attention,
+                           reasoning_path,
+                           streaming,
+                           discriminative_merge,
+                           learned_gates};
+static_assert(std::size(infos) == std::size(makers));
 
 }  // namespace
 
@@ -92,16 +135,18 @@ AnyEviction AnyEviction::from_spec(std::string_view text) {
   if (text.empty()) return {};
   SpecString spec(text);
   std::string names;
-  for (const auto& [name, make] : policies) {
-    if (name == spec.name()) {
-      auto policy = make(spec);
+  for (std::size_t i = 0; i < std::size(infos); ++i) {
+    if (infos[i].name == spec.name()) {
+      auto policy = makers[i](spec);
       spec.finish();
       return policy;
     }
-    names += (names.empty() ? "" : ", ") + std::string(name);
+    names += (names.empty() ? "" : ", ") + std::string(infos[i].name);
   }
   throw UsageError("state.eviction", "no eviction policy is called '" + spec.name() + "'; there are: " + names);
 }
+
+std::span<const EvictionInfo> AnyEviction::registered() noexcept { return infos; }
 
 namespace detail {
 
@@ -185,5 +230,80 @@ void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const Ev
 }
 
 }  // namespace detail
+
+namespace {
+
+constexpr std::size_t lanes = 4;      // summed side by side, so that compilers can use vectors
+constexpr std::size_t together = 4;  // keys that meet another one at a time
+
+/// Products of `together` keys, `stride` apart, with another; all have `stride` elements, a multiple of `lanes`.
+void products(const float* keys, const float* other, std::size_t stride, float* out) noexcept {
+  float sums[together][lanes] = {};
+  for (std::size_t d = 0; d < stride; d += lanes)
+    for (std::size_t k = 0; k < together; ++k)
+      for (std::size_t lane = 0; lane < lanes; ++lane)
+        sums[k][lane] += keys[k * stride + d + lane] * other[d + lane];
+  for (std::size_t k = 0; k < together; ++k) out[k] = (sums[k][0] + sums[k][2]) + (sums[k][1] + sums[k][3]);
+}
+
+/// The keys of the slots for which `chosen(slot)` holds, all heads of a group in a row, made of length one.
+struct UnitKeys {
+  std::vector<std::int64_t> slots{};
+  std::vector<float> rows{};
+  std::size_t stride = 0;
+
+  template <class Chosen>
+  UnitKeys(const EvictionView& view, Chosen&& chosen) {
+    const auto dims = static_cast<std::size_t>(view.key_dims);
+    stride = (dims * static_cast<std::size_t>(view.heads) + lanes - 1) / lanes * lanes;
+    for (std::int64_t slot = 0; slot < view.slots(); ++slot)
+      if (chosen(slot)) slots.push_back(slot);
+    rows.assign((slots.size() + together - 1) / together * together * stride, 0.0F);
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      float* row = rows.data() + i * stride;
+      for (int head = 0; head < view.heads; ++head)
+        (*view.read_key)(head, slots[i], {row + static_cast<std::size_t>(head) * dims, dims});
+      float square[together];
+      products(rows.data() + i / together * together * stride, row, stride, square);
+      const float scale = 1.0F / std::sqrt(square[i % together] + 1e-30F);
+      for (std::size_t d = 0; d < stride; ++d) row[d] *= scale;
+    }
+  }
+};
+
+}  // namespace
+
+void DiscriminativeMerge::merge_similar(const EvictionView& view, EvictionChoice& choice) const {
+  const UnitKeys kept(view, [&](std::int64_t slot) { return choice.kept(slot); });
+  const UnitKeys leaving(view, [&](std::int64_t slot) { return !choice.kept(slot); });
+  struct Nearest {
+    std::int64_t into = -1;
+    float similarity = -2.0F;
+  };
+  std::vector<Nearest> nearest(leaving.slots.size() + together);
+  for (std::size_t first = 0; first < leaving.slots.size(); first += together)
+    for (std::size_t other = 0; other < kept.slots.size(); ++other) {
+      float found[together];
+      products(leaving.rows.data() + first * leaving.stride, kept.rows.data() + other * kept.stride, kept.stride, found);
+      for (std::size_t k = 0; k < together; ++k)
+        if (found[k] > nearest[first + k].similarity) nearest[first + k] = {kept.slots[other], found[k]};
+    }
+  float mean = 0.0F;
+  for (std::size_t i = 0; i < leaving.slots.size(); ++i) mean += nearest[i].similarity;
+  mean /= static_cast<float>(leaving.slots.size());
+  float& threshold = view.memory[0];
+  float& seen = view.memory[1];
+  threshold = seen == 0.0F ? mean : static_cast<float>(follow) * mean + static_cast<float>(1 - follow) * threshold;
+  seen = 1.0F;
+  const auto count = [&](std::int64_t slot) {
+    return view.counts.empty() ? 1.0F : static_cast<float>(view.counts[static_cast<std::size_t>(slot)]);
+  };
+  for (std::size_t i = 0; i < leaving.slots.size(); ++i) {
+    if (nearest[i].similarity < threshold - 1e-5F) continue;  // of equal ones rounding must not drop any
+    choice.set_weight(nearest[i].into, std::exp(1.0F) * count(nearest[i].into));
+    choice.set_weight(leaving.slots[i], std::exp(nearest[i].similarity) * count(leaving.slots[i]));
+    choice.merge(leaving.slots[i], nearest[i].into);
+  }
+}
 
 }  // namespace skald::inline v0

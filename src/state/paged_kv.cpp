@@ -2,13 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
+#include <utility>
 
 #include <skald/state/kv_rows.hpp>
 
 namespace skald::inline v0 {
 
 LayerState::~LayerState() = default;
+
+namespace {
+constexpr auto never = std::numeric_limits<std::int32_t>::max();
+}
 
 PagedKv::PagedKv(std::shared_ptr<KvPool> pool, int groups, const PagedKvOptions& options)
     : pool_(std::move(pool)), groups_(static_cast<std::size_t>(groups)), options_(options) {
@@ -34,10 +40,17 @@ void PagedKv::reserve_tables() {
     group.sink_keys.reserve(sink_floats());
     group.fates.reserve(slots);
     group.weights.reserve(slots);
+    if (options_.counts) {
+      group.counts.reserve(slots);
+      group.bias.reserve(slots);
+    }
     if (!options_.scores) continue;
+    if (options_.score_shape.noise != 0.0F) group.noise.reserve(slots);
     for (auto* scores : {&group.scores, &group.next_scores, &group.border_scores}) scores->reserve(slots);
   }
   if (!options_.evicts) return;
+  gate_keys_.reserve(slots * static_cast<std::size_t>(options_.gate_width));
+  if (options_.gate_width > 0) until_.reserve(slots);
   page_infos_.reserve(most * groups_.size());
   scratch_.reserve(2 * slots);
   old_pages_.reserve(most);
@@ -59,12 +72,18 @@ void PagedKv::clear() noexcept {
     group.first = 0;
     group.slots = 0;
     group.positions.clear();
+    group.noise.clear();
+    group.counts.clear();
+    group.bias.clear();
+    group.merged = false;
     group.scores.clear();
     group.border_scores.clear();
     group.scored = false;
     group.sink_keys.clear();
     std::fill(group.memory.begin(), group.memory.end(), 0.0F);
   }
+  gate_keys_.clear();
+  until_.clear();
   tokens_ = 0;
   kept_from_ = 0;
   border_ = 0;
@@ -103,6 +122,9 @@ void PagedKv::append(std::int64_t count) {
     throw;
   }
   tokens_ += count;
+  if (options_.gate_width == 0) return;
+  gate_keys_.resize(static_cast<std::size_t>(groups_.front().slots * options_.gate_width));  // reserved
+  until_.resize(static_cast<std::size_t>(groups_.front().slots), never);
 }
 
 void PagedKv::append_to(Group& group, std::int64_t count, std::int64_t position) {
@@ -116,7 +138,20 @@ void PagedKv::append_to(Group& group, std::int64_t count, std::int64_t position)
   while (static_cast<std::int64_t>(group.pages.size()) < pages_for(group, slots)) group.pages.push_back(pool_->take());
   if (options_.evicts)
     for (std::int64_t i = 0; i < count; ++i) group.positions.push_back(static_cast<std::int32_t>(position + i));
-  group.slots = slots;
+  const auto before = static_cast<std::size_t>(std::exchange(group.slots, slots));
+  draw_noise(group, before);
+  if (!options_.counts) return;
+  group.counts.resize(static_cast<std::size_t>(slots), 1);
+  group.bias.resize(static_cast<std::size_t>(slots), 0.0F);
+}
+
+/// The noise of the slots from `from` on. A function of positions alone, so that nothing of it need be saved.
+void PagedKv::draw_noise(Group& group, std::size_t from) noexcept {
+  if (!options_.scores || options_.score_shape.noise == 0.0F) return;
+  const auto stream = options_.noise_stream + static_cast<std::uint64_t>(&group - groups_.data());
+  group.noise.resize(group.positions.size());  // reserved
+  for (std::size_t slot = from; slot < group.noise.size(); ++slot)
+    group.noise[slot] = options_.score_shape.noise_of(stream, group.positions[slot]);
 }
 
 /// Forgets the slots from `slots` on, and pages that a failed append has taken.
@@ -127,6 +162,10 @@ void PagedKv::shrink(Group& group, std::int64_t slots) noexcept {
     group.pages.pop_back();
   }
   if (options_.evicts) group.positions.resize(static_cast<std::size_t>(slots));
+  if (!group.noise.empty()) group.noise.resize(static_cast<std::size_t>(slots));
+  if (!options_.counts) return;
+  group.counts.resize(static_cast<std::size_t>(slots));
+  group.bias.resize(static_cast<std::size_t>(slots));
 }
 
 void PagedKv::commit() noexcept {
@@ -188,6 +227,11 @@ void PagedKv::remove_last(std::int64_t count) {
   }
   tokens_ = left;
   border_ = std::min(border_, left);
+  if (options_.gate_width == 0) return;
+  gate_keys_.resize(static_cast<std::size_t>(groups_.front().slots * options_.gate_width));
+  until_.resize(static_cast<std::size_t>(groups_.front().slots));
+  for (auto& position : until_)
+    if (position >= left) position = never;  // by a row that is gone
 }
 
 void PagedKv::select_last(std::int64_t count, std::span<const std::int32_t> rows) {
@@ -248,6 +292,8 @@ void PagedKv::save(ArchiveWriter& out) const {
   out.value(merged_tokens_);
   out.value(static_cast<std::uint32_t>(groups_.size()));
   for (const auto& group : groups_) save_group(out, group);
+  out.array(std::span<const float>(gate_keys_));
+  out.array(std::span<const std::int32_t>(until_));
 }
 
 void PagedKv::save_group(ArchiveWriter& out, const Group& group) const {
@@ -270,6 +316,7 @@ void PagedKv::save_group(ArchiveWriter& out, const Group& group) const {
   out.array(std::span<const float>(group.border_scores));
   out.array(std::span<const float>(group.memory));
   out.array(std::span<const float>(group.sink_keys));
+  out.array(std::span<const std::int32_t>(group.counts));
 }
 
 void PagedKv::load_group(ArchiveReader& in, Group& group, std::int64_t tokens, std::int64_t kept_from) {
@@ -322,12 +369,25 @@ void PagedKv::load_statistics(ArchiveReader& in, Group& group, std::int64_t toke
   if (group.scores.size() != expected) in.refuse("scores", "there is not one for each slot");
   if (options_.scores && static_cast<std::int64_t>(group.border_scores.size()) != group.slots - since)
     in.refuse("border_scores", "there is not one for each slot at the border");
+  if (options_.scores && options_.score_shape.noise != 0.0F) group.noise.reserve(group.positions.size());
+  draw_noise(group, 0);
   auto memory = finite(in.array<float>("memory"), "memory");
   if (memory.size() != group.memory.size()) in.refuse("memory", "this policy keeps another number of values");
   group.memory = std::move(memory);
   group.sink_keys = finite(in.array<float>("sink_keys"), "sink_keys");
   if (!group.sink_keys.empty() && group.sink_keys.size() != sink_floats())
     in.refuse("sink_keys", "this policy keeps another number of sinks");
+  group.counts = in.array<std::int32_t>("counts");
+  if (group.counts.size() != (options_.counts ? static_cast<std::size_t>(group.slots) : 0))
+    in.refuse("counts", "there is not one for each slot");
+  std::int64_t stands_for = 0;
+  for (const auto count : group.counts) {
+    if (count < 1) in.refuse("counts", "a slot stands for no token");
+    stands_for += count;
+  }
+  if (stands_for > tokens) in.refuse("counts", "the slots stand for more tokens than there are");
+  group.bias.reserve(group.counts.size());
+  weigh(group);
 }
 
 void PagedKv::load(ArchiveReader& in) {
@@ -348,6 +408,18 @@ void PagedKv::load(ArchiveReader& in) {
       in.refuse("tokens", "negative or contradictory counts");
     border_ = border;
     for (auto& group : groups_) load_group(in, group, tokens, kept_from);
+    gate_keys_ = in.array<float>("gate_keys");
+    until_ = in.array<std::int32_t>("until");
+    const auto gated = options_.gate_width > 0 ? static_cast<std::size_t>(groups_.front().slots) : 0;
+    if (until_.size() != gated || gate_keys_.size() != gated * static_cast<std::size_t>(options_.gate_width))
+      in.refuse("gate_keys", "there is not one for each slot");
+    if (!std::all_of(gate_keys_.begin(), gate_keys_.end(), [](float x) { return std::isfinite(x); }))
+      in.refuse("gate_keys", "a value is not finite");
+    for (std::size_t slot = 0; slot < until_.size(); ++slot)
+      if (until_[slot] != never && (until_[slot] <= groups_.front().positions[slot] || until_[slot] >= tokens))
+        in.refuse("until", "a slot was dropped by no later token");
+    for (const auto& group : groups_)
+      if (gated > 0 && group.positions != groups_.front().positions) in.refuse("positions", "the head groups differ");
     tokens_ = tokens;
     kept_from_ = kept_from;
     evicted_pages_ = evicted;

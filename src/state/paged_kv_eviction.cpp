@@ -29,6 +29,8 @@ void PagedKv::show_groups(int layer, std::int64_t sequence_tokens, std::vector<E
     view.groups = groups();
     view.positions = group.positions;
     view.memory = group.next_memory;
+    view.counts = group.counts;
+    view.until = until_;
     view.heads = pool_->layout().heads;
     view.key_dims = pool_->layout().head_dim_k;
     if (options_.scores) {
@@ -42,6 +44,10 @@ void PagedKv::show_groups(int layer, std::int64_t sequence_tokens, std::vector<E
 void PagedKv::choose_evictions(const AnyEviction& policy, std::span<const EvictionView> views, int first_group) {
   try {
     for (const auto& view : views) plan_group(groups_[static_cast<std::size_t>(view.group - first_group)], policy, view);
+    for (const auto& group : groups_)
+      if (options_.gate_width > 0 && group.fates != groups_.front().fates)
+        throw UsageError("state.paged_kv", "policy '" + policy.name() + "' has gates, but drops different tokens in "
+                                           "different head groups", {.layer = views.front().layer});
   } catch (...) {
     for (auto& group : groups_) release_spares(group);
     throw;
@@ -160,6 +166,7 @@ void PagedKv::apply_evictions() noexcept {
       const auto merged =
           std::count_if(group.fates.begin(), group.fates.end(), [](std::int32_t fate) { return fate >= 0; });
       const auto pages = group.pages.size();
+      if (options_.counts && merged > 0) count_merged(group);
       if (group.relinks) relink(group);
       else compact(group);
       if (options_.sinks > 0) rotate_sinks(group);
@@ -176,6 +183,47 @@ void PagedKv::apply_evictions() noexcept {
   border_ = tokens_;
 }
 
+/// Adds what leaves to the slots that it is merged into.
+void PagedKv::count_merged(Group& group) noexcept {
+  for (std::size_t slot = 0; slot < group.fates.size(); ++slot)
+    if (group.fates[slot] >= 0) group.counts[static_cast<std::size_t>(group.fates[slot])] += group.counts[slot];
+}
+
+/// Turns counts into what attention adds to logits.
+void PagedKv::weigh(Group& group) noexcept {
+  group.merged = false;
+  group.bias.resize(group.counts.size());  // within the reserved capacity
+  for (std::size_t slot = 0; slot < group.counts.size(); ++slot) {
+    group.bias[slot] = group.counts[slot] == 1 ? 0.0F : std::log(static_cast<float>(group.counts[slot]));
+    group.merged = group.merged || group.counts[slot] > 1;
+  }
+}
+
+/// What is kept for a slot goes with it.
+void PagedKv::move_numbers(Group& group, std::size_t from, std::size_t to) noexcept {
+  group.positions[to] = group.positions[from];
+  if (options_.scores) group.scores[to] = group.scores[from];
+  if (options_.counts) group.counts[to] = group.counts[from];
+  if (!group.noise.empty()) group.noise[to] = group.noise[from];
+  if (options_.gate_width == 0 || &group != groups_.data()) return;
+  until_[to] = until_[from];
+  const auto width = static_cast<std::size_t>(options_.gate_width);
+  std::copy_n(gate_keys_.data() + from * width, width, gate_keys_.data() + to * width);
+}
+
+void PagedKv::resize_numbers(Group& group, std::size_t slots) noexcept {
+  group.positions.resize(slots);
+  if (options_.scores) group.scores.resize(slots);
+  if (!group.noise.empty()) group.noise.resize(slots);
+  if (options_.gate_width > 0 && &group == groups_.data()) {
+    until_.resize(slots);
+    gate_keys_.resize(slots * static_cast<std::size_t>(options_.gate_width));
+  }
+  if (!options_.counts) return;
+  group.counts.resize(slots);
+  weigh(group);
+}
+
 /// Whole pages leave, nothing moves.
 void PagedKv::relink(Group& group) noexcept {
   const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
@@ -190,14 +238,11 @@ void PagedKv::relink(Group& group) noexcept {
     group.pages[kept++] = group.pages[i];
     const auto last = std::min(first + page_tokens, group.slots);
     for (auto slot = static_cast<std::size_t>(first); slot < static_cast<std::size_t>(last); ++slot) {
-      group.positions[kept_slots] = group.positions[slot];
-      if (options_.scores) group.scores[kept_slots] = group.scores[slot];
-      ++kept_slots;
+      move_numbers(group, slot, kept_slots++);
     }
   }
   group.pages.resize(kept);
-  group.positions.resize(kept_slots);
-  if (options_.scores) group.scores.resize(kept_slots);
+  resize_numbers(group, kept_slots);
   group.slots = static_cast<std::int64_t>(kept_slots);
 }
 
@@ -245,10 +290,7 @@ void PagedKv::compact(Group& group) noexcept {
     }
     copy_kv_slot(layout, from, static_cast<std::int32_t>(slot % page_tokens), to,
                  static_cast<std::int32_t>(target % page_tokens));
-    group.positions[static_cast<std::size_t>(target)] = group.positions[static_cast<std::size_t>(slot)];
-    if (options_.scores)
-      group.scores[static_cast<std::size_t>(target)] = group.scores[static_cast<std::size_t>(slot)];
-    ++target;
+    move_numbers(group, static_cast<std::size_t>(slot), static_cast<std::size_t>(target++));
   }
   flush();
   for (auto page = first_page; page < static_cast<std::int64_t>(old_pages_.size()); ++page)
@@ -257,8 +299,7 @@ void PagedKv::compact(Group& group) noexcept {
   group.pages.resize(static_cast<std::size_t>(page_count));
   for (; spare < group.spare.size(); ++spare) pool_->release(group.spare[spare]);  // somebody let go meanwhile
   group.spare.clear();
-  group.positions.resize(static_cast<std::size_t>(group.survivors));
-  if (options_.scores) group.scores.resize(static_cast<std::size_t>(group.survivors));
+  resize_numbers(group, static_cast<std::size_t>(group.survivors));
   if (!group.merge_index.empty()) {
     std::int64_t place = 0;
     for (std::size_t slot = 0; slot < group.merge_index.size(); ++slot) {

@@ -146,7 +146,7 @@ std::int64_t SequenceState::source_length() const noexcept {
 
 void SequenceState::save(ArchiveWriter& out) const {
   out.value(length_);
-  out.value(prompt_);
+  out.value(std::min(prompt_, length_));  // a prompt that was cancelled is not all there
   out.value(static_cast<std::uint32_t>(layers_.size()));
   for (const auto& layer : layers_) {
     out.text(layer ? layer->kind() : std::string_view("none"));

@@ -100,7 +100,11 @@ void DecoderFlags::add_to(CLI::App& app) {
   app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0, coupled")
       ->capture_default_str();
   app.add_option("--ctv,--cache-type-v", cache_v, "Must equal -ctk");
-  app.add_option("--kv-eviction", eviction, "Eviction policy, e.g. recent_pages:sinks=1,recent=8")
+  std::string policies = "Eviction policy, one of";
+  for (const auto& policy : skald::AnyEviction::registered())
+    policies += fmt::format("\n  {}{}{}: keeps {}", policy.name, policy.parameters.empty() ? "" : ":", policy.parameters,
+                            policy.keeps);
+  app.add_option("--kv-eviction", eviction, policies)
       ->capture_default_str();
   app.add_option("--kv-codebooks", codebooks, "Codebooks of -ctk coupled, from 'skald calibrate'");
   app.add_option("--kv-page", page_tokens, "Tokens per KV page: 16, 32, 64, 128 or 256")->capture_default_str();

@@ -222,6 +222,15 @@ struct KvTable {
   /// Slots before this one are gone (a sliding window's past); a multiple of the page size. No row may see them: every
   /// row's window must begin at or after it. Chunk borders stay where they are without it.
   std::int32_t first = 0;
+  // What a cache that drops tokens knows of its slots, or null. Not with `first`. Without them no bit changes.
+  /// [device] length + rows elements: added to the logits of every query with the slot.
+  const float* bias = nullptr;
+  /// [device] length + rows elements, ascending: positions of the slots' tokens; the row after slot length - 1 has
+  /// `position`, later rows follow. Distances for AttentionOp::slopes are then those of positions, not of slots.
+  const std::int32_t* positions = nullptr;
+  std::int32_t position = 0;
+  /// [device] length + rows elements: the first position whose row no longer sees the slot. A row sees its own slot.
+  const std::int32_t* until = nullptr;
 };
 
 /// Consecutive rows of a batch that belong to one sequence.
@@ -272,6 +281,13 @@ struct ScoreSink {
   ScoreKind kind = ScoreKind::sum;
   std::int32_t last_rows = 0;      ///< only the last n rows of each segment count; 0: all
   float* const* scores = nullptr;  ///< [host] segment_count x groups pointers to [device] arrays; null: nobody asks
+  /// What is added up are probabilities of (logit + noise) * inverse_temperature instead, if given.
+  const float* const* noise = nullptr;          ///< [host] as scores, each null or [device] length + rows elements
+  const float* inverse_temperatures = nullptr;  ///< [device] one for each row of the op, or null
+  /// [device] memory that a backend may use: where it holds the logits of all rows, heads and slots (rounded up to 16), they
+  /// need not be computed twice. Changes no bit.
+  float* work = nullptr;
+  std::int64_t work_floats = 0;
 };
 
 /// Slots per attention chunk.
@@ -329,6 +345,25 @@ struct SoftcapOp {
 struct ClampOp {
   Matrix x{};
   float limit = 0.0F;
+};
+
+/// Gate keys of one sequence's slots in a layer, and when each slot was dropped.
+struct DropTable {
+  float* keys = nullptr;          ///< [device] [length + rows][width]
+  std::int32_t* until = nullptr;  ///< [device] length + rows elements, as KvTable::until
+  std::int32_t length = 0;        ///< slots before the segment
+  std::int32_t position = 0;      ///< of the segment's first row
+};
+
+/// Learned gates: stores the gate keys of the rows, which nothing has dropped, and drops every slot before a row whose key's
+/// product with the row's gate query / sqrt(width) + bias is negative, from the row on (Anagnostidis et al. 2023,
+/// arXiv 2305.15805).
+struct DropOp {
+  Matrix gates{};  ///< [tokens, 2 * width]: the row's gate query, then its gate key
+  float bias = 0.0F;
+  const DropTable* tables = nullptr;  ///< [host] segment_count
+  const Segment* segments = nullptr;  ///< [host]; without visibility matrices
+  std::int32_t segment_count = 0;
 };
 
 /// Copies rows to host memory.
@@ -453,6 +488,6 @@ struct HostOp {
 
 using Op = std::variant<EmbedOp, UploadOp, NormOp, LinearOp, RopeTableOp, StoreKvOp, AttentionOp, AddOp, SoftcapOp,
                         DownloadOp, ExpertsOp, GateRowsOp, HeadLinearOp, ClampOp, DeltaInputOp, ConvOp, ScanOp,
-                        TokenShiftOp, WkvOp, MultiplyOp, LerpOp, HostOp>;
+                         TokenShiftOp, WkvOp, MultiplyOp, LerpOp, HostOp, DropOp>;
 
 }  // namespace skald::inline v0

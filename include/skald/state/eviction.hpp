@@ -15,6 +15,29 @@
 
 namespace skald::inline v0 {
 
+struct DropGates;
+
+/// How scores differ from plain attention probabilities: those of (logit + noise) / temperature are added up, for rows of
+/// the prompt at temperature `first`, then linearly up to `last` over `steps` generated tokens. Noise is a Gumbel number of
+/// each token and head group, from (seed, layer and group, position), times `noise`.
+struct ScoreShape {
+  float noise = 0.0F;
+  std::uint64_t seed = 0;
+  float first = 1.0F;
+  float last = 1.0F;
+  std::int64_t steps = 0;
+
+  [[nodiscard]] bool plain() const noexcept { return noise == 0.0F && first == 1.0F && last == 1.0F; }
+  [[nodiscard]] float temperature(std::int64_t position, std::int64_t prompt_tokens) const noexcept {
+    if (position < prompt_tokens) return first;
+    const auto step = position - prompt_tokens + 1;
+    return steps <= 0 || step >= steps ? last
+                                       : first + (last - first) * static_cast<float>(step) / static_cast<float>(steps);
+  }
+  /// Of a token in a head group, `stream` being layer * 2^20 + group.
+  [[nodiscard]] SKALD_API float noise_of(std::uint64_t stream, std::int64_t position) const noexcept;
+};
+
 /// What a component needs from the pipeline and does to it; compared when the pipeline is built.
 struct ComponentTraits {
   bool needs_scores = false;        ///< wants attention probabilities (ScoreSink)
@@ -22,9 +45,13 @@ struct ComponentTraits {
   bool reorders_positions = false;  ///< renumbers positions; needs unrotated keys
   bool lossy = false;               ///< changes the logits
   bool merges_tokens = false;       ///< writes averages of tokens over others
+  /// With merges_tokens: in attention a slot weighs as many tokens as were merged into it (the logarithm of their number is
+  /// added to its logits), so that merging equal tokens changes nothing.
+  bool counts_merged = false;
   /// With needs_scores: only the last n tokens before each page border are counted, and the sums begin anew after each;
   /// 0: all tokens, for as long as the sequence lives. At most a page.
   std::int32_t score_window = 0;
+  ScoreShape score_shape{};
   std::int64_t budget = 0;         ///< tokens per head group that are never exceeded, on average of the groups; 0: no limit
   /// With reorders_positions: so many tokens at the beginning stay, and their keys are rotated anew at each border so that
   /// they directly precede the oldest other token that is left; distances are then those within the cache.
@@ -50,6 +77,9 @@ struct EvictionView {
   std::int64_t prompt_tokens = 0;                ///< Session::set_prompt_length; 0 if never told
   std::span<const std::int32_t> positions{};     ///< of each slot: its token's position in the sequence
   std::span<const float> scores{};               ///< of each slot: attention received (traits: needs_scores)
+  std::span<const std::int32_t> counts{};        ///< of each slot: tokens it stands for (traits: counts_merged)
+  /// Of each slot: the first position that no longer sees it (learned gates), else empty.
+  std::span<const std::int32_t> until{};
   std::span<float> memory{};                     ///< traits: memory_floats; zero at first, kept with the sequence
   std::int64_t budget = 0;                       ///< what the policy's own `budgets` said, else 0
   int heads = 0;                                 ///< KV heads in the group
@@ -125,6 +155,12 @@ template <class P>
 concept BudgetPolicy = requires(const P& policy, std::span<const EvictionView> views,
                                 std::span<std::int64_t> budgets) { policy.budgets(views, budgets); };
 
+/// A policy that brings learned gates for every layer (skald/state/drop_gates.hpp).
+template <class P>
+concept GatedPolicy = requires(const P& policy) {
+  { policy.gates() } -> std::convertible_to<std::shared_ptr<const DropGates>>;
+};
+
 /// Keeps everything.
 struct NoEviction {
   [[nodiscard]] std::string name() const { return "none"; }
@@ -149,6 +185,13 @@ struct RecentPages {
 };
 static_assert(EvictionPolicy<RecentPages>);
 
+/// A policy that can be chosen by name.
+struct EvictionInfo {
+  std::string_view name;
+  std::string_view parameters;  ///< with their defaults
+  std::string_view keeps;       ///< what stays in the cache
+};
+
 /// The type-erased twin of EvictionPolicy.
 class SKALD_API AnyEviction {
  public:
@@ -157,6 +200,7 @@ class SKALD_API AnyEviction {
     requires(!std::same_as<P, AnyEviction>) && EvictionPolicy<P>
   AnyEviction(P policy)  // NOLINT(google-explicit-constructor)
       : name_(policy.name()), traits_(policy.traits()) {
+    if constexpr (GatedPolicy<P>) gates_ = policy.gates();
     if constexpr (BudgetPolicy<P>)
       budgets_ = [policy](std::span<const EvictionView> views, std::span<std::int64_t> budgets) {
         policy.budgets(views, budgets);
@@ -180,10 +224,14 @@ class SKALD_API AnyEviction {
   /// By name and parameters: "none", "recent_pages:sinks=1,recent=8", "h2o:budget=512" (docs/kv-cache.md lists all).
   /// @throws UsageError listing the names.
   static AnyEviction from_spec(std::string_view spec);
+  /// All policies that from_spec knows.
+  [[nodiscard]] static std::span<const EvictionInfo> registered() noexcept;
 
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] ComponentTraits traits() const noexcept { return traits_; }
   void evict(const EvictionView& view, EvictionChoice& choice) const { evict_(view, choice); }
+  /// Learned gates that decide which tokens rows no longer see, or null.
+  [[nodiscard]] const std::shared_ptr<const DropGates>& gates() const noexcept { return gates_; }
   [[nodiscard]] bool has_budgets() const noexcept { return static_cast<bool>(budgets_); }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
     if (budgets_) budgets_(views, out);
@@ -192,6 +240,7 @@ class SKALD_API AnyEviction {
  private:
   std::string name_;
   ComponentTraits traits_;
+  std::shared_ptr<const DropGates> gates_;
   std::function<void(const EvictionView&, EvictionChoice&)> evict_;
   std::function<void(std::span<const EvictionView>, std::span<std::int64_t>)> budgets_;
 };

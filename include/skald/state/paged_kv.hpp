@@ -26,6 +26,10 @@ struct PagedKvOptions {
   bool evicts = false;           ///< keeps each slot's position for an eviction policy
   bool scores = false;           ///< keeps each slot's score
   bool scores_anew = false;      ///< scores begin at zero after each border
+  ScoreShape score_shape{};      ///< whose noise is kept for each slot
+  std::uint64_t noise_stream = 0;  ///< of group 0
+  std::int32_t gate_width = 0;   ///< elements of the gate key kept for each slot; all groups then drop the same slots
+  bool counts = false;           ///< slots weigh in attention as many tokens as were merged into them
   std::int32_t memory_floats = 0;  ///< a policy's own numbers per head group
   /// So many first tokens get their keys rotated, at each border, to directly precede the oldest token after them.
   std::int32_t sinks = 0;
@@ -86,6 +90,20 @@ class SKALD_API PagedKv final : public LayerState {
   [[nodiscard]] std::span<const float> scores(int group) const noexcept {
     return groups_[static_cast<std::size_t>(group)].scores;
   }
+  /// What attention adds to the logits of each slot, the logarithm of the number of tokens merged into it; null where
+  /// nothing was merged or merging does not count.
+  [[nodiscard]] const float* bias(int group) const noexcept {
+    const auto& each = groups_[static_cast<std::size_t>(group)];
+    return each.merged ? each.bias.data() : nullptr;
+  }
+  /// With gates: [slots][gate_width] keys and, of each slot, the first position that no longer sees it; DropOp writes them.
+  [[nodiscard]] float* gate_keys() noexcept { return gate_keys_.data(); }
+  [[nodiscard]] std::int32_t* until() noexcept { return until_.empty() ? nullptr : until_.data(); }
+  /// Of each slot: the noise of its score; null where there is none.
+  [[nodiscard]] const float* noise(int group) const noexcept {
+    const auto& each = groups_[static_cast<std::size_t>(group)];
+    return each.noise.empty() ? nullptr : each.noise.data();
+  }
   /// Where the kernels are to add the scores of the tokens appended last: one float per slot, which begin with the scores
   /// so far. They count with `commit`; until then they can be dropped. Null where no scores are kept.
   [[nodiscard]] float* begin_scores(int group);
@@ -104,6 +122,10 @@ class SKALD_API PagedKv final : public LayerState {
     std::vector<float> scores, next_scores, border_scores;  // now, after the pass that runs, at the last border
     std::vector<float> memory, next_memory;
     std::vector<float> sink_keys;  // [sink][head][key], as at their own positions; empty: nothing has moved yet
+    std::vector<float> noise;  // if options_.score_shape has any
+    std::vector<std::int32_t> counts;  // if options_.counts: tokens that each slot stands for
+    std::vector<float> bias;           // their logarithms
+    bool merged = false;               // one of them is larger than 1
     bool scored = false;       // next_scores count with the next commit
     // A chosen eviction.
     std::vector<std::int32_t> fates;
@@ -128,6 +150,11 @@ class SKALD_API PagedKv final : public LayerState {
   void relink(Group& group) noexcept;
   void compact(Group& group) noexcept;
   void rotate_sinks(Group& group) noexcept;
+  void count_merged(Group& group) noexcept;
+  void draw_noise(Group& group, std::size_t from) noexcept;
+  void move_numbers(Group& group, std::size_t from, std::size_t to) noexcept;
+  void resize_numbers(Group& group, std::size_t slots) noexcept;
+  void weigh(Group& group) noexcept;
   void write_merged(Group& group, std::int64_t slot, std::int64_t index) noexcept;
   [[nodiscard]] const std::byte* host_page(PageId page, std::vector<std::byte>& copy) const;
   void release_spares(Group& group) noexcept;
@@ -144,6 +171,8 @@ class SKALD_API PagedKv final : public LayerState {
   std::int64_t evicted_pages_ = 0;
   std::int64_t evicted_tokens_ = 0;
   std::int64_t merged_tokens_ = 0;
+  std::vector<float> gate_keys_;     // of group 0's slots, as those of all
+  std::vector<std::int32_t> until_;
   // Kept so that evictions allocate nothing.
   std::vector<PageInfo> page_infos_;
   std::vector<std::int32_t> scratch_;

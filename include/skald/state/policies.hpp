@@ -82,6 +82,39 @@ struct HeavyHitters {
 };
 static_assert(EvictionPolicy<HeavyHitters> && BudgetPolicy<HeavyHitters>);
 
+/// Key tokens (Keyformer, Adnan et al. 2024, arXiv 2403.09054): as HeavyHitters, but what is added up are probabilities of
+/// (logit + Gumbel noise) / temperature, to make up for the probability of those that have left. The temperature is 1 for
+/// the prompt (Session::set_prompt_length) and grows to `last` over `steps` generated tokens.
+struct KeyTokens {
+  std::int64_t budget = 512;   ///< most tokens per head, at least two pages
+  double recent = 0.5;         ///< share of the newest tokens
+  double noise = 1.0;          ///< factor of the noise; 0: none
+  double last = 2.0;           ///< temperature in the end
+  std::int64_t steps = 512;
+  std::uint64_t seed = 0;
+  BudgetShares shares = BudgetShares::uniform;
+
+  [[nodiscard]] std::string name() const {
+    const auto percent = [](double x) { return std::to_string(std::llround(x * 100)); };
+    return "keyformer:budget=" + std::to_string(budget) + ",recent=" + percent(recent) + ",noise=" + percent(noise) +
+           ",temperature=" + percent(last) + ",steps=" + std::to_string(steps) + ",seed=" + std::to_string(seed) +
+           (shares == BudgetShares::uniform ? "" : ",shares=" + detail::to_string(shares));
+  }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.needs_scores = true,
+            .drops_tokens = true,
+            .lossy = true,
+            .score_shape = {.noise = static_cast<float>(noise), .seed = seed, .last = static_cast<float>(last), .steps = steps},
+            .budget = budget};
+  }
+  void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const { like().budgets(views, out); }
+  void evict(const EvictionView& view, EvictionChoice& choice) const { like().evict(view, choice); }
+
+ private:
+  [[nodiscard]] HeavyHitters like() const noexcept { return {budget, recent, shares}; }
+};
+static_assert(EvictionPolicy<KeyTokens> && BudgetPolicy<KeyTokens>);
+
 /// Compression by an observation window (SnapKV, Li et al. 2024, arXiv 2404.14469): keeps the newest `window` tokens and
 /// those before them that these look at most, after pooling over neighbours. Done at each page border, during a prompt too.
 struct WindowedAttention {
@@ -184,7 +217,8 @@ static_assert(EvictionPolicy<StreamingSinks>);
 /// Two-level discriminative operations (D2O, Wan et al. 2024, arXiv 2406.13035): layers whose attention is spread out get more
 /// of the budget; a token that leaves is merged into the kept one with the most similar key (cosine), if that is at least as
 /// similar as a threshold that follows the similarities seen so far, else dropped. The merge is a mean weighted by exp of the
-/// similarity; how often a token was merged does not weigh in attention.
+/// similarity times the number of tokens that a slot stands for; that number also weighs in attention (as in ToMe's
+/// proportional attention, arXiv 2210.09461), so that a token that is equal to a kept one leaves without a trace.
 struct DiscriminativeMerge {
   std::int64_t budget = 512;
   double recent = 0.5;    ///< share of the newest tokens
@@ -192,8 +226,8 @@ struct DiscriminativeMerge {
 
   [[nodiscard]] std::string name() const { return "d2o:budget=" + std::to_string(budget); }
   [[nodiscard]] ComponentTraits traits() const noexcept {
-    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .merges_tokens = true, .budget = budget,
-            .memory_floats = 2};
+    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .merges_tokens = true, .counts_merged = true,
+            .budget = budget, .memory_floats = 2};
   }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
     detail::share_by_spread(budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);
@@ -208,49 +242,7 @@ struct DiscriminativeMerge {
   }
 
  private:
-  void merge_similar(const EvictionView& view, EvictionChoice& choice) const {
-    const auto dims = static_cast<std::size_t>(view.key_dims);
-    const auto row = dims * static_cast<std::size_t>(view.heads);
-    const auto slots = static_cast<std::size_t>(view.slots());
-    std::vector<float> keys(slots * row);  // all of length one
-    for (std::size_t slot = 0; slot < slots; ++slot) {
-      const std::span key(keys.data() + slot * row, row);
-      for (int head = 0; head < view.heads; ++head)
-        (*view.read_key)(head, static_cast<std::int64_t>(slot), key.subspan(static_cast<std::size_t>(head) * dims, dims));
-      float sum = 1e-30F;
-      for (const float x : key) sum += x * x;
-      for (float& x : key) x /= std::sqrt(sum);
-    }
-    struct Nearest {
-      std::int64_t slot, into;
-      float similarity;
-    };
-    std::vector<Nearest> leaving;
-    float mean = 0.0F;
-    for (std::size_t slot = 0; slot < slots; ++slot) {
-      if (choice.kept(static_cast<std::int64_t>(slot))) continue;
-      Nearest best{static_cast<std::int64_t>(slot), -1, -2.0F};
-      for (std::size_t other = 0; other < slots; ++other) {
-        if (!choice.kept(static_cast<std::int64_t>(other))) continue;
-        float dot = 0.0F;
-        for (std::size_t d = 0; d < row; ++d) dot += keys[slot * row + d] * keys[other * row + d];
-        if (dot > best.similarity) best = {best.slot, static_cast<std::int64_t>(other), dot};
-      }
-      leaving.push_back(best);
-      mean += best.similarity;
-    }
-    mean /= static_cast<float>(leaving.size());
-    float& threshold = view.memory[0];
-    float& seen = view.memory[1];
-    threshold = seen == 0.0F ? mean : static_cast<float>(follow) * mean + static_cast<float>(1 - follow) * threshold;
-    seen = 1.0F;
-    for (const auto& token : leaving) {
-      if (token.similarity < threshold) continue;
-      choice.set_weight(token.into, std::exp(1.0F));
-      choice.set_weight(token.slot, std::exp(token.similarity));
-      choice.merge(token.slot, token.into);
-    }
-  }
+  SKALD_API void merge_similar(const EvictionView& view, EvictionChoice& choice) const;
 };
 static_assert(EvictionPolicy<DiscriminativeMerge> && BudgetPolicy<DiscriminativeMerge>);
 

@@ -82,6 +82,8 @@ struct AttentionSpan {
   std::int32_t blocks = 0;       ///< row blocks
   std::int32_t first_chunk = 0;  ///< when split by chunks
   std::int32_t chunks = 0;
+  std::int64_t logits_offset = -1;  ///< in ScoreSink::work; negative: they are not kept
+  std::int64_t logits_stride = 0;   ///< from head to head
 };
 
 /// A chunk of keys and values that neighbouring segments have in common.

@@ -100,6 +100,16 @@ const AttentionKernel& kernel_of(const Phase& phase) noexcept {
   return *phase.state->kernels.attention(attention_op(phase).kv.layout.dtype);
 }
 
+/// Logits that the attention pass leaves and the score pass finds.
+void lend_logits(AttentionTask& task, const AttentionOp& op, const AttentionSpan& span, std::int32_t kv_head,
+                 std::int32_t first_row) noexcept {
+  if (span.logits_offset < 0) return;
+  task.logits_head_stride = span.logits_stride;
+  task.logits_row_stride = op.kv.layout.heads * task.heads * span.logits_stride;
+  task.logits = op.sink->work + span.logits_offset + first_row * task.logits_row_stride +
+                kv_head * task.heads * span.logits_stride;
+}
+
 void run_whole(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
   const AttentionOp& op = attention_op(phase);
@@ -110,8 +120,9 @@ void run_whole(const PhaseHead& head, std::int64_t unit, Participant& me) noexce
   const auto block = static_cast<std::int32_t>(span.blocks - 1 - local / op.kv.layout.heads);
   const std::int32_t first = block * phase.attention.block_rows;
   const std::int32_t rows = std::min(phase.attention.block_rows, op.segments[span.segment].row_count - first);
-  kernel_of(phase).whole(make_attention_task(op, span.segment, span.group, kv_head, first, rows),
-                         me.memory + phase.state->sizes.attention_offset);
+  AttentionTask task = make_attention_task(op, span.segment, span.group, kv_head, first, rows);
+  lend_logits(task, op, span, kv_head, first);
+  kernel_of(phase).whole(task, me.memory + phase.state->sizes.attention_offset);
 }
 
 std::byte* partial_of(const Phase& phase, const AttentionSpan& span, std::int32_t kv_head) noexcept {
@@ -126,7 +137,8 @@ void run_chunk(const PhaseHead& head, std::int64_t unit, Participant& me) noexce
   const std::int64_t local = unit - span.unit_begin;
   const auto kv_head = static_cast<std::int32_t>(local / span.chunks);
   const auto chunk = static_cast<std::int32_t>(local % span.chunks);
-  const AttentionTask task = make_attention_task(op, span.segment, span.group, kv_head, 0, op.segments[span.segment].row_count);
+  AttentionTask task = make_attention_task(op, span.segment, span.group, kv_head, 0, op.segments[span.segment].row_count);
+  lend_logits(task, op, span, kv_head, 0);
   kernel_of(phase).chunk(
       task, span.first_chunk + chunk,
       partial_of(phase, span, kv_head) + static_cast<std::size_t>(chunk) * phase.attention.partial_stride,
@@ -157,8 +169,13 @@ void run_scores(const PhaseHead& head, std::int64_t unit, Participant& me) noexc
   for (std::int32_t row = first; row < rows; row += step) {
     if (me.stop->check()) return;
     for (std::int32_t h = 0; h < op.kv.layout.heads; ++h) {
-      kernel_of(phase).scores(make_attention_task(op, span.segment, span.group, h, row, std::min(step, rows - row)),
-                              static_cast<int>(op.sink->kind), scores, me.memory + phase.state->sizes.attention_offset);
+      AttentionTask task = make_attention_task(op, span.segment, span.group, h, row, std::min(step, rows - row));
+      lend_logits(task, op, span, h, row);
+      if (op.sink->noise != nullptr) task.noise = op.sink->noise[std::int64_t{span.segment} * op.kv.groups + span.group];
+      if (op.sink->inverse_temperatures != nullptr)
+        task.inverse_temperatures = op.sink->inverse_temperatures + op.segments[span.segment].row_begin + row;
+      kernel_of(phase).scores(task, static_cast<int>(op.sink->kind), scores,
+                              me.memory + phase.state->sizes.attention_offset);
     }
   }
 }
@@ -196,6 +213,25 @@ void add_spans(StreamState& state, const AttentionOp& op, AttentionPlan& plan) {
     for (std::int32_t g = 0; g < op.kv.groups; ++g) state.spans.push_back({.segment = s, .group = g});
   }
   plan.span_count = state.spans.size() - plan.span_begin;
+}
+
+/// Gives every span whose scores are asked for a place for its logits, if the sink's memory is enough for all.
+void keep_logits(StreamState& state, const AttentionOp& op, const AttentionPlan& plan) noexcept {
+  if (op.sink == nullptr || op.sink->work == nullptr) return;
+  for (int pass = 0; pass < 2; ++pass) {
+    std::int64_t offset = 0;
+    for (std::size_t i = 0; i < plan.span_count; ++i) {
+      AttentionSpan& span = state.spans[plan.span_begin + i];
+      if (op.sink->scores[std::int64_t{span.segment} * op.kv.groups + span.group] == nullptr) continue;
+      const std::int64_t stride = (std::int64_t{slots_of(op, span.segment, span.group).last} + 15) / 16 * 16;
+      if (pass == 1) {
+        span.logits_offset = offset;
+        span.logits_stride = stride;
+      }
+      offset += op.segments[span.segment].row_count * std::int64_t{op.heads / op.kv_heads} * op.kv.layout.heads * stride;
+    }
+    if (offset > op.sink->work_floats) return;
+  }
 }
 
 /// Lays out units of one KV head and chunk. @return false if the partial results would not fit.
@@ -266,7 +302,9 @@ void plan_heads(StreamState& state, const Op& whole, const AttentionOp& op, std:
   const AttentionKernel& kernel = *state.kernels.attention(op.kv.layout.dtype);
   const bool few = load.spans * op.kv.layout.heads < std::int64_t{4} * state.participants;
   const bool split = state.participants > 1 && few && load.most_rows <= 8 && load.longest > attention_chunk;
-  if (plan_shared_attention(state, whole, op, phases)) {
+  const bool shared = plan_shared_attention(state, whole, op, phases);
+  if (!shared) keep_logits(state, op, phase.attention);
+  if (shared) {
     // The rows are done; what is left are the scores.
   } else if (split && divide_by_chunks(state, op, kernel, phase)) {
     count_reads(state, op, load);
@@ -319,7 +357,16 @@ kernels::AttentionTask make_attention_task(const AttentionOp& op, std::int32_t s
           .sinks = op.sinks == nullptr ? nullptr : op.sinks + first_head,
           .slopes = op.slopes == nullptr ? nullptr : op.slopes + first_head,
           .bias = op.bias == nullptr ? nullptr : op.bias + first_head * (2 * std::int64_t{op.bias_reach} + 1),
-          .bias_reach = op.bias_reach};
+          .bias_reach = op.bias_reach,
+          .slot_bias = table.bias,
+          .positions = table.positions,
+          .until = table.until,
+          .position = table.position,
+          .noise = nullptr,
+          .inverse_temperatures = nullptr,
+          .logits = nullptr,
+          .logits_row_stride = 0,
+          .logits_head_stride = 0};
 }
 
 void plan_attention(StreamState& state, const Op& whole, std::vector<Phase>& phases) {

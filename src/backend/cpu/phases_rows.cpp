@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "backend/cpu/phases.hpp"
 
@@ -163,6 +164,65 @@ void plan(StreamState& state, const Op& whole, const O& op, std::int64_t element
   phases.push_back(phase);
 }
 
+// ---- DropOp: a unit is a block of slots of one segment; slots do not depend on each other
+
+constexpr std::int32_t drop_slots = 512;
+
+/// In eight sums, so that compilers can use vectors.
+float dot_of(const float* a, const float* b, std::int64_t n) noexcept {
+  float sums[8] = {};
+  std::int64_t d = 0;
+  for (; d + 8 <= n; d += 8)
+    for (int lane = 0; lane < 8; ++lane) sums[lane] += a[d + lane] * b[d + lane];
+  float sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+  for (; d < n; ++d) sum += a[d] * b[d];
+  return sum;
+}
+
+void run_drop(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const DropOp& op = op_of<DropOp>(phase);
+  const std::int64_t width = op.gates.cols / 2;
+  const float bar = -op.bias * std::sqrt(static_cast<float>(width));
+  const auto s = static_cast<std::int32_t>(unit / phase.rows.pieces);
+  const Segment& segment = op.segments[s];
+  const DropTable& table = op.tables[s];
+  const auto first = static_cast<std::int32_t>(unit % phase.rows.pieces) * drop_slots;
+  const std::int32_t last = std::min(first + drop_slots, table.length + segment.row_count);
+  const auto gates_of = [&](std::int32_t row) { return op.gates.data + (segment.row_begin + row) * op.gates.stride; };
+  for (std::int32_t slot = first; slot < last; ++slot) {
+    if (slot % 16 == 0 && me.stop->check()) return;
+    float* key = table.keys + slot * width;
+    std::int32_t row = 0;
+    if (slot >= table.length) {
+      row = slot - table.length;
+      std::memcpy(key, gates_of(row++) + width, float_bytes(width));
+      table.until[slot] = std::numeric_limits<std::int32_t>::max();
+    }
+    if (table.until[slot] <= table.position) continue;
+    for (; row < segment.row_count; ++row) {
+      if (!(dot_of(gates_of(row), key, width) < bar)) continue;
+      table.until[slot] = table.position + row;
+      break;
+    }
+  }
+}
+
+void plan_drop(StreamState& state, const Op& whole, const DropOp& op, std::vector<Phase>& phases) {
+  std::int32_t longest = 0;
+  for (std::int32_t s = 0; s < op.segment_count; ++s)
+    longest = std::max(longest, op.tables[s].length + op.segments[s].row_count);
+  if (longest == 0) return;
+  Phase phase;
+  phase.state = &state;
+  phase.op = &whole;
+  phase.run = run_drop;
+  phase.rows = RowsPlan{};
+  phase.rows.pieces = ceil_div(longest, drop_slots);
+  phase.units = phase.rows.pieces * op.segment_count;
+  phases.push_back(phase);
+}
+
 }  // namespace
 
 void plan_rows(StreamState& state, const Op& whole, std::vector<Phase>& phases) {
@@ -179,6 +239,7 @@ void plan_rows(StreamState& state, const Op& whole, std::vector<Phase>& phases) 
   if (const auto* op = std::get_if<MultiplyOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<LerpOp>(&whole)) plan(state, whole, *op, light, false, phases);
   if (const auto* op = std::get_if<RopeTableOp>(&whole)) plan(state, whole, *op, heavy, true, phases);
+  if (const auto* op = std::get_if<DropOp>(&whole)) plan_drop(state, whole, *op, phases);
   if (const auto* op = std::get_if<GateRowsOp>(&whole)) plan(state, whole, *op, light, true, phases);
 }
 

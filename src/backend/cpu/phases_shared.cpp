@@ -121,7 +121,8 @@ bool eligible(const StreamState& state, const AttentionOp& op) noexcept {
     if (op.segments[s].row_begin != next || op.segments[s].row_count > 8) return false;
     next += op.segments[s].row_count;
     for (std::int32_t g = 0; g < op.kv.groups; ++g) {
-      if (table_of(op, s, g).first != 0) return false;
+      const KvTable& table = table_of(op, s, g);
+      if (table.first != 0 || table.bias != nullptr || table.until != nullptr) return false;
     }
   }
   // Cheap and mostly decisive: some neighbours have their first chunk in common.

@@ -268,6 +268,27 @@ void run(const GateRowsOp& op, const std::stop_token& /*short*/) {
   }
 }
 
+void run(const DropOp& op, const std::stop_token& stop) {
+  const std::int64_t width = op.gates.cols / 2;
+  for (std::int32_t s = 0; s < op.segment_count; ++s) {
+    const DropTable& table = op.tables[s];
+    for (std::int32_t i = 0; i < op.segments[s].row_count; ++i) {
+      throw_if_stopped(stop, where);
+      const auto gates = row(op.gates, op.segments[s].row_begin + i);
+      const std::int64_t own = table.length + i;
+      std::copy_n(gates.data() + width, width, table.keys + own * width);
+      table.until[own] = std::numeric_limits<std::int32_t>::max();
+      for (std::int64_t slot = 0; slot < own; ++slot) {
+        if (table.until[slot] <= table.position + i) continue;
+        double dot = 0;
+        for (std::int64_t d = 0; d < width; ++d)
+          dot += static_cast<double>(gates[d]) * static_cast<double>(table.keys[slot * width + d]);
+        if (dot / std::sqrt(static_cast<double>(width)) + static_cast<double>(op.bias) < 0) table.until[slot] = table.position + i;
+      }
+    }
+  }
+}
+
 /// Keys and values of one KV head of one sequence.
 class HeadCache {
  public:
@@ -279,6 +300,7 @@ class HeadCache {
 
   [[nodiscard]] std::int32_t length() const { return table_.length; }
   [[nodiscard]] std::int32_t first() const { return table_.first; }
+  [[nodiscard]] const KvTable& table() const { return table_; }
   [[nodiscard]] float key(std::int32_t slot, std::int32_t d) const {
     return kv_key_element(layout_, keys(slot), slot % layout_.page_tokens, d);
   }
@@ -359,6 +381,7 @@ std::vector<std::int32_t> visible_slots(const AttentionOp& op, const Segment& se
   for (std::int32_t slot = cache.first(); slot < end; ++slot) {
     if (op.window > 0 && own - slot >= op.window) continue;
     const std::int32_t j = slot - length;
+    if (cache.table().until != nullptr && slot != own && cache.table().until[slot] <= cache.table().position + i) continue;
     if (j >= 0 && segment.visible != nullptr && ((segment.visible[i * words + j / 64] >> (j % 64)) & 1U) == 0) continue;
     slots.push_back(slot);
   }
@@ -376,9 +399,19 @@ double distance_score(const AttentionOp& op, std::int32_t head, std::int32_t dis
   return sum;
 }
 
+/// What the score pass changes in the logits.
+struct ScoreShape {
+  const float* noise = nullptr;
+  double inverse_temperature = 1;
+};
+
 /// Attention probabilities over `slots` of query head `head` in the row whose own slot is `own`.
 VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const float* q, std::int32_t head,
-                       std::int32_t own, const std::vector<std::int32_t>& slots) {
+                       std::int32_t own, const std::vector<std::int32_t>& slots, const ScoreShape& shape = {}) {
+  const KvTable& table = cache.table();
+  const auto distance = [&](std::int32_t slot) {
+    return table.positions == nullptr ? slot - own : table.positions[slot] - (table.position + own - table.length);
+  };
   const bool sink = op.sinks != nullptr;
   const auto count = static_cast<Eigen::Index>(slots.size());
   VectorXd p(count + (sink ? 1 : 0));
@@ -391,9 +424,12 @@ VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const floa
     dot *= static_cast<double>(op.scale);
     const double cap = op.softcap;
     if (cap > 0) dot = cap * std::tanh(dot / cap);
-    p[static_cast<Eigen::Index>(n)] = dot + distance_score(op, head, slots[n] - own);
+    dot += distance_score(op, head, distance(slots[n]));
+    if (table.bias != nullptr) dot += static_cast<double>(table.bias[slots[n]]);
+    if (shape.noise != nullptr) dot += static_cast<double>(shape.noise[slots[n]]);
+    p[static_cast<Eigen::Index>(n)] = dot * shape.inverse_temperature;
   }
-  if (sink) p[count] = static_cast<double>(op.sinks[head]);
+  if (sink) p[count] = static_cast<double>(op.sinks[head]) * shape.inverse_temperature;
   p = (p.array() - p.maxCoeff()).exp();
   return (p / p.sum()).head(count);
 }
@@ -431,7 +467,16 @@ void run(const AttentionOp& op, const std::stop_token& stop) {
         if (op.sink->last_rows > 0 && i < segment.row_count - op.sink->last_rows) continue;
         const std::int32_t group = kv_head / op.kv.layout.heads;
         float* scores = op.sink->scores[s * op.kv.groups + group];
-        if (scores != nullptr) add_scores(*op.sink, scores, slots, p);
+        if (scores == nullptr) continue;
+        if (op.sink->noise == nullptr && op.sink->inverse_temperatures == nullptr) {
+          add_scores(*op.sink, scores, slots, p);
+          continue;
+        }
+        ScoreShape shape;
+        if (op.sink->noise != nullptr) shape.noise = op.sink->noise[s * op.kv.groups + group];
+        if (op.sink->inverse_temperatures != nullptr) shape.inverse_temperature = op.sink->inverse_temperatures[token];
+        add_scores(*op.sink, scores, slots,
+                   probabilities(op, cache, row(op.q, token).data() + h * dk, h, cache.length() + i, slots, shape));
       }
     }
   }

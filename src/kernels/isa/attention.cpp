@@ -62,6 +62,7 @@ struct Block {
   float* state;               ///< [queries][state_stride] running results
   float* partial;             ///< [queries][state_stride] results of one chunk
   float* sums;                ///< [chunk_slots]
+  bool stored;                ///< the logits are in task->logits
   float* value_scales;        ///< [part_slots][blocks_of(dims_v)] scales of coded values
 
   /// The slot where row r of the block is stored.
@@ -75,6 +76,7 @@ struct Block {
     return task->window > 0 ? most(task->first, own(r) + 1 - task->window) : task->first;
   }
   SKALD_INLINE bool sees(int r, int slot) const noexcept {
+    if (task->until != nullptr && slot != own(r) && task->until[slot] <= task->position + row + r) return false;
     const int j = slot - task->slot_base;
     if (task->visible == nullptr || j < 0) return true;
     const std::int64_t words = (task->segment_rows + 63) / 64;
@@ -102,6 +104,15 @@ struct Block {
   /// Many queries read the keys and values: they are converted once for all. With few it is better to convert them in
   /// the registers of each tile, so that the arithmetic goes on while memory is read.
   SKALD_INLINE bool many_queries() const noexcept { return queries > direct_queries; }
+  /// Where the logits of head h of row r are left, by slot; or null.
+  SKALD_INLINE float* logits(int r, int h) const noexcept {
+    if (task->logits == nullptr) return nullptr;
+    return task->logits + (row - task->first_row + r) * task->logits_row_stride + h * task->logits_head_stride;
+  }
+  /// One over the temperature of row r of the block.
+  SKALD_INLINE float temperature(int r) const noexcept {
+    return task->inverse_temperatures == nullptr ? 1.0F : task->inverse_temperatures[row - task->first_row + r];
+  }
 };
 
 SKALD_INLINE int rows_per_block(int heads) noexcept { return most(1, block_queries / heads); }
@@ -352,7 +363,12 @@ void add_distances(const Block& b, int r, int h, int base, int first, int last, 
   if (task.slopes != nullptr) {
     static constexpr std::int32_t counting[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const f32x16 slope = set1(task.slopes[h]);
-    for (int i = first; i < last; i += 16) {
+    for (int i = first; task.positions != nullptr && i < last; i += 16) {
+      const i32x16 at = load_n(task.positions + base + i, least(16, last - i));
+      const f32x16 distance = to_f32(at - set1(task.position + b.row + r));
+      store(scores + i, fma(slope, distance, load(scores + i)));
+    }
+    for (int i = first; task.positions == nullptr && i < last; i += 16) {
       const f32x16 distance = to_f32(load(counting) + set1(nearest + i));
       store(scores + i, fma(slope, distance, load(scores + i)));
     }
@@ -364,24 +380,60 @@ void add_distances(const Block& b, int r, int h, int base, int first, int last, 
   }
 }
 
+/// Adds one number to the score of each slot in base + [first, last).
+SKALD_INLINE void add_of_slots(const float* numbers, int base, int first, int last, float* scores) noexcept {
+  for (int i = first; i < last; i += 16) {
+    store(scores + i, load(scores + i) + load_n(numbers + base + i, least(16, last - i)));
+  }
+}
+
+/// -infinity where row r does not see a slot. Returns whether it sees any.
+bool hide_unseen(const Block& b, int r, int base, int begin, int end, float* scores) noexcept {
+  const int from = b.task->until != nullptr ? begin : most(begin, b.task->slot_base);
+  bool any = begin < from;
+  for (int slot = from; slot < end; ++slot) {
+    if (b.sees(r, slot)) any = true;
+    else scores[slot - base] = minus_infinity;
+  }
+  return any;
+}
+
+/// What the score pass changes in the logits base + [first, last) of row r; numbers of slots end with `end`.
+SKALD_INLINE void perturb(const Block& b, int r, int base, int first, int last, int end, float* scores) noexcept {
+  if (b.task->noise != nullptr) add_of_slots(b.task->noise, base, first, end - base, scores);
+  if (b.task->inverse_temperatures == nullptr) return;
+  const f32x16 inverse = set1(b.temperature(r));
+  for (int i = first; i < last; i += 16) store(scores + i, load(scores + i) * inverse);
+}
+
 /// Makes logits of the scores of head h of row r, with -infinity where the row does not see the slot; [begin, end) is
 /// the part of the row's range in the chunk. Returns whether it sees any.
 bool mask_scores(const Block& b, int r, int h, int base, int begin, int end, float* scores) noexcept {
   const int first = (begin - base) / 16 * 16;
   const int last = (end - base + 15) / 16 * 16;
+  float* kept = b.logits(r, h);
+  if (b.stored) {
+    for (int i = first; i < last; i += 16) store(scores + i, load(kept + base + i));
+    perturb(b, r, base, first, last, end, scores);
+    return true;
+  }
   if (b.task->softcap > 0) {
     const f32x16 cap = set1(b.task->softcap);
     const f32x16 inverse = set1(1.0F / b.task->softcap);
     for (int i = first; i < last; i += 16) store(scores + i, cap * tanh(load(scores + i) * inverse));
   }
-  add_distances(b, r, h, base, first, last, scores);
+  // What is given for each slot ends with the row's range.
+  add_distances(b, r, h, base, first, b.task->positions != nullptr ? end - base : last, scores);
+  if (b.task->slot_bias != nullptr) add_of_slots(b.task->slot_bias, base, first, end - base, scores);
+  perturb(b, r, base, first, last, end, scores);
   for (int i = first; i < begin - base; ++i) scores[i] = minus_infinity;
   for (int i = end - base; i < last; ++i) scores[i] = minus_infinity;
-  if (b.task->visible == nullptr || end <= b.task->slot_base) return true;
-  bool any = begin < b.task->slot_base;
-  for (int slot = most(begin, b.task->slot_base); slot < end; ++slot) {
-    if (b.sees(r, slot)) any = true;
-    else scores[slot - base] = minus_infinity;
+  bool any = true;
+  if (b.task->until != nullptr || (b.task->visible != nullptr && end > b.task->slot_base)) {
+    any = hide_unseen(b, r, base, begin, end, scores);
+  }
+  if (kept != nullptr) {
+    for (int i = first; i < last; i += 16) store(kept + base + i, load(scores + i));
   }
   return any;
 }
@@ -478,7 +530,7 @@ void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int fi
     const int to = least(end, b.high(r));
     for (int slot = most(begin, b.low(r)); slot < to;) {
       int run = slot;
-      if (b.task->visible == nullptr) run = to;
+      if (b.task->visible == nullptr && b.task->until == nullptr) run = to;
       while (run < to && b.sees(r, run)) ++run;
       add_values(b, slice, query, row_end, slot, run, tile_number);
       slot = run + 1;
@@ -495,6 +547,7 @@ void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
     int low = b.low((first + width - 1) / b.heads);
     int high = b.high(first / b.heads);
     if (b.task->visible != nullptr) high = least(high, b.task->slot_base);
+    if (b.task->until != nullptr) high = low;
     if (low >= high) low = high = slice.end;
     low = least(most(low, slice.begin), slice.end);
     high = least(most(high, low), slice.end);
@@ -735,7 +788,8 @@ SKALD_INLINE void merge_sinks(const Block& b, bool values) noexcept {
     float* state = b.state + query * b.state_stride;
     Running running{state[0], state[1]};
     float factor = 1.0F;
-    const Merge how = merge_sums(running, b.task->sinks[query % b.heads], 1.0F, factor);
+    const float sink = b.task->sinks[query % b.heads] * b.temperature(query / b.heads);
+    const Merge how = merge_sums(running, sink, 1.0F, factor);
     state[0] = running.maximum;
     state[1] = running.sum;
     const f32x16 f = set1(factor);
@@ -786,6 +840,7 @@ void add_probabilities(const Block& b, int base, int low, int high, int kind, fl
       const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
       float* s = b.scores + query * score_stride;
       if (!mask_scores(b, r, h, base, begin, end, s)) continue;
+      if (b.state[query * b.state_stride + 1] == 0.0F) continue;  // sees nothing
       const f32x16 maximum = set1(b.state[query * b.state_stride]);
       const f32x16 inverse = set1(1.0F / b.state[query * b.state_stride + 1]);
       for (int i = (begin - base) / 16 * 16; i < end - base; i += 16) {
@@ -801,7 +856,8 @@ void add_probabilities(const Block& b, int base, int low, int high, int kind, fl
 template <class Element>
 void add_scores(const AttentionTask& task, int kind, float* scores, std::byte* scratch) noexcept {
   for (int begin = 0; begin < task.rows; begin += rows_per_block(task.heads)) {
-    const Block b = make_block(task, begin, scratch);
+    Block b = make_block(task, begin, scratch);
+    b.stored = task.logits != nullptr;
     clear_state(b);
     const int low = b.low(0);
     const int high = b.high(b.rows - 1);
@@ -811,7 +867,7 @@ void add_scores(const AttentionTask& task, int kind, float* scores, std::byte* s
       for (int base = low / chunk_slots * chunk_slots; base < high; base += chunk_slots) {
         const int from = most(base, low);
         const int to = least(base + chunk_slots, high);
-        score_chunk<Element>(b, base, from, to);
+        if (!b.stored) score_chunk<Element>(b, base, from, to);
         if (pass == 0) {
           soften_chunk(b, base);
           merge_block(b, false);

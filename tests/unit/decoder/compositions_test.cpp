@@ -11,6 +11,7 @@
 #include <skald/decoder/prefix_cache.hpp>
 
 #include "support/catch.hpp"
+#include "support/gates_file.hpp"
 #include "support/recurrent_model.hpp"
 #include "support/shared_data.hpp"
 #include "support/tiny_attention.hpp"
@@ -51,7 +52,8 @@ const std::vector<Component>& components() {
                                  "f16;layers 0=layer 1"});
     add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2", "window:sinks=4,window=60", "h2o:budget=64,recent=50",
                                              "snapkv:budget=64,window=8,pool=5", "rpc:interval=32,window=8,percent=25",
-                                             "streaming:sinks=4,window=60", "d2o:budget=64"});
+                                             "streaming:sinks=4,window=60", "d2o:budget=64",
+                                             "keyformer:budget=64,recent=50,noise=100,temperature=200,steps=512,seed=1", "dcp"});
     add("attention", &Pipeline::attention, {"dense"});
     add("scores", &Pipeline::scores, {"off", "sum"});
     add("model", &Pipeline::model, {"gqa", "mha", "mla", "window", "recurrent", "hybrid"});
@@ -105,8 +107,13 @@ Row last_row(const skald::Decoder<>& decoder, const Pipeline& parts, skald::Atte
 }
 
 /// Runs the pipeline; "works", or the reason of a refusal.
-std::string outcome(const Pipeline& parts) {
+std::string outcome(Pipeline parts) {
+  const std::string title = parts.eviction;
   try {
+    if (title == "dcp") {  // gates are made for a model
+      const auto& spec = model_of(parts).spec();
+      parts.eviction = skald_test::gates_policy(spec.layer_count(), spec.dim, 1.5F);
+    }
     skald::DecoderOptions options;
     options.kv.format = parts.kv;
     options.kv.eviction = parts.eviction;
@@ -137,7 +144,10 @@ std::string outcome(const Pipeline& parts) {
     REQUIRE(std::memcmp(row.data(), expected.data(), row.size() * sizeof(float)) == 0);
     return works;
   } catch (const skald::IncompatibleError& error) {
-    return error.message();
+    auto message = error.message();
+    if (const auto at = message.find(parts.eviction); at != std::string::npos)
+      message.replace(at, parts.eviction.size(), title);
+    return message;
   }
 }
 

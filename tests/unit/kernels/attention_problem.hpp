@@ -74,6 +74,9 @@ struct Shape {
   bool slopes = false;
   int bias_reach = -1;  ///< negative: no bias
   bool values_in_keys = false;
+  bool slot_bias = false;
+  bool positions = false;  ///< of tokens of which some between them are gone
+  bool until = false;      ///< slots are dropped while the rows pass
 };
 
 struct IsaKernels {
@@ -147,7 +150,12 @@ class Problem {
         slots_(shape.before + shape.rows),
         pages_(static_cast<std::size_t>((slots_ + shape.page_tokens - 1) / shape.page_tokens)),
         pool_((pages_.size() + 1) * layout_.page_bytes(), shape.low),
-        q_(static_cast<std::size_t>(shape.rows * shape.kv_heads * shape.heads * shape.dims_k), shape.low) {
+        q_(static_cast<std::size_t>(shape.rows * shape.kv_heads * shape.heads * shape.dims_k), shape.low),
+        slot_bias_(static_cast<std::size_t>(slots_), shape.low),
+        noise_(static_cast<std::size_t>(slots_), shape.low),
+        inverse_temperatures_(static_cast<std::size_t>(shape.rows), shape.low),
+        positions_(static_cast<std::size_t>(slots_), shape.low),
+        until_(static_cast<std::size_t>(slots_), shape.low) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     for (std::size_t i = 0; i < q_.size(); ++i) q_[i] = shape.magnitude * normal(random);
@@ -165,6 +173,19 @@ class Problem {
       for (float& x : *numbers) x = normal(random);
     }
     for (float& x : slopes_) x *= 0.01F;
+    int position = 0;
+    for (int slot = 0; slot < slots_; ++slot) {
+      slot_bias_[static_cast<std::size_t>(slot)] = normal(random);
+      noise_[static_cast<std::size_t>(slot)] = normal(random);
+      position += slot >= shape.before ? 1 : 1 + static_cast<int>(random() % 3);
+      positions_[static_cast<std::size_t>(slot)] = position;
+    }
+    position_ = positions_[static_cast<std::size_t>(shape.before)];
+    for (int slot = 0; slot < slots_; ++slot)
+      until_[static_cast<std::size_t>(slot)] =
+          random() % 3 == 0 ? position_ - 2 + static_cast<int>(random() % static_cast<unsigned>(shape.rows + 4)) : 1 << 30;
+    for (int row = 0; row < shape.rows; ++row)
+      inverse_temperatures_[static_cast<std::size_t>(row)] = 1.0F / static_cast<float>(1 + random() % 3);
     // Not in order, and with one page that no table names.
     for (std::size_t i = 0; i < pages_.size(); ++i) pages_[i] = static_cast<std::uint32_t>(i + (seed % 2));
     std::shuffle(pages_.begin(), pages_.end(), random);
@@ -223,6 +244,16 @@ class Problem {
       t.bias_reach = shape_.bias_reach;
       t.bias = bias_.data() + first_head * (2 * shape_.bias_reach + 1);
     }
+    if (shape_.slot_bias) t.slot_bias = slot_bias_.data();
+    if (shape_.positions) t.positions = positions_.data();
+    if (shape_.until) t.until = until_.data();
+    t.position = position_;
+    return t;
+  }
+  /// The same for a score pass with noise and temperatures.
+  [[nodiscard]] AttentionTask noisy(AttentionTask t) const {
+    t.noise = noise_.data();
+    t.inverse_temperatures = inverse_temperatures_.data() + t.first_row;
     return t;
   }
   [[nodiscard]] float scale() const { return 1.0F / std::sqrt(static_cast<float>(shape_.dims_k)); }
@@ -246,6 +277,7 @@ class Problem {
     const int own = shape_.before + row;
     const int end = shape_.mask == 0 ? own + 1 : shape_.before + (shape_.mask == 1 ? shape_.rows : 0);
     if (slot >= end || (shape_.window > 0 && slot <= own - shape_.window)) return false;
+    if (shape_.until && slot != own && until_[static_cast<std::size_t>(slot)] <= position_ + row) return false;
     if (!shape_.tree || slot < shape_.before) return true;
     const int j = slot - shape_.before;
     const auto words = static_cast<std::size_t>((shape_.rows + 63) / 64);
@@ -259,7 +291,7 @@ class Problem {
   };
   /// Softmax attention of one row and query head, and an a-priori bound of single precision's error: the fold of a
   /// score rounds dims_k times, the weighted sum once per token.
-  [[nodiscard]] Exact exact(int row, int head, int query_head) {
+  [[nodiscard]] Exact exact(int row, int head, int query_head, bool noisy = false) {
     const float* q =
         q_.data() +
         ((static_cast<std::ptrdiff_t>(row) * shape_.kv_heads + head) * shape_.heads + query_head) * shape_.dims_k;
@@ -278,12 +310,18 @@ class Problem {
       s *= scale();
       if (shape_.softcap > 0) s = shape_.softcap * std::tanh(s / shape_.softcap);
       const std::ptrdiff_t number = std::ptrdiff_t{head} * shape_.heads + query_head;
-      const int distance = slot - shape_.before - row;
-      if (shape_.slopes) s += static_cast<double>(slopes_[static_cast<std::size_t>(number)]) * distance;
+      const int by_slot = slot - shape_.before - row;
+      const int distance = by_slot;
+      const int by_position =
+          shape_.positions ? positions_[static_cast<std::size_t>(slot)] - position_ - row : by_slot;
+      if (shape_.slopes) s += static_cast<double>(slopes_[static_cast<std::size_t>(number)]) * by_position;
       if (shape_.bias_reach >= 0) {
         const int reach = shape_.bias_reach;
         s += bias_[static_cast<std::size_t>(number * (2 * reach + 1) + std::clamp(distance, -reach, reach) + reach)];
       }
+      if (shape_.slot_bias) s += double{slot_bias_[static_cast<std::size_t>(slot)]};
+      if (noisy)
+        s = (s + double{noise_[static_cast<std::size_t>(slot)]}) * inverse_temperatures_[static_cast<std::size_t>(row)];
       added = std::max(added, std::abs(s));
       scores[static_cast<std::size_t>(slot)] = s;
       top = std::max(top, s);
@@ -292,7 +330,8 @@ class Problem {
     }
     int seen = 0;
     if (shape_.sinks) {
-      const double sink = sinks_[static_cast<std::size_t>(head * shape_.heads + query_head)];
+      double sink = sinks_[static_cast<std::size_t>(head * shape_.heads + query_head)];
+      if (noisy) sink *= inverse_temperatures_[static_cast<std::size_t>(row)];
       top = std::max(top, sink);
       sum = std::exp(sink - top);
     }
@@ -339,6 +378,9 @@ class Problem {
   std::vector<std::uint32_t> pages_;
   Guarded<std::byte> pool_;
   Guarded<float> q_;
+  Guarded<float> slot_bias_, noise_, inverse_temperatures_;
+  Guarded<std::int32_t> positions_, until_;
+  int position_ = 0;
   std::vector<float> k_, v_;
   std::vector<std::uint64_t> visible_;
   std::vector<float> sinks_, slopes_, bias_;

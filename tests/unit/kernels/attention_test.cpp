@@ -15,7 +15,8 @@ std::string describe(const Shape& s, skald::Isa isa) {
          std::to_string(s.before) + " rows " + std::to_string(s.rows) + " window " + std::to_string(s.window) +
          " softcap " + std::to_string(s.softcap) + (s.tree ? " tree" : "") + " mask " + std::to_string(s.mask) +
          (s.sinks ? " sinks" : "") + (s.slopes ? " slopes" : "") + " bias " + std::to_string(s.bias_reach) +
-         (s.values_in_keys ? " values in keys" : "");
+         (s.values_in_keys ? " values in keys" : "") + (s.slot_bias ? " slot bias" : "") +
+         (s.positions ? " positions" : "") + (s.until ? " until" : "");
 }
 
 Shape random_shape(std::mt19937& random, int longest) {
@@ -45,6 +46,11 @@ Shape random_shape(std::mt19937& random, int longest) {
     s.bias_reach = random() % 3 == 0 ? pick({0, 5, 100}) : -1;
     s.values_in_keys = random() % 2 == 0;
     if (s.values_in_keys) s.dims_v = std::min(s.dims_v, s.dims_k);
+  }
+  if (random() % 3 == 0 && s.mask == 0) {
+    s.slot_bias = random() % 2 == 0;
+    s.positions = random() % 2 == 0;
+    s.until = random() % 2 == 0;
   }
   return s;
 }
@@ -126,6 +132,7 @@ TEST_CASE("kernels.attention: a row's bits depend neither on other rows nor on t
           AttentionTask task = problem.task(head, row, row + 1, out.data());
           if (!s.tree && s.mask == 0) {  // as if the earlier rows had come in batches of their own
             task.slot_base += task.first_row;
+            task.position += task.first_row;
             task.first_row = 0;
             task.segment_rows = 1;
           }
@@ -239,6 +246,38 @@ TEST_CASE("kernels.attention: probabilities reach the score sink", "[kernels]") 
       for (const double x : sum) expected += x;
       CHECK(total == Approx(expected).epsilon(1e-5));
       if (!s.sinks && s.before > 0) CHECK(total == Approx(s.rows * s.heads).epsilon(1e-5));
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (int row = 0; row < s.rows; ++row)
+        for (int h = 0; h < s.heads; ++h) {
+          const std::vector<double> p = problem.exact(row, 0, h, true).probability;
+          for (std::size_t i = 0; i < slots; ++i) sum[i] += p[i];
+        }
+      const Guarded<float> noisy(slots, s.low);
+      for (std::size_t i = 0; i < slots; ++i) noisy[i] = 0;
+      kernel.scores(problem.noisy(task), 0, noisy.data(), scratch.data());
+      for (std::size_t i = 0; i < slots; ++i) CHECK(std::abs(noisy[i] - sum[i]) < 1e-3);
+      // From the logits that the attention pass has left: the same bits, and its own bits are as without.
+      const std::size_t stride = (slots + 15) / 16 * 16;
+      const Guarded<float> logits(static_cast<std::size_t>(s.rows * s.heads) * stride, s.low);
+      const std::vector<float> plain = together(problem, s);
+      const Guarded<float> out(problem.out_size());
+      std::copy(plain.begin(), plain.end(), out.data());
+      for (const bool chunks : {false, true}) {
+        AttentionTask keeping = problem.task(0, 0, s.rows, out.data());
+        keeping.logits = logits.data();
+        keeping.logits_head_stride = static_cast<std::int64_t>(stride);
+        keeping.logits_row_stride = s.heads * keeping.logits_head_stride;
+        for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = std::numeric_limits<float>::quiet_NaN();
+        if (chunks) problem.chunk_by_chunk(keeping);
+        else problem.whole(keeping);
+        CHECK(same_bits(out.data(), plain.data(), plain.size()));
+        for (const bool with_noise : {false, true}) {
+          const Guarded<float> kept(slots, s.low);
+          for (std::size_t i = 0; i < slots; ++i) kept[i] = 0;
+          kernel.scores(with_noise ? problem.noisy(keeping) : keeping, 0, kept.data(), scratch.data());
+          CHECK(same_bits(kept.data(), (with_noise ? noisy : scores).data(), slots));
+        }
+      }
       // Row by row: the same bits.
       const Guarded<float> again(slots);
       for (std::size_t i = 0; i < slots; ++i) again[i] = 0;

@@ -1,8 +1,12 @@
 // Each policy against its published rule, on scores that are given.
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <numeric>
 #include <set>
 
+#include <skald/core/random.hpp>
+#include <skald/state/kv_rows.hpp>
 #include <skald/state/paged_kv.hpp>
 #include <skald/state/policies.hpp>
 #include <skald/state/sequence.hpp>
@@ -26,6 +30,8 @@ struct Line {
                               .evicts = true,
                               .scores = scores && traits.needs_scores,
                               .scores_anew = traits.score_window > 0,
+                              .score_shape = traits.score_shape,
+                              .counts = traits.counts_merged,
                               .memory_floats = traits.memory_floats}));
     sequence = skald::SequenceState(std::move(layers));
   }
@@ -34,6 +40,7 @@ struct Line {
   void step(Attention&& attention) {
     const auto query = sequence.length();
     sequence.append(1);
+    if (appended) appended(*this, query);
     const auto window = policy.traits().score_window;
     if (window == 0 || query % 16 >= 16 - window)
       if (float* scores = kv().begin_scores(0)) {
@@ -53,6 +60,7 @@ struct Line {
     const auto positions = kv().positions(0);
     return {positions.begin(), positions.end()};
   }
+  std::function<void(Line&, std::int64_t)> appended;  // writes the key and value of a token
   skald::AnyEviction policy;
   std::shared_ptr<skald::KvPool> pool;
   skald::SequenceState sequence;
@@ -62,7 +70,7 @@ float none(std::int64_t, std::int64_t) { return 0.0F; }
 
 }  // namespace
 
-TEST_CASE("A001: a planted heavy hitter outlives four budgets of tokens, a window of the same size has lost it", "[state]") {
+TEST_CASE("state.h2o: a planted heavy hitter outlives four budgets of tokens, a window of the same size has lost it", "[state]") {
   constexpr std::int64_t budget = 64;
   Line h2o(skald::HeavyHitters{.budget = budget});
   Line window(skald::SinksAndWindow{.sinks = 0, .window = budget});
@@ -82,7 +90,7 @@ TEST_CASE("A001: a planted heavy hitter outlives four budgets of tokens, a windo
   CHECK(window.kept().count(23) == 0);
 }
 
-TEST_CASE("A001: what is kept is the greedy choice by accumulated attention", "[state]") {
+TEST_CASE("state.h2o: what is kept is the greedy choice by accumulated attention", "[state]") {
   constexpr std::int64_t budget = 48;
   Line line(skald::HeavyHitters{.budget = budget, .recent = 0.25});
   const auto attention = [](std::int64_t query, std::int64_t key) {
@@ -106,7 +114,7 @@ TEST_CASE("A001: what is kept is the greedy choice by accumulated attention", "[
   }
 }
 
-TEST_CASE("A004: lengths are a saw-tooth, each compression leaves the best and the window, the prompt stays", "[state]") {
+TEST_CASE("state.rpc: lengths are a saw-tooth, each compression leaves the best and the window, the prompt stays", "[state]") {
   constexpr std::int64_t prompt = 40;
   Line line(skald::ReasoningPath{.interval = 64, .window = 8, .percent = 25});
   Line never(skald::ReasoningPath{.interval = 0, .window = 8, .percent = 25});
@@ -166,7 +174,7 @@ TEST_CASE("state.policies: shares of a budget add up to it", "[state]") {
   skald::detail::share_by_spread(100, 32, views, out);
   CHECK(sum() <= 800);
   CHECK(sum() >= 792);
-  CHECK(out[0] > 2 * out[7]);  // A006: layers of flat attention receive more
+  CHECK(out[0] > 2 * out[7]);  // layers of flat attention receive more
   CHECK(out[7] >= 32);
   for (std::size_t i = 0; i < views.size(); ++i) views[i].scores = i % 2 == 0 ? flat : steep;
   skald::detail::share_budgets(skald::BudgetShares::adaptive, 100, 32, views, out);
@@ -249,4 +257,176 @@ TEST_CASE("state.policies: a policy that drops the newest token or merges into w
     line.sequence.rollback();
     CHECK(line.kv().slots(0) == 15);
   }
+}
+
+namespace {
+
+/// What a query of every row makes of the keys and values of a line, on a backend.
+std::vector<float> attend(Line& line, const std::vector<float>& queries, const skald::AnyBackend& backend) {
+  auto& kv = line.kv();
+  const auto rows = static_cast<std::int64_t>(queries.size()) / layout.head_dim_k;
+  auto memory = backend->allocate((queries.size() + static_cast<std::size_t>(rows * layout.head_dim_v)) * sizeof(float));
+  backend->write(memory.address(), std::as_bytes(std::span(queries)));
+  auto* q = reinterpret_cast<float*>(memory.address());
+  auto* out = q + queries.size();
+  std::vector<skald::KvTable> tables;
+  std::vector<skald::Segment> segments;
+  for (std::int32_t row = 0; row < rows; ++row) {
+    tables.push_back({.pages = kv.pages(0).data(), .length = static_cast<std::int32_t>(kv.slots(0)), .bias = kv.bias(0)});
+    segments.push_back({.row_begin = row, .row_count = 1});
+  }
+  skald::AttentionOp op;
+  op.q = {q, rows, layout.head_dim_k, layout.head_dim_k};
+  op.out = {out, rows, layout.head_dim_v, layout.head_dim_v};
+  op.heads = op.kv_heads = 1;
+  op.mask = skald::AttentionMask::none;
+  op.kv = {line.pool->base(), layout, 1, tables.data()};
+  op.segments = segments.data();
+  op.segment_count = static_cast<std::int32_t>(rows);
+  const auto stream = backend->new_stream({.tokens = rows, .max_cols = 64, .heads = 1, .head_dim = layout.head_dim_k,
+                                           .context = 8192, .segments = rows});
+  stream->enqueue(op);
+  stream->synchronize({});
+  std::vector<float> result(static_cast<std::size_t>(rows * layout.head_dim_v));
+  backend->read(std::as_writable_bytes(std::span(result)), reinterpret_cast<const std::byte*>(out));
+  return result;
+}
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  float worst = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("state.d2o: a token that equals a kept one leaves without a trace, dropping it leaves one", "[state]") {
+  // Eight different tokens over and over: whatever leaves has an equal among the newest eight.
+  std::vector<float> queries;
+  for (int i = 0; i < 12 * 4; ++i) queries.push_back(std::sin(static_cast<float>(7 * i)));
+  const auto fill = [](Line& line, std::int64_t token) {
+    const auto slot = line.kv().slots(0) - 1;
+    auto* page = line.pool->address(line.kv().pages(0)[static_cast<std::size_t>(slot / 16)]);
+    const auto kind = static_cast<float>(token % 8);
+    const std::vector<float> key{std::cos(kind), std::sin(kind), 0.1F * kind, 1.0F};
+    const std::vector<float> value{kind, kind * kind};
+    skald::write_kv_key(layout, page, 0, static_cast<std::int32_t>(slot % 16), key);
+    skald::write_kv_value(layout, page, 0, static_cast<std::int32_t>(slot % 16), value);
+  };
+  const auto run = [&](Line& line) {
+    line.appended = fill;
+    for (std::int64_t i = 0; i < 5 * 16 + 3; ++i) line.step(none);
+  };
+  Line all(skald::NoEviction{});
+  Line merged(skald::DiscriminativeMerge{.budget = 32});
+  Line dropped(skald::HeavyHitters{.budget = 32});
+  for (auto* line : {&all, &merged, &dropped}) run(*line);
+  REQUIRE(merged.kv().slots(0) == 16 + 3);
+  REQUIRE(dropped.kv().slots(0) == 16 + 3);
+  CHECK(merged.kv().merged_tokens() == 64);
+  CHECK(dropped.kv().bias(0) == nullptr);
+  for (const auto& backend : {skald::make_reference_backend(), skald::make_cpu_backend()}) {
+    const auto expected = attend(all, queries, backend);
+    CHECK(largest_difference(attend(merged, queries, backend), expected) < 1e-5F);
+    CHECK(largest_difference(attend(dropped, queries, backend), expected) > 0.1F);
+  }
+  // What slots stand for goes with the sequence.
+  auto fork = merged.sequence.fork();
+  merged.sequence.truncate(merged.sequence.restorable(82));
+  const auto& kv = static_cast<const skald::PagedKv&>(*fork.layer(0));
+  double tokens = 0;
+  for (std::int64_t slot = 0; slot < kv.slots(0); ++slot) tokens += std::exp(double{kv.bias(0)[slot]});
+  CHECK(tokens == Approx(5 * 16 + 3));
+}
+
+TEST_CASE("state.keyformer: what is kept is the choice by the published score, computed apart", "[state]") {
+  constexpr std::int64_t budget = 48;
+  constexpr std::int64_t prompt = 50;
+  const auto random_number = [](std::int64_t token, int d) {
+    return static_cast<float>(2 * skald::CounterRandom(3, static_cast<std::uint64_t>(d), static_cast<std::uint64_t>(token)).uniform() - 1);
+  };
+  for (const auto& backend : {skald::make_reference_backend(), skald::make_cpu_backend()}) {
+    Line line(skald::KeyTokens{.budget = budget, .recent = 0.25, .noise = 0.5, .last = 3.0, .steps = 60, .seed = 9});
+    line.sequence.set_prompt_length(prompt);
+    auto memory = backend->allocate(8 * sizeof(float));
+    auto* q = reinterpret_cast<float*>(memory.address());
+    const auto stream = backend->new_stream(
+        {.max_cols = 64, .heads = 1, .head_dim = layout.head_dim_k, .context = 8192});
+    std::vector<std::pair<std::int64_t, double>> expected;  // position, score
+    int borders = 0;
+    for (std::int64_t i = 0; i < 176; ++i) {
+      line.sequence.append(1);
+      auto& kv = line.kv();
+      const auto slot = static_cast<std::int32_t>(kv.slots(0) - 1);
+      auto* page = line.pool->address(kv.pages(0)[static_cast<std::size_t>(slot / 16)]);
+      std::vector<float> key(4);
+      for (int d = 0; d < 4; ++d) {
+        key[static_cast<std::size_t>(d)] = 3 * random_number(i, d);
+        q[d] = random_number(i, 4 + d);
+      }
+      skald::write_kv_key(layout, page, 0, slot % 16, key);
+      skald::write_kv_value(layout, page, 0, slot % 16, std::span(key).first(2));
+      const skald::KvTable table{.pages = kv.pages(0).data(), .length = slot};
+      const skald::Segment segment{.row_begin = 0, .row_count = 1};
+      float* scores = kv.begin_scores(0);
+      const float* noise = kv.noise(0);
+      const float inverse = 1.0F / line.policy.traits().score_shape.temperature(i, prompt);
+      const skald::ScoreSink sink{.scores = &scores, .noise = &noise, .inverse_temperatures = &inverse};
+      skald::AttentionOp op;
+      op.q = {q, 1, layout.head_dim_k, layout.head_dim_k};
+      op.out = {q + 4, 1, layout.head_dim_v, layout.head_dim_v};
+      op.heads = op.kv_heads = 1;
+      op.kv = {line.pool->base(), layout, 1, &table};
+      op.segments = &segment;
+      op.segment_count = 1;
+      op.sink = &sink;
+      stream->enqueue(op);
+      stream->synchronize({});
+
+      expected.emplace_back(i, 0.0);
+      const double temperature = i < prompt ? 1.0 : 1.0 + 2.0 * std::min<double>(1.0, static_cast<double>(i - prompt + 1) / 60);
+      std::vector<double> weights;
+      for (const auto& [position, score] : expected) {
+        double dot = 0;
+        for (int d = 0; d < 4; ++d) dot += 3.0 * double{random_number(position, d)} * double{random_number(i, 4 + d)};
+        const double uniform = skald::CounterRandom(9, 0, static_cast<std::uint64_t>(position)).uniform();
+        weights.push_back(std::exp((dot - 0.5 * std::log(-std::log(uniform))) / temperature));
+      }
+      const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+      for (std::size_t n = 0; n < weights.size(); ++n) expected[n].second += weights[n] / sum;
+      if ((i + 1) % 16 != 0) {
+        line.sequence.commit();
+        continue;
+      }
+      line.sequence.choose_evictions(line.policy);
+      line.sequence.commit();
+      line.sequence.apply_evictions();
+      if (expected.size() <= 32) continue;
+      ++borders;
+      auto old = std::vector(expected.begin(), expected.end() - 8);
+      std::stable_sort(old.begin(), old.end(), [](auto& a, auto& b) { return a.second > b.second; });
+      old.resize(24);
+      std::sort(old.begin(), old.end());
+      old.insert(old.end(), expected.end() - 8, expected.end());
+      expected = old;
+      std::set<std::int32_t> positions;
+      for (const auto& [position, score] : expected) positions.insert(static_cast<std::int32_t>(position));
+      REQUIRE(line.kept() == positions);
+    }
+    CHECK(borders == 9);
+  }
+}
+
+TEST_CASE("state.policies: every policy that is registered is made by its name and the parameters it lists", "[state]") {
+  for (const auto& info : skald::AnyEviction::registered()) {
+    INFO(info.name);
+    CHECK_FALSE(info.keeps.empty());
+    if (info.name == "dcp") continue;  // needs a file
+    const auto plain = skald::AnyEviction::from_spec(info.name);
+    const auto text = std::string(info.name) + (info.parameters.empty() ? "" : ":") + std::string(info.parameters);
+    CHECK(skald::AnyEviction::from_spec(text).name() == plain.name());
+    CHECK(skald::AnyEviction::from_spec(plain.name()).name() == plain.name());
+    CHECK(plain.traits().drops_tokens == (info.name != "none"));
+  }
+  CHECK_THROWS_AS(skald::AnyEviction::from_spec("h3o"), skald::UsageError);
 }

@@ -1,0 +1,105 @@
+// Decoding speed of a long sequence under eviction policies, beside the full cache at the budget's length.
+//   skald_micro_eviction model.gguf [tokens [percent [policy...]]]
+// A policy is a name with `%` where its budget goes: "h2o:budget=%". The cache is not computed but filled: pages with random
+// numbers and random scores, evicted at every page border as a prompt would be; so what is timed is decoding alone, 64
+// tokens one by one, a page border among them. Prints CSV.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <skald/core/half.hpp>
+#include <skald/decoder/decoder.hpp>
+#include <skald/state/paged_kv.hpp>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Numbers as keys and values are: of unit variance, in the pages' format f16.
+std::vector<std::byte> random_bytes(std::size_t bytes) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<std::uint16_t> numbers(bytes / 2);
+  for (auto& x : numbers) x = skald::f32_to_f16(normal(random));
+  std::vector<std::byte> result(bytes);
+  std::memcpy(result.data(), numbers.data(), numbers.size() * 2);
+  return result;
+}
+
+/// Appends tokens that no pass has computed.
+void fill(skald::Session& session, const skald::AnyEviction& policy, std::int64_t tokens, int page_tokens) {
+  auto& state = session.state();
+  std::mt19937 random(2);
+  std::vector<std::byte> bytes;
+  for (std::int64_t done = 0; done < tokens; done += page_tokens) {
+    state.append(page_tokens);
+    for (int l = 0; l < state.layer_count(); ++l) {
+      auto* kv = static_cast<skald::PagedKv*>(state.layer(l));
+      if (kv == nullptr) continue;
+      if (bytes.size() < kv->pool().page_bytes()) bytes = random_bytes(kv->pool().page_bytes());
+      for (int g = 0; g < kv->groups(); ++g) {
+        std::memcpy(kv->pool().address(kv->pages(g).back()), bytes.data(), kv->pool().page_bytes());
+        if (float* scores = kv->begin_scores(g))
+          for (std::int64_t slot = kv->slots(g) - page_tokens; slot < kv->slots(g); ++slot)
+            scores[slot] += static_cast<float>(random() % 1000) * 1e-6F;
+      }
+    }
+    if (policy.traits().drops_tokens) state.choose_evictions(policy);
+    state.commit();
+    if (policy.traits().drops_tokens) state.apply_evictions();
+  }
+}
+
+void measure(const skald::Model& model, const std::string& policy, std::int64_t tokens) {
+  constexpr int steps = 64;
+  skald::DecoderOptions options;
+  options.kv.eviction = policy;
+  options.context = tokens + 64 + steps + 8;
+  const skald::Decoder decoder(model, options);
+  auto session = decoder.new_session();
+  fill(session, skald::AnyEviction::from_spec(policy), tokens, decoder.effective_config().page_tokens);
+  const auto token = skald::TokenId{1};
+  (void)session.forward({&token, 1});
+  std::vector<double> seconds;
+  for (int i = 0; i < steps; ++i) {
+    const auto start = Clock::now();
+    (void)session.forward({&token, 1});
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  double all = 0;
+  for (const double s : seconds) all += s;
+  auto sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  std::printf("%s,%lld,%.2f,%.3f,%.3f,%.1f\n", policy.c_str(), static_cast<long long>(tokens), steps / all,
+              1e3 * sorted[steps / 2], 1e3 * sorted.back(), static_cast<double>(session.bytes()) / 1048576.0);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s model.gguf [tokens [percent [policy...]]]\n", argv[0]);
+    return 2;
+  }
+  const auto model = skald::Model::load(argv[1]);
+  const std::int64_t tokens = argc > 2 ? std::stoll(argv[2]) : 4096;
+  const std::int64_t budget = tokens * (argc > 3 ? std::stoll(argv[3]) : 25) / 100;
+  std::vector<std::string> policies(argv + std::min(argc, 4), argv + argc);
+  if (policies.empty())
+    policies = {"window:window=%", "streaming:window=%", "h2o:budget=%", "keyformer:budget=%", "snapkv:budget=%"};
+  std::printf("policy,tokens,tokens per second,median ms,slowest ms,KV MiB\n");
+  measure(model, "none", budget);
+  for (auto policy : policies) {
+    if (const auto at = policy.find('%'); at != std::string::npos) policy.replace(at, 1, std::to_string(budget));
+    measure(model, policy, tokens);
+  }
+  measure(model, "none", budget);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "error: %s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,75 @@
+// Perplexity of long streams of the bundled model's grammar under a short cache.
+
+#include <cmath>
+
+#include <skald/skald.hpp>
+
+#include "support/catch.hpp"
+#include "support/shared_data.hpp"
+#include "support/story_grammar.hpp"
+
+namespace {
+
+constexpr std::int64_t budget = 128;
+constexpr int page = 16;
+constexpr std::size_t length = 1600;
+
+/// Nats of a token under a row of logits.
+double nats(std::span<const float> row, skald::TokenId token) {
+  double largest = row[0];
+  for (const float x : row) largest = std::max<double>(largest, x);
+  double total = 0;
+  for (const float x : row) total += std::exp(static_cast<double>(x) - largest);
+  return largest + std::log(total) - static_cast<double>(row[static_cast<std::size_t>(token)]);
+}
+
+/// Mean nats per token of the tokens after the first cache-full.
+double streamed(const skald::Model& model, const std::string& eviction, const std::vector<skald::TokenId>& tokens) {
+  const skald::Decoder decoder(model, {.kv = {.eviction = eviction, .page_tokens = page}, .context = 4096});
+  auto session = decoder.new_session();
+  double sum = 0;
+  for (std::size_t i = 0; i + 1 < tokens.size(); i += page) {
+    const auto count = std::min<std::size_t>(page, tokens.size() - 1 - i);
+    const auto logits = session.forward(std::span(tokens).subspan(i, count), skald::LogitsWanted::all);
+    for (std::size_t n = 0; n < count && i >= budget; ++n)
+      sum += nats(logits.row(static_cast<std::int64_t>(n)), tokens[i + n + 1]);
+  }
+  return sum / static_cast<double>(tokens.size() - 1 - budget);
+}
+
+/// The same where each page sees what is computed anew from the tokens that a window holds.
+double recomputed(const skald::Model& model, const std::vector<skald::TokenId>& tokens) {
+  const skald::Decoder decoder(model, {.kv = {.page_tokens = page}});
+  double sum = 0;
+  for (std::size_t i = budget; i + 1 < tokens.size(); i += page) {
+    const auto count = std::min<std::size_t>(page, tokens.size() - 1 - i);
+    auto session = decoder.new_session();
+    const auto before = static_cast<std::size_t>(budget - page);
+    (void)session.forward(std::span(tokens).subspan(i - before, before), skald::LogitsWanted::none);
+    const auto logits = session.forward(std::span(tokens).subspan(i, count), skald::LogitsWanted::all);
+    for (std::size_t n = 0; n < count; ++n) sum += nats(logits.row(static_cast<std::int64_t>(n)), tokens[i + n + 1]);
+  }
+  return sum / static_cast<double>(tokens.size() - 1 - budget);
+}
+
+}  // namespace
+
+TEST_CASE("bundled.streaming: with four sinks perplexity stays close to recomputing the window, without it jumps", "[bundled]") {
+  const auto model = skald::Model::load(skald_test::model_path("skald-tiny-q8_0.gguf"));
+  skald_test::StoryGrammar grammar(91);
+  std::vector<skald::TokenId> tokens;
+  while (tokens.size() < length) {
+    const auto more = model.tokenizer().encode(grammar.story(25).text);
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  tokens.resize(length);
+  const double again = std::exp(recomputed(model, tokens));
+  const double sinks = std::exp(streamed(model, "streaming:sinks=4,window=124", tokens));
+  const double kept = std::exp(streamed(model, "window:sinks=4,window=124", tokens));
+  const double none = std::exp(streamed(model, "window:sinks=0,window=128", tokens));
+  const double full = std::exp(streamed(model, "none", tokens));
+  INFO("perplexity: window computed anew " << again << ", streaming with 4 sinks " << sinks << ", 4 sinks at their own places "
+                                           << kept << ", none " << none << ", everything kept " << full);
+  CHECK(sinks < 1.05 * again);
+  CHECK(none > 1.1 * sinks);
+}
