@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <concepts>
 #include <cstdint>
 #include <functional>
@@ -251,9 +252,12 @@ void EvictionChoice::keep_largest(std::int64_t first, std::int64_t last, std::in
   if (count >= last - first) return;
   // A heap of the `count` best so far, the worst on top: the older slot wins among equals.
   const auto heap = scratch_;
+  const auto values = scratch_.subspan(fates_.size());  // each asked for once
+  for (std::int64_t slot = first; slot < last; ++slot)
+    values[static_cast<std::size_t>(slot)] = std::bit_cast<std::int32_t>(static_cast<float>(value(static_cast<std::int32_t>(slot))));
   const auto worse = [&](std::int32_t a, std::int32_t b) {
-    const float x = value(a);
-    const float y = value(b);
+    const float x = std::bit_cast<float>(values[static_cast<std::size_t>(a)]);
+    const float y = std::bit_cast<float>(values[static_cast<std::size_t>(b)]);
     return x != y ? x < y : a > b;
   };
   std::int64_t size = 0;
