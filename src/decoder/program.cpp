@@ -203,11 +203,12 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
     for (const auto& each : {k, v}) sink(ClampOp{each, attention.clamp}, layer);
   // A norm of the whole projection, or one with a bias, is an op of its own.
   const bool whole = attention.qk_norm_scope != QkNormScope::head;
-  const bool each = attention.qk_norm_scope == QkNormScope::each_head;
+  const bool each_head = attention.qk_norm_scope == QkNormScope::each_head;
   const auto q_norm = norm(attention.q_norm, Role::query_norm, Role::query_norm_bias, layer);
   const auto k_norm = norm(attention.k_norm, Role::key_norm, Role::key_norm_bias, layer);
-  if (whole && q_norm.kind != NormKind::none) sink(NormOp{q, q_norm, q, each ? attention.heads : 1}, layer);
-  if (whole && own && k_norm.kind != NormKind::none) sink(NormOp{k, k_norm, k, each ? attention.kv_heads : 1}, layer);
+  if (whole && q_norm.kind != NormKind::none) sink(NormOp{q, q_norm, q, each_head ? attention.heads : 1}, layer);
+  if (whole && own && k_norm.kind != NormKind::none)
+    sink(NormOp{k, k_norm, k, each_head ? attention.kv_heads : 1}, layer);
 
   StoreKvOp store{};
   store.q = q;

@@ -85,12 +85,7 @@ int run(const GenerateFlags& flags, const Global& global) {
   const skald::Decoder decoder(model, flags.decoder.options(model.spec(), global));
   if (flags.show_config) fmt::print(stderr, "{}\n", decoder.effective_config().to_json());
   auto session = decoder.new_session();
-<<<<<<< HEAD
-=======
   flags.adapters.apply(session);
-  if (!flags.load.empty()) session.load(flags.load);
-
->>>>>>> 5bf50d7 (Adapters: heads, routers, shared experts and latent projections; steps without allocation; from the command line)
   ProgressLine progress(global.quiet);
   if (!flags.load.empty()) session.load(flags.load);
   if (!flags.load_context.empty())
