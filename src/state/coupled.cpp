@@ -310,9 +310,10 @@ void CoupledCodebooks::save(const std::string& path) const { write_file_atomical
 CoupledCodebooks CoupledCodebooks::load(const std::string& path) { return read(read_whole_file(path), path); }
 
 CoupledCodebooks CoupledCodebooks::read(std::span<const std::byte> bytes, const std::string& name) {
-  ArchiveReader in(bytes.first(bytes.size() - std::min<std::size_t>(8, bytes.size())), name);
-  if (bytes.size() < 8 || in.text("magic") != magic)
+  if (bytes.size() < magic.size() + 16 || std::memcmp(bytes.data() + 8, magic.data(), magic.size()) != 0)
     throw FormatError(where, "this is not a file of skald codebooks", {.file = name, .offset = 0});
+  ArchiveReader in(bytes.first(bytes.size() - 8), name);
+  if (in.text("magic") != magic) in.refuse("magic", "this is not a file of skald codebooks");
   if (const auto version = in.value<std::uint32_t>("version"); version != format_version)
     throw UnsupportedError(where,
                            "codebook format version " + std::to_string(version) + ", this library reads version " +

@@ -49,7 +49,7 @@ const std::vector<Component>& components() {
     add("weights", &Pipeline::weights,
         {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"});
     add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0", "f16;heads 1=q8_0", "f16;layers 1=layer 0",
-                                 "f16;layers 0=layer 1"});
+                                 "f16;layers 0=layer 1", "coupled"});
     add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2", "window:sinks=4,window=60", "h2o:budget=64,recent=50",
                                              "snapkv:budget=64,window=8,pool=5", "rpc:interval=32,window=8,percent=25",
                                              "streaming:sinks=4,window=60", "d2o:budget=64",
@@ -81,6 +81,24 @@ const skald::Model& model_of(const Pipeline& parts) {
 }
 
 using Row = std::vector<float>;
+
+/// Codebooks of the right shape; what they hold does not matter here.
+std::shared_ptr<const skald::CoupledCodebooks> some_codebooks(const skald::ModelSpec& spec) {
+  const skald::CoupledShape shape{8, 4};
+  std::vector<skald::CoupledCodebooks::Layer> layers(spec.layers.size());
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const auto& attention = spec.layers[l].attention;
+    if (!attention) continue;
+    const auto book = [&](std::int32_t dims) {
+      std::vector<float> centroids(static_cast<std::size_t>(attention->kv_heads * ((dims + 7) / 8) * 8 * 16));
+      skald::CounterRandom random(l, static_cast<std::uint64_t>(dims), 0);
+      for (float& x : centroids) x = static_cast<float>(random.uniform() - 0.5);
+      return skald::CoupledCodebook(shape, attention->kv_heads, dims, std::move(centroids));
+    };
+    layers[l] = {book(attention->stored_dim_k()), book(attention->stored_dim_v())};
+  }
+  return std::make_shared<const skald::CoupledCodebooks>(shape, std::move(layers));
+}
 
 /// Logits of the last of 150 tokens.
 Row last_row(const skald::Decoder<>& decoder, const Pipeline& parts, skald::AttentionScores* scores) {
@@ -116,6 +134,7 @@ std::string outcome(Pipeline parts) {
     }
     skald::DecoderOptions options;
     options.kv.format = parts.kv;
+    if (parts.kv == "coupled") options.kv.codebooks = some_codebooks(model_of(parts).spec());
     options.kv.eviction = parts.eviction;
     options.kv.page_tokens = 16;
     options.attention = parts.attention;
@@ -128,7 +147,7 @@ std::string outcome(Pipeline parts) {
     const auto& config = decoder.effective_config();
     const bool stores = parts.model != "recurrent";
     const std::string works = stores || parts.kv == Pipeline{}.kv ? "works" : "works; no layer stores keys and values";
-    REQUIRE(config.kv_format == (stores ? parts.kv : "none"));
+    REQUIRE(config.kv_format == (!stores ? "none" : parts.kv == "coupled" ? options.kv.codebooks->name() : parts.kv));
     REQUIRE((config.recurrent_bytes > 0) == (parts.model == "recurrent" || parts.model == "hybrid"));
     REQUIRE(config.eviction == parts.eviction);
     REQUIRE(config.backend == parts.backend);

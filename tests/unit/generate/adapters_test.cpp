@@ -140,6 +140,7 @@ TEST_CASE("generate.adapters: a request's text is that of its adapters, whatever
     return static_cast<skald::TokenId>(std::max_element(row.begin(), row.end()) - row.begin());
   };
   std::vector<skald::Session> sessions;
+  sessions.reserve(sets.size());  // batches point to them
   std::vector<std::vector<skald::TokenId>> found(sets.size());
   skald::Batch batch;
   for (const auto& set : sets) {

@@ -61,7 +61,7 @@ TEST_CASE("integration.shared_layers: bytes grow with the layers that have keys 
   CHECK(bytes("f16;layers 1=layer 0;layers 3=layer 2", "window:sinks=4,window=28") < all / 4);
 }
 
-TEST_CASE("integration.shared_layers: chunks, forks, going back and saving change no bit; backends agree") {
+TEST_CASE("integration.shared_layers: chunks, forks, going back and saving change no bit, and backends agree") {
   const auto tokens = some_tokens(60, shape.vocabulary);
   for (const std::string format : {"f16;layers 1=layer 0;layers 3=layer 2", "f16;layers 0-2=layer 3", "f16;layers 0-1=layer 2;heads 1=q8_0"}) {
     INFO(format);
