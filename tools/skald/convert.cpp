@@ -34,7 +34,6 @@ int run(const ConvertFlags& flags, const Global& global) {
   for (const auto& adapter : flags.adapters) file = with_adapter(file, adapter);
   if (!flags.type.empty()) file = skald::quantized(file, flags.type);
 
-  const InterruptGuard guard;
   const std::stop_token stop = stop_on_interrupt();
   ProgressLine line(global.quiet);
   const auto progress = line.callback("converting");

@@ -130,7 +130,7 @@ TEST_CASE("generate.adapters: are loaded and unloaded while batches with and wit
 
 TEST_CASE("generate.adapters: a request's text is that of its adapters, whatever else is in its batch") {
   const auto model = skald::Model::load(skald_test::model_path("skald-tiny-q8_0.gguf"));
-  const skald::Decoder decoder(model, {.context = 64, .parallel = 3});
+  const skald::Decoder decoder(model, {.context = 64, .parallel = 4});
   const std::vector<skald::Adapter> adapters{skald::Adapter::load(random_adapter(model, 1), model),
                                              skald::Adapter::load(random_adapter(model, 2), model)};
   const std::vector<std::vector<skald::ScaledAdapter>> sets{
