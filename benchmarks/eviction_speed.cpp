@@ -1,5 +1,5 @@
 // Decoding speed of a long sequence under eviction policies, beside the full cache at the budget's length.
-//   skald_micro_eviction model.gguf [tokens [percent [policy...]]]
+//   skald_eviction_speed model.gguf [tokens [percent [policy...]]]
 // A policy is a name with `%` where its budget goes: "h2o:budget=%". The cache is not computed but filled: pages with random
 // numbers and random scores, evicted at every page border as a prompt would be; so what is timed is decoding alone, 64
 // tokens one by one, a page border among them. Prints CSV.
