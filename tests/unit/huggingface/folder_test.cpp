@@ -6,6 +6,7 @@
 
 #include <skald/core/error.hpp>
 #include <skald/decoder/decoder.hpp>
+#include <skald/decoder/embed.hpp>
 #include <skald/model/architecture.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/quant/row_codec.hpp>
@@ -142,10 +143,43 @@ TEST_CASE("huggingface.folder: gives the logits of the GGUF file") {
   if (!skald_test::have_shared("goldens/models")) return;
   for (const auto& [name, type] : cases) {
     const ModelFile gguf = golden(name);
-    if (!is_known(gguf) || std::string(type).ends_with("bert")) continue;  // encoders: their own test
+    if (!is_known(gguf) || std::string(type).ends_with("bert")) continue;  // encoders: the next test
     const TemporaryFolder folder("logits");
     FolderWriter(gguf, type).write(folder);
     const double error = relative_difference(logits_of(Model::load(folder.path())), logits_of(Model::load(gguf)));
+    INFO(name << ": " << error);
+    CHECK(error <= 1e-5);
+  }
+}
+
+TEST_CASE("huggingface.folder: gives an encoder's hidden states and embeddings of the GGUF file") {
+  if (!skald_test::have_shared("goldens/models")) return;
+  const auto states_of = [](const Model& model) {
+    const Decoder decoder(model);
+    auto session = decoder.new_session();
+    std::vector<TokenId> tokens;
+    for (std::int64_t i = 0; i < 12; ++i) tokens.push_back(static_cast<TokenId>((i * 37 + 11) % model.spec().vocabulary));
+    std::vector<float> hidden;
+    ForwardOptions pass{};
+    pass.hidden = &hidden;
+    Batch batch;
+    batch.add(session, tokens, LogitsWanted::none);
+    (void)decoder.forward(batch, pass);
+    for (const Pooling pooling : {Pooling::mean, Pooling::cls}) {
+      const std::vector<std::vector<TokenId>> texts{tokens};
+      const auto embedded = embed(decoder, texts, {.pooling = pooling});
+      hidden.insert(hidden.end(), embedded.values.begin(), embedded.values.end());
+    }
+    return hidden;
+  };
+  for (const auto& [name, type] : cases) {
+    if (!std::string(type).ends_with("bert")) continue;
+    const ModelFile gguf = golden(name);
+    const TemporaryFolder folder("encoder");
+    FolderWriter(gguf, type).write(folder);
+    const auto expected = states_of(Model::load(gguf));
+    CHECK(expected.size() == 14 * static_cast<std::size_t>(Model::load(gguf).spec().dim));
+    const double error = relative_difference(states_of(Model::load(folder.path())), expected);
     INFO(name << ": " << error);
     CHECK(error <= 1e-5);
   }
