@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdio>
 #include <filesystem>
@@ -49,7 +51,7 @@ std::vector<std::vector<std::byte>> expected_contents(const TinyModel& model, co
 
 struct TemporaryFile {
   explicit TemporaryFile(const std::vector<std::byte>& bytes)
-      : path((std::filesystem::temp_directory_path() / "skald_model_load_test.gguf").string()) {
+      : path((std::filesystem::temp_directory_path() / ("skald_model_load_" + std::to_string(::getpid()) + ".gguf")).string()) {
     std::ofstream(path, std::ios::binary)
         .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   }

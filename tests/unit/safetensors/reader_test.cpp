@@ -1,5 +1,7 @@
 #include <skald/model/safetensors/reader.hpp>
 
+#include <unistd.h>
+
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -35,7 +37,7 @@ std::string refusal(const std::vector<std::byte>& bytes) {
 }
 
 struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / "skald-safetensors-test";
+  std::filesystem::path path = std::filesystem::temp_directory_path() / ("skald-safetensors-" + std::to_string(::getpid()));
   Folder() { std::filesystem::create_directories(path); }
   ~Folder() { std::filesystem::remove_all(path); }
   void write(const std::string& name, const std::string& text) const {
