@@ -158,7 +158,8 @@ TEST_CASE("integration.memory: what the process holds at its peak is what the pl
     CHECK(decoder.counters().kv_page_bytes_used == plan.kv);
     CHECK(peak > 0.97 * planned);
     CHECK(peak < 1.03 * planned);
-    CHECK(load_peak < 1.03 * static_cast<double>(plan.weights + plan.vectors));
+    // Each of the four threads holds a piece of a tensor of at most a MiB while it packs it.
+    CHECK(load_peak < 1.01 * static_cast<double>(plan.weights + plan.vectors) + 4 * mebibyte);
   }
 }
 
