@@ -6,37 +6,15 @@
 #include <skald/model/plan.hpp>
 #include <skald/simd/isa.hpp>
 
+#include "rows.hpp"
 #include "support/catch.hpp"
 #include "support/tiny_model.hpp"
 
 namespace {
 
-using Rows = std::vector<float>;
+using skald_test::chunked, skald_test::copy, skald_test::cpu, skald_test::Rows, skald_test::same_bits;
 
 constexpr std::int64_t prompt_length = 300;
-
-skald::AnyBackend cpu(skald::Isa isa, int threads) {
-  return skald::make_backend("cpu:isa=" + std::string(skald::to_string(isa)) + ",threads=" + std::to_string(threads));
-}
-
-Rows copy(const skald::Logits& logits) {
-  return logits.rows() == 0 ? Rows{} : Rows(logits.row(0).data(), logits.row(0).data() + logits.rows() * logits.vocabulary());
-}
-
-/// All logits of a prompt given in chunks.
-Rows chunked(skald::Session& session, const std::vector<skald::TokenId>& tokens, std::size_t chunk) {
-  Rows all;
-  for (std::size_t i = 0; i < tokens.size(); i += chunk) {
-    const auto part = std::span(tokens).subspan(i, std::min(chunk, tokens.size() - i));
-    const auto rows = copy(session.forward(part, skald::LogitsWanted::all));
-    all.insert(all.end(), rows.begin(), rows.end());
-  }
-  return all;
-}
-
-bool same_bits(const Rows& a, const Rows& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 const std::vector<skald::DType> exact_formats{skald::DType::f32,  skald::DType::f16,  skald::DType::bf16,
                                               skald::DType::q8_0, skald::DType::q4_0, skald::DType::q4_1,
