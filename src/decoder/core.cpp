@@ -718,6 +718,9 @@ void DecoderImpl::prepare_rows(const Batch& batch) {
       row_tokens_[static_cast<std::size_t>(row)] =
           std::max(0, tokens(batch)[static_cast<std::size_t>(entry.begin + piece.first + i)]);
       std::int64_t at = position + i;
+      if (!row_types_.empty())
+        row_types_[static_cast<std::size_t>(row)] =
+            model_.spec().token_types > 1 && entry.second_begin >= 0 && piece.first + i >= entry.second_begin ? 1 : 0;
       if (entry.kind == EntryKind::tree) {
         std::uint64_t* bits = visible_.data() + word + static_cast<std::size_t>(i) * width;
         const auto parent = parents(batch)[static_cast<std::size_t>(entry.parent_begin + i)];

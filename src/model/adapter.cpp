@@ -12,6 +12,7 @@
 #include <skald/core/error.hpp>
 #include <skald/model/architecture.hpp>
 #include <skald/model/model.hpp>
+#include <skald/model/tensor_forms.hpp>
 #include <skald/quant/row_codec.hpp>
 
 #include "model/fingerprint.hpp"
@@ -260,6 +261,7 @@ std::span<const WeightDelta> Adapter::deltas(const Weight* weight) const noexcep
 }
 
 ModelFile merged(const ModelFile& file, const AdapterFile& adapter, float scale) {
+  if (has_rare_forms(file)) return merged(in_usual_forms(file), adapter, scale);
   std::map<std::string, std::vector<AdapterDelta>> by_tensor;
   for (const AdapterDelta& delta : adapter.deltas) {
     check(delta);

@@ -12,6 +12,7 @@
 #include <skald/model/adapter.hpp>
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/safetensors/reader.hpp>
+#include <skald/model/tensor_forms.hpp>
 #include <skald/quant/row_codec.hpp>
 
 #include "model/huggingface/config.hpp"
@@ -327,7 +328,7 @@ std::vector<float> tensor_values(const ModelFile& file, const TensorInfo& tensor
 }
 
 AdapterFile read_gguf_adapter(const std::string& path, const Metadata& model) {
-  const ModelFile file = open_gguf(path, {.map = false});
+  const ModelFile file = in_usual_forms(open_gguf(path, {.map = false}));
   const Metadata& metadata = file.metadata();
   const auto* type = metadata.find_string("general.type");
   if (!type || *type != "adapter")

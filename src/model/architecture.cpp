@@ -1,6 +1,7 @@
 #include <skald/model/architecture.hpp>
 
 #include <algorithm>
+#include <array>
 
 #include <fmt/format.h>
 
@@ -25,11 +26,6 @@ std::optional<ExpertsSpec> read_experts(HyperParameters& parameters, bool known)
         "model.read_spec",
         fmt::format("mixture-of-experts layers are not implemented for {}", parameters.architecture()),
         {.file = parameters.file().name(), .key = parameters.key("expert_count")});
-  if (const TensorInfo* tensor = parameters.file().find("blk.0.ffn_gate.0.weight"))
-    throw UnsupportedError("model.read_spec",
-                           "a tensor for each expert is the older form of this format, which is not implemented; "
-                           "convert the model again",
-                           {.file = parameters.file().name(), .offset = tensor->offset, .tensor = tensor->name});
   return ExpertsSpec{.count = static_cast<std::int32_t>(count),
                      .used = static_cast<std::int32_t>(parameters.integer("expert_used_count", 1, most)),
                      .gating = ExpertGating::softmax,
@@ -43,6 +39,24 @@ std::optional<Architecture> find_architecture(std::string_view name, std::span<c
     if (each.name == name) return std::move(each);
   return {};
 }
+
+namespace {
+
+/// The key `hidden_activation` of files that were made from a folder: its activation may be another than the architecture's.
+void read_activation(HyperParameters& parameters, ModelSpec& spec) {
+  const std::string name = parameters.text_or("hidden_activation", "");
+  if (name.empty()) return;
+  constexpr std::array allowed = {Activation::silu, Activation::gelu_tanh,    Activation::gelu_erf, Activation::relu,
+                                  Activation::relu_squared, Activation::tanh, Activation::sigmoid};
+  const auto at = std::ranges::find(allowed, name, [](Activation each) { return to_string(each); });
+  if (at == allowed.end())
+    throw UnsupportedError("model.read_spec", fmt::format("activation '{}' is not implemented", printable(name, 40)),
+                           {.file = parameters.file().name(), .key = parameters.key("hidden_activation")});
+  for (LayerSpec& layer : spec.layers)
+    if (layer.ffn && !layer.ffn->token_shift) layer.ffn->activation = *at;
+}
+
+}  // namespace
 
 SpecReading read_spec_and_rest(const ModelFile& file, std::span<const Architecture> more) {
   const std::string& name = file.metadata().get_string("general.architecture");
@@ -60,6 +74,8 @@ SpecReading read_spec_and_rest(const ModelFile& file, std::span<const Architectu
   }
   HyperParameters parameters(file, architecture->name);
   ModelSpec spec = architecture->read(parameters);
+  read_classifier(parameters, spec);
+  read_activation(parameters, spec);
   validate(spec, file.name());
   return {std::move(spec), parameters.unread()};
 }

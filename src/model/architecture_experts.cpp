@@ -54,11 +54,6 @@ ExpertsSpec read_counts(HyperParameters& parameters) {
   experts.count = static_cast<std::int32_t>(parameters.integer("expert_count", 1, limits::experts));
   const std::int64_t most = std::min<std::int64_t>(experts.count, limits::experts_used);
   experts.used = static_cast<std::int32_t>(parameters.integer("expert_used_count", 1, most));
-  if (const TensorInfo* tensor = parameters.file().find("blk.0.ffn_gate.0.weight"))
-    throw UnsupportedError("model.read_spec",
-                           "a tensor for each expert is the older form of this format, which is not implemented; "
-                           "convert the model again",
-                           {.file = parameters.file().name(), .offset = tensor->offset, .tensor = tensor->name});
   return experts;
 }
 

@@ -313,12 +313,6 @@ ModelSpec read_rwkv6(HyperParameters& parameters) {
   const std::int64_t halved = parameters.integer_or("rescale_every_n_layers", 0, 0, limits::layers);
   const auto widths = parameters.per_layer("feed_forward_length", frame.layers, 1, limits::ffn_width);
   for (std::int64_t i = 0; i < frame.layers; ++i) {
-    if (!parameters.has_tensor(i, "time_mix_lerp_fused.weight") && parameters.has_tensor(i, "time_mix_lerp_w.weight"))
-      throw UnsupportedError(
-          "model.read_spec",
-          "shares of the token shift in tensors of their own are the older form of this format, which is "
-          "not implemented; convert the model again",
-          {.file = parameters.file().name(), .tensor = fmt::format("blk.{}.time_mix_lerp_w.weight", i)});
     add_rwkv_layer(frame, mixer, widths[static_cast<std::size_t>(i)]);
     if (halved > 0 && (i + 1) % halved == 0) frame.spec.layers.back().output_scale = 0.5F;
   }

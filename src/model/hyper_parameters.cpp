@@ -103,7 +103,12 @@ std::vector<float> read_vector(const ModelFile& file, const TensorInfo& tensor) 
     if (tensor.type == DType::f32) values[i] = element(i, 0.0F);
     else if (tensor.type == DType::f16) values[i] = f16_to_f32(element(i, std::uint16_t{}));
     else if (tensor.type == DType::bf16) values[i] = bf16_to_f32(element(i, std::uint16_t{}));
-    else file.fail(tensor, fmt::format("found type {}, allowed is f32, f16 or bf16", to_string(tensor.type)));
+    else if (tensor.type == DType::f64) values[i] = static_cast<float>(element(i, 0.0));
+    else if (tensor.type == DType::i8) values[i] = static_cast<float>(element(i, std::int8_t{}));
+    else if (tensor.type == DType::i16) values[i] = static_cast<float>(element(i, std::int16_t{}));
+    else if (tensor.type == DType::i32) values[i] = static_cast<float>(element(i, std::int32_t{}));
+    else file.fail(tensor, fmt::format("found type {}, allowed is f32, f16, bf16, f64, i8, i16 or i32",
+                                       to_string(tensor.type)));
     if (!std::isfinite(values[i]))
       throw NumericError("model.load", fmt::format("element {} is {}, allowed is a finite number", i, values[i]),
                          {.file = file.name(), .offset = tensor.offset, .tensor = tensor.name});

@@ -11,10 +11,10 @@
 
 #include <skald/core/error.hpp>
 #include <skald/model/gguf/vocabulary.hpp>
+#include <skald/model/huggingface/gguf_vocabulary.hpp>
 #include <skald/quant/row_codec.hpp>
 #include <skald/text/chat_template.hpp>
 #include <skald/text/tokenizer.hpp>
-#include <skald/text/tokenizer_json.hpp>
 
 #include "model/fingerprint.hpp"
 
@@ -61,6 +61,7 @@ Model ModelLoader::run() {
   load_text();
   report(0);
   load_vectors();
+  load_classifier();
   const bool cached = !options_.packed_cache.empty();
   if (cached) describe();
   if (!cached || !map_packed()) {
@@ -119,10 +120,9 @@ void ModelLoader::check() {
 void ModelLoader::load_text() {
   const Metadata& metadata = file_->metadata();
   if (!options_.tokenizer) return;
-  if (!metadata.contains("tokenizer.ggml.model")) {
-    if (metadata.contains("tokenizer.huggingface.json")) load_tokenizer_json();
-    return;
-  }
+  // What a converted folder's file says in GGUF's own form is for other engines: this is exact.
+  if (metadata.contains("tokenizer.huggingface.json")) return load_tokenizer_json();
+  if (!metadata.contains("tokenizer.ggml.model")) return;
   const std::string_view kind = metadata.get_string("tokenizer.ggml.model");
   if (kind == "no_vocab" || kind == "none") return;  // how GGUF says that there is none
   impl_->tokenizer = std::make_shared<const Tokenizer>(vocabulary_from_metadata(metadata));
@@ -131,20 +131,7 @@ void ModelLoader::load_text() {
 }
 
 void ModelLoader::load_tokenizer_json() {
-  const Metadata& metadata = file_->metadata();
-  constexpr std::string_view key = "tokenizer.huggingface.json";
-  TokenizerFiles files;
-  files.tokenizer_json = metadata.get_string(key);
-  files.source = fmt::format("{}, {}", file_->name(), key);
-  if (const auto* config = metadata.find_string("tokenizer.huggingface.config_json"))
-    files.tokenizer_config_json = *config;
-  if (const auto ends = metadata.find_array<std::int32_t>("tokenizer.ggml.eos_token_ids"))
-    files.eos_token_ids.assign(ends->begin(), ends->end());
-  else if (const auto end = metadata.find_u32("tokenizer.ggml.eos_token_id", 0, INT32_MAX))
-    files.eos_token_ids.push_back(static_cast<TokenId>(*end));
-  if (const auto begin = metadata.find_u32("tokenizer.ggml.bos_token_id", 0, INT32_MAX))
-    files.bos_token_id = static_cast<TokenId>(*begin);
-  impl_->tokenizer = std::make_shared<const Tokenizer>(read_tokenizer_json(files));
+  impl_->tokenizer = std::make_shared<const Tokenizer>(folder_tokenizer(file_->metadata()));
   throw_if_stopped(options_.stop, where);
   load_chat_template();
 }
@@ -369,7 +356,7 @@ void ModelLoader::describe() {
     fingerprint.add(tensor.name);
     fingerprint.add(static_cast<std::uint64_t>(tensor.type));
     const std::uint64_t length =
-        each.binding.use == TensorUse::matrix ? std::min(sample_bytes, tensor.bytes) : tensor.bytes;
+        is_matrix(each.binding.use) ? std::min(sample_bytes, tensor.bytes) : tensor.bytes;
     std::vector<std::byte> sample(static_cast<std::size_t>(length));
     file_->read(tensor, 0, sample);
     fingerprint.add(sample);

@@ -36,6 +36,7 @@ struct Model::Impl {
   // One entry per layer and role, those of the network as a whole (layer -1) first.
   std::vector<const Weight*> weight_table{};
   std::vector<const float*> vector_table{};
+  std::shared_ptr<const Classifier> classifier{};
 
   std::shared_ptr<const Tokenizer> tokenizer{};
   std::shared_ptr<const ChatTemplate> chat_template{};
@@ -61,6 +62,7 @@ class ModelLoader {
   void load_tokenizer_json();
   void load_chat_template();
   void load_vectors();
+  void load_classifier();
   void load_weights();
   void describe();  // counts and fingerprint
   void finish();

@@ -9,6 +9,7 @@
 #include <skald/model/gguf/reader.hpp>
 #include <skald/model/huggingface/directory.hpp>
 #include <skald/model/quantize.hpp>
+#include <skald/model/tensor_forms.hpp>
 
 #include "model/fingerprint.hpp"
 #include "model/loader.hpp"
@@ -47,6 +48,7 @@ Model Model::load(AnyByteSource source, const LoadOptions& options) {
 Model Model::load(ModelFile file, const LoadOptions& options) {
   const std::string name = file.name();
   return load_or_out_of_memory(name, [&] {
+    if (has_rare_forms(file)) file = in_usual_forms(file);
     if (!options.quantize.empty()) file = quantized(file, options.quantize);
     return ModelLoader(std::move(file), options).run();
   });
@@ -104,6 +106,8 @@ const Weight* Model::weight(Role role, int layer) const noexcept {
 const float* Model::vector(Role role, int layer) const noexcept {
   return impl_->in_table(role, layer) ? impl_->vector_table[impl_->slot(role, layer)] : nullptr;
 }
+
+const Classifier* Model::classifier() const noexcept { return impl_->classifier.get(); }
 
 const RopeFrequencies& Model::rope(std::int32_t index) const {
   if (index < 0 || static_cast<std::size_t>(index) >= impl_->ropes.size())

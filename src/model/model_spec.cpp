@@ -121,7 +121,11 @@ constexpr std::array<std::string_view, role_count> role_names = {"token_embeddin
                                                                  "cross_query",
                                                                  "cross_key",
                                                                  "cross_value",
-                                                                 "cross_output"};
+                                                                 "cross_output",
+                                                                 "classifier_dense",
+                                                                 "classifier_dense_bias",
+                                                                 "classifier_output",
+                                                                 "classifier_output_bias"};
 
 template <class Enum, std::size_t N>
 std::string_view name_of(const std::array<std::string_view, N>& names, Enum value) noexcept {
@@ -151,6 +155,7 @@ class Checker {
       layer(spec_.layers[i]);
     }
     encoder();
+    classifier();
   }
 
  private:
@@ -357,6 +362,18 @@ class Checker {
         fail("cross-attention with positions, a window, biases or norms of heads is not implemented");
     }
     layer_.reset();
+  }
+
+  void classifier() const {
+    if (!spec_.classifier) return;
+    const ClassifierSpec& classifier = *spec_.classifier;
+    within("classifier rows", classifier.dense, 0, limits::dim);
+    within("classifier labels", classifier.output, 0, limits::dim);
+    within("classifier labels", classifier.count(), 1, limits::dim);
+    if ((classifier.dense_bias && classifier.dense == 0) || (classifier.output_bias && classifier.output == 0))
+      fail("the classifier has a bias of a matrix that is not there");
+    if (!classifier.labels.empty() && static_cast<std::int64_t>(classifier.labels.size()) != classifier.count())
+      fail(fmt::format("{} names for the {} labels of the classifier", classifier.labels.size(), classifier.count()));
   }
 
   void experts(const FfnSpec& ffn) const {

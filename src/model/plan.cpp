@@ -7,6 +7,7 @@
 
 #include <skald/core/error.hpp>
 #include <skald/model/gguf/reader.hpp>
+#include <skald/model/tensor_forms.hpp>
 
 #include "model/json_text.hpp"
 #include "model/limits.hpp"
@@ -292,6 +293,7 @@ void add_tensor_bytes(MemoryPlan& plan, const ModelFile& file, const BoundTensor
   for (const BoundTensor& each : bound.used) {
     const TensorInfo& tensor = *each.tensor;
     if (each.binding.use == TensorUse::vector) vectors = vectors + vector_bytes(each.rows);
+    if (each.binding.use == TensorUse::host_matrix) vectors = vectors + Bytes(each.elements()) * sizeof(float);
     if (each.binding.use != TensorUse::matrix) continue;
     if (const auto reason = backend.refuses_weight(each.type(), layout))
       throw UnsupportedError(
@@ -354,6 +356,7 @@ std::uint64_t tokenizer_bytes(const Metadata& metadata) {
 }
 
 MemoryPlan plan(const ModelFile& file, const PlanOptions& given) {
+  if (has_rare_forms(file)) return plan(in_usual_forms(file), given);
   ModelSpec spec = read_spec(file, given.architectures);
   take_nested_ffn(spec, given.ffn_fraction);
   const BoundTensors bound = bind_tensors(file, spec, given.architectures);
@@ -382,6 +385,7 @@ MemoryPlan plan(const ModelSpec& spec, DType weights, const PlanOptions& given) 
   Bytes vectors = 0;
   for (const TensorBinding& each : tensor_bindings(spec, given.architectures)) {
     if (each.use == TensorUse::vector) vectors = vectors + vector_bytes(each.shape[0]);
+    if (each.use == TensorUse::host_matrix) vectors = vectors + size(each.shape[0]) * size(each.shape[1]) * sizeof(float);
     if (each.use != TensorUse::matrix) continue;
     if (each.shape[1] % type.block_elements != 0)
       throw UsageError(where,

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include <skald/core/error.hpp>
+#include <skald/model/tensor_forms.hpp>
 #include <skald/quant/row_codec.hpp>
 
 #include "model/tensor_view.hpp"
@@ -51,16 +52,16 @@ Recipe find_recipe(std::string_view name) {
 }
 
 bool is_float(DType type) {
-  return type == DType::f32 || type == DType::f16 || type == DType::bf16 || type == DType::f64;
+  return type == DType::f32 || type == DType::f16 || type == DType::bf16 || is_stored_as_number(type);
 }
 
 /// Matrices of weights, but not the small ones that decide much.
 bool is_quantizable(const TensorInfo& tensor) {
   if (tensor.rank < 2 || tensor.dims[1] < 2 || !tensor.name.ends_with("weight")) return false;
   if (!is_float(tensor.type) && !dtype_info(tensor.type).quantized) return false;
-  constexpr std::array<std::string_view, 9> kept = {"_norm.",    "ffn_gate_inp", "position_embd", "token_types",
+  constexpr std::array<std::string_view, 10> kept = {"_norm.",    "ffn_gate_inp", "position_embd", "token_types",
                                                     "ssm_conv1d", "shortconv.conv", "attn_rel_b",  "time_mix_",
-                                                    "rope_f"};
+                                                    "rope_f",      "cls."};
   return std::ranges::none_of(kept, [&](std::string_view part) { return tensor.name.find(part) != std::string::npos; });
 }
 
@@ -151,7 +152,7 @@ ModelFile quantized(const ModelFile& file, std::string_view name) {
       continue;
     }
     TensorView view = view_of(file, tensor);
-    if (tensor.type == DType::f64) view = as_f32(view.name, view);
+    if (is_stored_as_number(tensor.type)) view = as_f32(view.name, view);
     static_cast<void>(format_ops(view.type));  // refuses what cannot be decoded now, not while reading
     tensors.push_back(add_view(type == DType::f32 && view.type == DType::f32 ? view : encoded(std::move(view), type), sources));
   }

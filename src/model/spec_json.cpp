@@ -186,6 +186,14 @@ std::string to_json(const ModelSpec& spec) {
     json.add_raw("encoder", json_of(spec.encoder))
         .add_raw("encoder_norm", json_of(spec.encoder_norm))
         .add("decoder_start", spec.decoder_start);
+  if (spec.classifier)
+    json.add_raw("classifier",
+                 Object()
+                     .add("dense", spec.classifier->dense)
+                     .add("output", spec.classifier->output)
+                     .add_raw("labels", json_text::array(spec.classifier->labels,
+                                                         [](const std::string& label) { return json_text::of(label); }))
+                     .text());
   return json.text();
 }
 

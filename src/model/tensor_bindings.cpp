@@ -35,6 +35,7 @@ class Binder {
     norm(spec_.final_norm, Role::final_norm, Role::final_norm_bias, "output_norm", spec_.dim);
     if (spec_.has_head && !spec_.tied_head) matrix(Role::head, "output.weight", spec_.vocabulary, spec_.dim);
     vector_if(spec_.has_head && spec_.head_bias, Role::head_bias, "output.bias", spec_.vocabulary);
+    if (spec_.classifier) classifier(*spec_.classifier);
     return std::move(bindings_);
   }
 
@@ -59,6 +60,16 @@ class Binder {
   void stack(Role role, std::string_view name, std::int64_t matrices, std::int64_t rows, std::int64_t cols) {
     matrix(role, name, matrices * rows, cols);
     bindings_.back().matrices = matrices;
+  }
+  void classifier(const ClassifierSpec& classifier) {
+    const auto part = [&](Role matrix, Role bias, const std::string& name, std::int64_t rows, std::int64_t cols, bool biased) {
+      if (rows == 0) return;
+      add(matrix, name + ".weight", {rows, cols}, TensorUse::host_matrix);
+      if (biased) add(bias, name + ".bias", {rows}, TensorUse::host);
+    };
+    part(Role::classifier_dense, Role::classifier_dense_bias, "cls", classifier.dense, spec_.dim, classifier.dense_bias);
+    part(Role::classifier_output, Role::classifier_output_bias, "cls.output", classifier.output,
+         classifier.dense > 0 ? classifier.dense : spec_.dim, classifier.output_bias);
   }
   void vector_if(bool present, Role role, std::string_view name, std::int64_t elements) {
     if (present) add(role, name, {elements}, TensorUse::vector);
@@ -339,7 +350,7 @@ BoundTensor find_tensor(const ModelFile& file, TensorBinding binding) {
   if (!binding.fused_name.empty() && !file.find(binding.fused_unless)) {
     const TensorInfo* common = file.find(binding.fused_name);
     // The name may also be that of a tensor for one part alone; then the size tells.
-    const std::size_t outer = binding.use == TensorUse::matrix ? 1 : 0;
+    const std::size_t outer = is_matrix(binding.use) ? 1 : 0;
     if (common && (!binding.fused_must_fit || common->dims[outer] == binding.fused_rows)) {
       bound.tensor = common;
       bound.first_row = binding.first_row;
@@ -361,7 +372,7 @@ BoundTensor find_tensor(const ModelFile& file, TensorBinding binding) {
 void check_shape(const ModelFile& file, const BoundTensor& bound) {
   const TensorBinding& binding = bound.binding;
   const TensorInfo& tensor = *bound.tensor;
-  const bool matrix = binding.use == TensorUse::matrix;
+  const bool matrix = is_matrix(binding.use);
   if (bound.grouped) {
     const std::int64_t cols = binding.transposed ? binding.shape[0] / binding.matrices : binding.shape[1];
     const std::int64_t all = binding.matrices * binding.group_rows;
@@ -395,7 +406,7 @@ void check_shape(const ModelFile& file, const BoundTensor& bound) {
 
 void check_type(const ModelFile& file, const TensorBinding& binding, const TensorInfo& tensor) {
   if (is_float(tensor.type)) return;
-  if (binding.use != TensorUse::matrix)
+  if (!is_matrix(binding.use))
     file.fail(tensor, fmt::format("found type {}, allowed is f32, f16 or bf16", to_string(tensor.type)));
   // q8_1 and q8_k hold activations; no file stores weights in them.
   if (!dtype_info(tensor.type).quantized || tensor.type == DType::q8_1 || tensor.type == DType::q8_k)
@@ -406,7 +417,7 @@ void check_type(const ModelFile& file, const TensorBinding& binding, const Tenso
 }  // namespace
 
 std::uint64_t BoundTensor::bytes() const {
-  const bool matrix = binding.use == TensorUse::matrix;
+  const bool matrix = is_matrix(binding.use);
   const auto columns = static_cast<std::size_t>(matrix ? tensor->columns() : 1);
   if (grouped) return static_cast<std::uint64_t>(binding.matrices * group_count()) * row_bytes(tensor->type, columns);
   return static_cast<std::uint64_t>(rows) * row_bytes(tensor->type, columns);
@@ -434,7 +445,7 @@ BoundTensors bind_tensors(const ModelFile& file, const ModelSpec& spec, std::spa
     }
     check_shape(file, bound);
     check_type(file, wanted, *bound.tensor);
-    if (wanted.use == TensorUse::matrix && wanted.shape[1] % dtype_info(bound.tensor->type).block_elements != 0)
+    if (is_matrix(wanted.use) && wanted.shape[1] % dtype_info(bound.tensor->type).block_elements != 0)
       file.fail(*bound.tensor, fmt::format("{} columns of it are asked for, allowed is a multiple of the {} elements of "
                                            "a block", wanted.shape[1], dtype_info(bound.tensor->type).block_elements));
     used[static_cast<std::size_t>(bound.tensor - file.tensors().data())] = true;

@@ -1,6 +1,7 @@
 #include "model/tensor_view.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 
@@ -132,22 +133,32 @@ class FloatSource {
       std::vector<std::byte> in(count * element_);
       tensor_.read(first * element_, in);
       for (std::size_t i = 0; i < count; ++i) {
-        const float value = element(in.data() + i * element_) + add_;
+        const float value = element(in.data() + i * element_, first + i) + add_;
         std::memcpy(floats.data() + i * sizeof(float), &value, sizeof(float));
       }
     });
   }
 
  private:
-  [[nodiscard]] float element(const std::byte* at) const {
+  [[nodiscard]] float element(const std::byte* at, std::uint64_t index) const {
     const auto load = [at](auto value) {
       std::memcpy(&value, at, sizeof(value));
       return value;
     };
     if (tensor_.type == DType::f16) return f16_to_f32(load(std::uint16_t{}));
     if (tensor_.type == DType::bf16) return bf16_to_f32(load(std::uint16_t{}));
-    if (tensor_.type == DType::f64) return static_cast<float>(load(double{}));
+    if (tensor_.type == DType::i8) return static_cast<float>(load(std::int8_t{}));
+    if (tensor_.type == DType::i16) return static_cast<float>(load(std::int16_t{}));
+    if (tensor_.type == DType::i32) return static_cast<float>(load(std::int32_t{}));
+    if (tensor_.type == DType::f64) return narrowed(load(double{}), index);
     return load(float{});
+  }
+  [[nodiscard]] float narrowed(double value, std::uint64_t index) const {
+    const auto result = static_cast<float>(value);
+    if (std::isfinite(value) && !std::isfinite(result))
+      throw NumericError(place, fmt::format("element {} is {}, which no f32 can hold", index, value),
+                         {.file = tensor_.source.name(), .offset = tensor_.offset, .tensor = tensor_.name});
+    return result;
   }
   TensorView tensor_;
   float add_;

@@ -51,7 +51,8 @@ struct RowRun {
                                      std::vector<std::int64_t> shape);
 /// A matrix of plain elements with rows and columns swapped; one of them is held in memory at a time.
 [[nodiscard]] TensorView transposed(std::string name, TensorView tensor);
-/// Plain floating-point elements as f32, plus a constant.
+/// Plain elements, floating-point or integers of up to 32 bits, as f32, plus a constant. @throws NumericError, while
+/// reading, for an f64 beyond the range of f32.
 [[nodiscard]] TensorView as_f32(std::string name, TensorView tensor, float add = 0.0F);
 /// f32 values held in memory.
 [[nodiscard]] TensorView from_values(std::string name, std::vector<float> values, const std::string& file);

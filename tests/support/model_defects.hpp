@@ -175,9 +175,8 @@ inline void tensors(ModelDefectMaker& make) {
              [&](TinyModel& model) { model.set_tensor(name, dims, type); });
   };
   type("blk.0.attn_norm.weight", skald::DType::q8_0, {32});
-  type("blk.0.attn_norm.weight", skald::DType::i32, {32});
-  type("blk.0.attn_q.weight", skald::DType::i8, {32, 32});
-  type("blk.0.attn_q.weight", skald::DType::f64, {32, 32});
+  type("blk.0.attn_norm.weight", skald::DType::i64, {32});
+  type("blk.0.attn_q.weight", skald::DType::i64, {32, 32});
   type("blk.0.attn_q.weight", skald::DType::q8_1, {32, 32});
   const auto element = [&](const std::string& name, float value) {
     make.add(name + " holds " + std::to_string(value), name,

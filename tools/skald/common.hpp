@@ -111,6 +111,7 @@ void add_generate(CLI::App& app, Global& global, std::vector<Command>& commands)
 void add_chat(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_tokenize(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_detokenize(CLI::App& app, Global& global, std::vector<Command>& commands);
+void add_embed(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_logits(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_inspect(CLI::App& app, Global& global, std::vector<Command>& commands);
 void add_convert(CLI::App& app, Global& global, std::vector<Command>& commands);

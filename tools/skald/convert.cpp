@@ -1,5 +1,6 @@
 // skald convert: a model in another form, GGUF or a Hugging Face folder, as one GGUF file.
 #include <algorithm>
+#include <cstdio>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -7,7 +8,9 @@
 #include <skald/model/adapter.hpp>
 #include <skald/model/gguf/writer.hpp>
 #include <skald/model/huggingface/directory.hpp>
+#include <skald/model/huggingface/gguf_vocabulary.hpp>
 #include <skald/model/quantize.hpp>
+#include <skald/model/tensor_forms.hpp>
 
 #include "common.hpp"
 
@@ -29,7 +32,7 @@ skald::ModelFile with_adapter(const skald::ModelFile& file, const std::string& t
 }
 
 int run(const ConvertFlags& flags, const Global& global) {
-  auto file = skald::open_model(flags.path, false);
+  auto file = skald::in_usual_forms(skald::open_model(flags.path, false));
   const auto before = file.tensor_bytes();
   for (const auto& adapter : flags.adapters) file = with_adapter(file, adapter);
   if (!flags.type.empty()) file = skald::quantized(file, flags.type);
@@ -39,7 +42,13 @@ int run(const ConvertFlags& flags, const Global& global) {
   const auto progress = line.callback("converting");
   std::uint64_t done = 0;
   skald::GgufWriter writer;
-  writer.set_all(file.metadata());
+  auto metadata = file.metadata();
+  if (const auto* table = file.find("token_embd.weight")) {
+    const std::string lacks = skald::add_gguf_vocabulary(metadata, table->dims[1]);
+    if (!lacks.empty() && !global.quiet)
+      std::fprintf(stderr, "warning: the tokenizer for other engines: %s\n", skald::printable(lacks, 400).c_str());
+  }
+  writer.set_all(metadata);
   for (const auto& tensor : file.tensors()) {
     std::vector<std::int64_t> dims(tensor.dims.begin(), tensor.dims.begin() + static_cast<std::ptrdiff_t>(tensor.rank));
     writer.add_tensor(tensor.name, tensor.type, std::move(dims), [&](std::uint64_t offset, std::span<std::byte> out) {

@@ -135,6 +135,7 @@ int main(int argc, char** argv) {
   add_eval(app, global, commands);
   add_tokenize(app, global, commands);
   add_detokenize(app, global, commands);
+  add_embed(app, global, commands);
   add_logits(app, global, commands);
   const auto arguments = normalized(app, argc, argv);
   try {

@@ -19,6 +19,17 @@ class Batch {
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     return *this;
   }
+  /// Tokens of two texts, of which the second begins at index `second` (-1: there is no second). Models with several
+  /// token types (BERT) add that of the second to its tokens; to others this is add(). @throws UsageError for another
+  /// index.
+  Batch& add_pair(Session& session, std::span<const TokenId> tokens, std::int64_t second,
+                  LogitsWanted wanted = LogitsWanted::last) {
+    if (second < -1 || second > static_cast<std::int64_t>(tokens.size()))
+      detail::throw_error(ErrorCode::usage, "decoder.batch", "the second text does not begin within the tokens");
+    add(session, tokens, wanted);
+    entries_.back().second_begin = second;
+    return *this;
+  }
   /// Vectors instead of tokens, `rows` x dim, as they enter the first layer.
   Batch& add_embeddings(Session& session, std::span<const float> values, std::int64_t rows,
                         LogitsWanted wanted = LogitsWanted::last) {
@@ -64,6 +75,7 @@ class Batch {
     std::int64_t embedding_begin = 0;
     std::int64_t embedding_count = 0;
     std::int64_t parent_begin = 0;
+    std::int64_t second_begin = -1;
   };
   void begin(Session& session, std::int64_t count, LogitsWanted wanted, Kind kind) {
     if (count <= 0) detail::throw_error(ErrorCode::usage, "decoder.batch", "an entry needs at least one token");

@@ -1,13 +1,16 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <skald/decoder/embed.hpp>
 #include <skald/decoder/session.hpp>
 #include <skald/generate/score.hpp>
 
@@ -50,5 +53,49 @@ struct ListwiseResult {
 [[nodiscard]] SKALD_API ListwiseResult rerank(Session& session, std::span<const TokenId> prefix,
                                               std::span<const std::string> candidates,
                                               const ListwiseOptions& options = {});
+
+/// How a model with a classifier (a cross-encoder) scores documents.
+struct PairwiseOptions {
+  /// Of the classifier's labels the one that means relevant. Empty: the only one, or the one that is called "yes" or
+  /// "relevant".
+  std::optional<std::size_t> label{};
+  std::stop_token stop{};
+};
+
+struct PairwiseResult {
+  std::vector<std::size_t> order{};  ///< indices of the documents, best first; equal ones in the order given
+  std::vector<float> scores{};       ///< of every document: its logit, or with several labels their softmax
+};
+
+/// Query and document as the model was trained to read them: by the template `tokenizer.chat_template.rerank` of the
+/// file ("{query}" and "{document}" are replaced), or else one after the other with the vocabulary's separators.
+[[nodiscard]] SKALD_API TextPair rerank_pair(const Model& model, std::string_view query, std::string_view document);
+/// Score of one document. @throws UsageError if the label is not told or out of range.
+[[nodiscard]] SKALD_API float rerank_score(const Classifier& classifier, std::span<const float> logits,
+                                           std::optional<std::size_t> label = {});
+
+/// Orders documents by a classifier over query and document (Nogueira and Cho 2019, arXiv 1901.04085): each is read
+/// together with the query, several in one forward pass; a score does not depend on the other documents.
+/// @throws UnsupportedError if the model has no classifier; as embed() and rerank_score().
+template <class B, class E, class K>
+[[nodiscard]] PairwiseResult rerank(const Decoder<B, E, K>& decoder, std::string_view query,
+                                    std::span<const std::string> documents, const PairwiseOptions& options = {}) {
+  const Model& model = decoder.model();
+  std::vector<TextPair> pairs;
+  pairs.reserve(documents.size());
+  for (const std::string& document : documents) pairs.push_back(rerank_pair(model, query, document));
+  EmbedOptions embedding{};
+  embedding.pooling = Pooling::rank;
+  embedding.stop = options.stop;
+  const Embeddings logits = embed(decoder, std::span<const TextPair>(pairs), embedding);
+  PairwiseResult result;
+  for (std::size_t i = 0; i < documents.size(); ++i) {
+    result.order.push_back(i);
+    result.scores.push_back(rerank_score(*model.classifier(), logits[i], options.label));
+  }
+  std::stable_sort(result.order.begin(), result.order.end(),
+                   [&](std::size_t a, std::size_t b) { return result.scores[a] > result.scores[b]; });
+  return result;
+}
 
 }  // namespace skald::inline v0

@@ -19,7 +19,12 @@ enum class TensorUse : std::uint8_t {
   matrix,  ///< a Weight of the backend, any format
   vector,  ///< f32 in backend memory; stored as f32, f16 or bf16
   host,    ///< f32 in the spec; stored as f32, f16 or bf16
+  host_matrix,  ///< f32 in the process's memory, of any format (a classifier's)
 };
+/// True for the uses of matrices.
+[[nodiscard]] constexpr bool is_matrix(TensorUse use) noexcept {
+  return use == TensorUse::matrix || use == TensorUse::host_matrix;
+}
 
 /// One tensor that an architecture reads.
 struct TensorBinding {
@@ -96,7 +101,7 @@ struct BoundTensor {
   /// Elements that are used.
   [[nodiscard]] std::uint64_t elements() const noexcept {
     const auto count = static_cast<std::uint64_t>(rows);
-    return binding.use == TensorUse::matrix ? count * static_cast<std::uint64_t>(binding.shape[1]) : count;
+    return is_matrix(binding.use) ? count * static_cast<std::uint64_t>(binding.shape[1]) : count;
   }
   /// Bytes of the tensor's rows that are used.
   [[nodiscard]] SKALD_API std::uint64_t bytes() const;

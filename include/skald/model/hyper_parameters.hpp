@@ -54,7 +54,7 @@ class SKALD_API HyperParameters {
   std::set<std::string, std::less<>> asked_;
 };
 
-/// f32 values of a tensor stored as f32, f16 or bf16. @throws NumericError naming the tensor if one is not finite.
+/// f32 values of a tensor stored as f32, f16, bf16, f64, i8, i16 or i32. @throws NumericError naming the tensor if one is not finite.
 [[nodiscard]] SKALD_API std::vector<float> read_vector(const ModelFile& file, const TensorInfo& tensor);
 
 /// A rotary embedding from the keys `rope.*` and the tensors `rope_freqs.weight`, `rope_factors_long.weight` and

@@ -16,6 +16,7 @@
 #include <skald/core/log.hpp>
 #include <skald/core/progress.hpp>
 #include <skald/model/architecture.hpp>
+#include <skald/model/classifier.hpp>
 #include <skald/model/model_file.hpp>
 #include <skald/model/model_spec.hpp>
 
@@ -109,6 +110,8 @@ class SKALD_API Model {
   [[nodiscard]] const Weight* weight(Role role, int layer = -1) const noexcept;
   /// [device] f32 vector of a norm or bias, nullptr if the model has none: what Norm and LinearPart take.
   [[nodiscard]] const float* vector(Role role, int layer = -1) const noexcept;
+  /// The classifier of spec().classifier, nullptr if there is none.
+  [[nodiscard]] const Classifier* classifier() const noexcept;
   /// Frequencies of spec().ropes[index]. @throws UsageError if there is no such entry.
   [[nodiscard]] const RopeFrequencies& rope(std::int32_t index) const;
 

@@ -258,9 +258,23 @@ enum class Pooling : std::uint8_t {
   mean,  ///< mean over the tokens
   cls,   ///< first token
   last,  ///< last token
-  rank,  ///< score of a classifier over the first token
+  rank,  ///< logits of a classifier over the first token, or the last one if no token sees a later one
 };
 [[nodiscard]] SKALD_API std::string_view to_string(Pooling pooling) noexcept;
+
+/// A classifier of the hidden state of one token, with or without a layer before the output:
+/// logits = W tanh(D x + d) + b, or W x + b, or tanh(D x + d).
+struct ClassifierSpec {
+  std::int64_t dense = 0;  ///< rows of D; 0: there is none
+  bool dense_bias = false;
+  std::int64_t output = 0;  ///< rows of W; 0: there is none
+  bool output_bias = false;
+  std::vector<std::string> labels{};  ///< names of the logits; empty: not told
+
+  /// Number of logits.
+  [[nodiscard]] std::int64_t count() const noexcept { return output > 0 ? output : dense; }
+  friend bool operator==(const ClassifierSpec&, const ClassifierSpec&) = default;
+};
 
 /// A whole network: embedding, layers, final norm, head.
 struct ModelSpec {
@@ -281,6 +295,7 @@ struct ModelSpec {
   NormSpec encoder_norm{};           ///< of the encoder's result
   std::int32_t decoder_start = -1;   ///< token that every answer begins with; -1: not told
   Pooling pooling = Pooling::none;  ///< what the model was trained for
+  std::optional<ClassifierSpec> classifier{};
   bool has_head = true;    ///< false: the network ends with its hidden states (BERT)
   bool tied_head = false;  ///< the head is the embedding table
   bool head_bias = false;
@@ -435,8 +450,12 @@ enum class Role : std::uint8_t {
   cross_key,                     ///< [k_cols, dim]
   cross_value,                   ///< [v_cols, dim]
   cross_output,                  ///< [dim, output_cols]
+  classifier_dense,              ///< [classifier->dense, dim]
+  classifier_dense_bias,         ///< [classifier->dense]
+  classifier_output,             ///< [classifier->output, dim or classifier->dense]
+  classifier_output_bias,        ///< [classifier->output]
 };
-inline constexpr std::int32_t role_count = 107;
+inline constexpr std::int32_t role_count = 111;
 [[nodiscard]] SKALD_API std::string_view to_string(Role role) noexcept;
 
 }  // namespace skald::inline v0

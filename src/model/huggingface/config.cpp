@@ -1,6 +1,7 @@
 #include "model/huggingface/config.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -126,7 +127,7 @@ class Translator {
 
   void sizes() {
     set("context_length",
-        config_.integer({"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"}),
+        config_.integer({"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"}) - padding_rows(),
         "max_position_embeddings");
     dim_ = config_.integer({"hidden_size", "n_embd", "d_model", "n_embed"});
     heads_ = config_.integer({"num_attention_heads", "n_head", "n_heads"});
@@ -149,6 +150,16 @@ class Translator {
     }
     if (const auto size = config_.find_integer({"vocab_size"})) set("vocab_size", *size, "vocab_size");
   }
+
+  /// RoBERTa's positions begin behind the row of its padding token.
+  [[nodiscard]] std::int64_t padding_rows() {
+    if (!is_roberta()) return 0;
+    const std::int64_t padding = config_.integer_or({"pad_token_id"}, 1);
+    if (padding < 0 || padding > 65535) config_.fail("pad_token_id", fmt::format("found {}, allowed is 0 to 65535", padding));
+    result_.metadata.set("tokenizer.ggml.padding_token_id", static_cast<std::uint32_t>(padding));
+    return padding + 1;
+  }
+  [[nodiscard]] bool is_roberta() const { return is({"camembert", "roberta", "xlm-roberta"}); }
 
   void norms() {
     copy_number("attention.layer_norm_rms_epsilon", {"rms_norm_eps"});
@@ -283,8 +294,29 @@ class Translator {
                          MetadataArray{std::move(pattern)});
   }
 
+  /// The activation, where GGUF files have none: the one of the architecture is not always that of the model. Gemma's
+  /// code does not look at `hidden_act`; in Nomic's files the name is that of a whole network.
+  void activation() {
+    if (is({"nomic_bert"})) return;
+    const bool gemma = type_.starts_with("gemma");
+    const std::string name = gemma ? config_.text_or({"hidden_activation"}, "")
+                                   : config_.text_or({"hidden_act", "activation_function", "activation"}, "");
+    if (name.empty()) return;
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 12> known = {
+        {{"gelu", "gelu_erf"},  {"gelu_python", "gelu_erf"}, {"gelu_new", "gelu_tanh"}, {"gelu_fast", "gelu_tanh"},
+         {"gelu_pytorch_tanh", "gelu_tanh"}, {"silu", "silu"}, {"swish", "silu"}, {"relu", "relu"},
+         {"relu2", "relu_squared"}, {"tanh", "tanh"}, {"sigmoid", "sigmoid"}, {"gelu_accurate", "gelu_tanh"}}};
+    const auto at = std::ranges::find(known, name, &std::pair<std::string_view, std::string_view>::first);
+    if (at == known.end()) config_.unsupported("hidden_act", fmt::format("'{}' is not implemented", printable(name, 40)));
+    result_.metadata.set(fmt::format("{}.hidden_activation", architecture_), std::string(at->second));
+  }
+
   /// What only one family says.
   void own() {
+    activation();
+    if (is({"bert"}) || is_roberta())
+      if (const std::string kind = config_.text_or({"position_embedding_type"}, "absolute"); kind != "absolute")
+        config_.unsupported("position_embedding_type", fmt::format("'{}' is not implemented", printable(kind, 40)));
     copy_number("attn_logit_softcapping", {"attn_logit_softcapping"});
     copy_number("final_logit_softcapping", {"final_logit_softcapping"});
     if (const auto scalar = config_.find_number({"query_pre_attn_scalar"});
@@ -297,7 +329,7 @@ class Translator {
     copy_number("logit_scale", {"logit_scale", "logits_scaling"});
     if (is({"gpt_neox", "stablelm"}))
       set_flag("use_parallel_residual", config_.flag_or({"use_parallel_residual"}, is({"gpt_neox"})));
-    if (is({"bert", "nomic_bert"})) set_flag("attention.causal", false);
+    if (is({"bert", "nomic_bert"}) || is_roberta()) set_flag("attention.causal", false);
     if (const auto attention = config_.object({"attn_config"})) {
       if (const auto clip = attention->find_number({"clip_qkv"})) set("attention.clamp_kqv", *clip);
       set("attention.max_alibi_bias",

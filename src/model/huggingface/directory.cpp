@@ -65,6 +65,7 @@ class FolderReader {
     const std::string outer_type = whole.text_or({"model_type"}, "");
     // Models that also see or hear keep the language model's values in an object of their own.
     const hf::Config config = whole.object({"text_config"}).value_or(whole);
+    classifies_ = names_a_classifier(whole);
     family_ = &find(whole, outer_type, config.text_or({"model_type"}, outer_type));
     auto reading = hf::read_config(config, family_->architecture, family_->model_type);
     metadata_ = std::move(reading.metadata);
@@ -72,11 +73,14 @@ class FolderReader {
     if (const auto quantization = whole.object({"quantization_config"})) hf::unpack_group_quantized(*quantization, views_);
     read_counts(config);
     for (const hf::Rule& rule : family_->rules) apply(rule);
+    if (classifies_)
+      for (const hf::Rule& rule : hf::classifier_rules()) apply(rule);
     for (auto& [name, values] : reading.tensors) add(from_values(name, std::move(values), config_file_));
     derive_width();
     tie_head(whole, config);
     add_rest();
     hf::add_text_files(folder_, whole, metadata_);
+    if (classifies_) describe_classifier(whole);
     return {folder_, std::move(metadata_), std::move(infos_), std::move(sources_)};
   }
 
@@ -88,6 +92,32 @@ class FolderReader {
                                                  fmt::join(huggingface_model_types(), ", ")));
   }
 
+  static bool names_a_classifier(const hf::Config& config) {
+    const json::Value* names = config.find({"architectures"});
+    return names && names->array() && std::ranges::any_of(*names->array(), [](const json::Value& each) {
+             return each.text() && each.text()->ends_with("ForSequenceClassification");
+           });
+  }
+
+  /// Pooling, and the names of the labels in the order of their numbers.
+  void describe_classifier(const hf::Config& config) {
+    const auto output = std::ranges::find(infos_, "cls.output.weight", &TensorInfo::name);
+    if (output == infos_.end())
+      config.fail("architectures", "a model for classification is named, but there is no tensor 'classifier.weight', "
+                                   "'classifier.out_proj.weight' or 'score.weight'");
+    metadata_.set(fmt::format("{}.pooling_type", family_->architecture), std::uint32_t{4});
+    const json::Value* labels = config.find({"id2label"});
+    if (!labels || !labels->object()) return;
+    std::vector<std::string> names;
+    for (std::int64_t i = 0; i < output->dims[1]; ++i) {
+      const json::Value* label = labels->find(std::to_string(i));
+      if (!label || !label->text()) return;
+      names.push_back(*label->text());
+    }
+    if (labels->object()->size() == names.size())
+      metadata_.set(fmt::format("{}.classifier.output_labels", family_->architecture), MetadataArray{StringArray(names)});
+  }
+
   void collect_views() {
     for (const SafetensorsTensor& tensor : file_.tensors()) {
       std::string_view name = tensor.name;
@@ -96,7 +126,7 @@ class FolderReader {
           name.remove_prefix(prefix.size());
           break;
         }
-      if (hf::is_ignored(name)) continue;
+      if (hf::is_ignored(name, classifies_)) continue;
       if (tensor.shape.size() > 4 || tensor.elements() == 0) file_.fail(tensor, "found a shape that no weight has");
       const auto type = stored_type(tensor.type);
       if (!type)
@@ -201,6 +231,12 @@ class FolderReader {
       case experts: return stacked(std::move(name), std::move(from));
       case stack_first:
       case stack_second: return stack_half(std::move(name), first, form == stack_second);
+      case after_padding: {
+        const auto first_row = metadata_.get_i64("tokenizer.ggml.padding_token_id") + 1;
+        if (first.shape.size() != 2 || rows <= first_row)
+          refuse(first, fmt::format("{} rows are no more than the {} of the padding token", rows, first_row));
+        return gather_rows(std::move(name), from, {{0, first_row, rows - first_row}}, {rows - first_row, first.columns()});
+      }
       case halves_first:
       case halves_second: {
         if (first.shape.size() != 2 || rows % 2 != 0) refuse(first, "found a shape that has no halves");
@@ -305,6 +341,7 @@ class FolderReader {
   std::set<std::string, std::less<>> names_;
   std::vector<TensorInfo> infos_;
   std::vector<AnyByteSource> sources_;
+  bool classifies_ = false;
   std::int64_t layers_ = 0;
   std::int64_t heads_ = 0;
   std::int64_t kv_heads_ = 0;

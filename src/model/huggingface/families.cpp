@@ -158,18 +158,31 @@ constexpr Rule mpt[] = {{"wte", "token_embd"},
                         {"blocks.{}.ffn.up_proj", "blk.{}.ffn_up"},
                         {"blocks.{}.ffn.down_proj", "blk.{}.ffn_down"}};
 
+#define SKALD_ENCODER_LAYERS                                                                         \
+  {"encoder.layer.{}.attention.self.query", "blk.{}.attn_q"}, {"encoder.layer.{}.attention.self.key", "blk.{}.attn_k"}, \
+      {"encoder.layer.{}.attention.self.value", "blk.{}.attn_v"},                                    \
+      {"encoder.layer.{}.attention.output.dense", "blk.{}.attn_output"},                             \
+      {"encoder.layer.{}.attention.output.LayerNorm", "blk.{}.attn_output_norm"},                    \
+      {"encoder.layer.{}.intermediate.dense", "blk.{}.ffn_up"}, {"encoder.layer.{}.output.dense", "blk.{}.ffn_down"}, \
+      {"encoder.layer.{}.output.LayerNorm", "blk.{}.layer_output_norm"}
 constexpr Rule bert[] = {{"embeddings.word_embeddings", "token_embd"},
                          {"embeddings.token_type_embeddings", "token_types"},
                          {"embeddings.position_embeddings", "position_embd"},
                          {"embeddings.LayerNorm", "token_embd_norm"},
-                         {"encoder.layer.{}.attention.self.query", "blk.{}.attn_q"},
-                         {"encoder.layer.{}.attention.self.key", "blk.{}.attn_k"},
-                         {"encoder.layer.{}.attention.self.value", "blk.{}.attn_v"},
-                         {"encoder.layer.{}.attention.output.dense", "blk.{}.attn_output"},
-                         {"encoder.layer.{}.attention.output.LayerNorm", "blk.{}.attn_output_norm"},
-                         {"encoder.layer.{}.intermediate.dense", "blk.{}.ffn_up"},
-                         {"encoder.layer.{}.output.dense", "blk.{}.ffn_down"},
-                         {"encoder.layer.{}.output.LayerNorm", "blk.{}.layer_output_norm"}};
+                         SKALD_ENCODER_LAYERS};
+constexpr Rule roberta[] = {{"embeddings.word_embeddings", "token_embd"},
+                            {"embeddings.token_type_embeddings", "token_types"},
+                            {"embeddings.position_embeddings", "position_embd", after_padding},
+                            {"embeddings.LayerNorm", "token_embd_norm"},
+                            SKALD_ENCODER_LAYERS};
+#undef SKALD_ENCODER_LAYERS
+
+// BERT's first layer is called the pooler; RoBERTa has it in the classifier; decoders have none.
+constexpr Rule classifier[] = {{"pooler.dense", "cls"},
+                               {"classifier.dense", "cls"},
+                               {"classifier.out_proj", "cls.output"},
+                               {"classifier", "cls.output"},
+                               {"score", "cls.output"}};
 
 constexpr Rule nomic_bert[] = {{"embeddings.word_embeddings", "token_embd"},
                                {"embeddings.token_type_embeddings", "token_types"},
@@ -194,6 +207,7 @@ constexpr Rule nomic_bert[] = {{"embeddings.word_embeddings", "token_embd"},
 constexpr Family table[] = {
     {"bert", "bert", bert, true},
     {"bloom", "bloom", bloom, true},
+    {"camembert", "bert", roberta, true},
     {"cohere", "command-r", plain, true},
     {"cohere2", "cohere2", plain, true},
     {"falcon", "falcon", falcon, true},
@@ -220,9 +234,11 @@ constexpr Family table[] = {
     {"qwen2_moe", "qwen2moe", moe},
     {"qwen3", "qwen3", plain},
     {"qwen3_moe", "qwen3moe", moe},
+    {"roberta", "bert", roberta, true},
     {"smollm3", "smollm3", llama, true},
     {"stablelm", "stablelm", plain},
     {"starcoder2", "starcoder2", starcoder2, true},
+    {"xlm-roberta", "bert", roberta, true},
 };
 static_assert(std::ranges::is_sorted(table, {}, &Family::model_type));
 
@@ -235,10 +251,13 @@ const Family* find_family(std::string_view model_type) noexcept {
   return at != std::end(table) ? &*at : nullptr;
 }
 
-bool is_ignored(std::string_view name) noexcept {
+std::span<const Rule> classifier_rules() noexcept { return classifier; }
+
+bool is_ignored(std::string_view name, bool classifies) noexcept {
+  if (!classifies && name.starts_with("pooler.")) return true;
   constexpr std::array<std::string_view, 6> endings = {".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias",
                                                        "attention.masked_bias", "position_ids"};
-  constexpr std::array<std::string_view, 6> beginnings = {"pooler.",        "cls.predictions",        "cls.seq_relationship",
+  constexpr std::array<std::string_view, 7> beginnings = {"lm_head.dense.", "lm_head.layer_norm.", "cls.predictions",        "cls.seq_relationship",
                                                           "vision_tower.",  "multi_modal_projector.", "vision_model."};
   return std::ranges::any_of(endings, [&](std::string_view end) { return name.ends_with(end); }) ||
          std::ranges::any_of(beginnings, [&](std::string_view begin) { return name.starts_with(begin); });

@@ -22,6 +22,7 @@ enum class Form : std::uint8_t {
   stack_second,  ///< the others
   halves_first,  ///< [2n, m]: the first n rows
   halves_second,
+  after_padding,  ///< rows behind that of the padding token, which counts no position (RoBERTa)
 };
 
 /// `from` has "{}" for the layer and "{e}" for the expert, no prefix like "model.", and no ".weight" or ".bias" unless
@@ -45,8 +46,10 @@ struct Family {
 
 /// What names may begin with.
 inline constexpr std::string_view prefixes[] = {
-    "language_model.model.", "model.language_model.", "language_model.", "model.", "transformer.", "gpt_neox.", "bert."};
+    "language_model.model.", "model.language_model.", "language_model.", "model.", "transformer.", "gpt_neox.", "bert.", "roberta."};
+/// Of models that classify texts (`…ForSequenceClassification`), applied after those of the family.
+[[nodiscard]] std::span<const Rule> classifier_rules() noexcept;
 /// Tensors that are no weights: buffers that old versions saved, and heads that are not used.
-[[nodiscard]] bool is_ignored(std::string_view name) noexcept;
+[[nodiscard]] bool is_ignored(std::string_view name, bool classifies) noexcept;
 
 }  // namespace skald::inline v0::huggingface

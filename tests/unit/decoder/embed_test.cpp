@@ -122,7 +122,7 @@ TEST_CASE("decoder.embed: pools by mean, first and last token and truncates befo
   CHECK(skald::similarity(half, half) == Approx(1.0).margin(1e-5));
   CHECK(half[0] / half[1] == Approx(cls[0] / cls[1]).epsilon(1e-4));
   CHECK_THROWS_AS(with({.dims = static_cast<std::int64_t>(dim + 1)}), skald::UsageError);
-  CHECK_THROWS_AS(with({.pooling = skald::Pooling::rank}), skald::UnsupportedError);
+  CHECK_THROWS_AS(with({.pooling = skald::Pooling::rank}), skald::UnsupportedError);  // there is no classifier
   CHECK_THROWS_AS(skald::embed(decoder, std::span<const skald::TokenId>()), skald::UsageError);
   CHECK_THROWS_AS(skald::similarity(half, cls), skald::UsageError);
 }

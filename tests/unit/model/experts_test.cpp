@@ -171,7 +171,7 @@ TEST_CASE("model.experts: keys and tensors that contradict each other are refuse
     refused(tensor, [&](TinyModel& model) { model.set_tensor(tensor, {32, 64, 2, 2}); });
   }
   refused("blk.0.ffn_gate_inp.weight", [](TinyModel& model) { model.set("llama.expert_count", std::uint32_t{8}); });
-  refused("blk.0.ffn_gate.0.weight", [](TinyModel& model) {
+  refused("blk.0.ffn_gate_exps.weight", [](TinyModel& model) {  // one expert of four, in a tensor of its own
     model.set_tensor("blk.0.ffn_gate.0.weight", {32, 64});
     model.erase_tensor("blk.0.ffn_gate_exps.weight");
   });
