@@ -1,19 +1,21 @@
 // Decoding speed of a long sequence under eviction policies, beside the full cache at the budget's length.
-//   skald_eviction_speed model.gguf [tokens [percent [policy...]]]
-// A policy is a name with `%` where its budget goes: "h2o:budget=%". The cache is not computed but filled: pages with random
-// numbers and random scores, evicted at every page border as a prompt would be; so what is timed is decoding alone, 64
-// tokens one by one, a page border among them. Prints CSV.
+//   skald_eviction_speed model.gguf [tokens[,tokens...] [percent [policy...]]]
+// A policy is a name with `%` where its budget goes: "h2o:budget=%". Of several lengths the full cache is measured at each.
+// The cache is not computed but filled: pages with random numbers and random scores, of which a window stays, at the end what
+// the policy says; so what is timed is decoding alone, 64 tokens one by one, a page border among them. Prints CSV.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include <skald/core/half.hpp>
 #include <skald/decoder/decoder.hpp>
 #include <skald/state/paged_kv.hpp>
+#include <skald/state/policies.hpp>
 
 namespace {
 
@@ -30,9 +32,13 @@ std::vector<std::byte> random_bytes(std::size_t bytes) {
   return result;
 }
 
-/// Appends tokens that no pass has computed.
+/// Appends tokens that no pass has computed. A window of the budget's length stays of them, which is quick; the policy itself
+/// decides at the last borders.
 void fill(skald::Session& session, const skald::AnyEviction& policy, std::int64_t tokens, int page_tokens) {
   auto& state = session.state();
+  const auto traits = policy.traits();
+  const skald::AnyEviction window(
+      skald::SinksAndWindow{.sinks = traits.sinks, .window = traits.budget > 0 ? traits.budget - traits.sinks : tokens});
   std::mt19937 random(2);
   std::vector<std::byte> bytes;
   for (std::int64_t done = 0; done < tokens; done += page_tokens) {
@@ -40,17 +46,18 @@ void fill(skald::Session& session, const skald::AnyEviction& policy, std::int64_
     for (int l = 0; l < state.layer_count(); ++l) {
       auto* kv = static_cast<skald::PagedKv*>(state.layer(l));
       if (kv == nullptr) continue;
-      if (bytes.size() < kv->pool().page_bytes()) bytes = random_bytes(kv->pool().page_bytes());
+      constexpr std::size_t shifts = 256;  // so that no two pages are equal
+      if (bytes.size() < kv->pool().page_bytes() + shifts * 32) bytes = random_bytes(kv->pool().page_bytes() + shifts * 32);
       for (int g = 0; g < kv->groups(); ++g) {
-        std::memcpy(kv->pool().address(kv->pages(g).back()), bytes.data(), kv->pool().page_bytes());
+        std::memcpy(kv->pool().address(kv->pages(g).back()), bytes.data() + random() % shifts * 32, kv->pool().page_bytes());
         if (float* scores = kv->begin_scores(g))
           for (std::int64_t slot = kv->slots(g) - page_tokens; slot < kv->slots(g); ++slot)
             scores[slot] += static_cast<float>(random() % 1000) * 1e-6F;
       }
     }
-    if (policy.traits().drops_tokens) state.choose_evictions(policy);
+    if (traits.drops_tokens) state.choose_evictions(done + 2 * page_tokens < tokens && traits.budget > 0 ? window : policy);
     state.commit();
-    if (policy.traits().drops_tokens) state.apply_evictions();
+    if (traits.drops_tokens) state.apply_evictions();
   }
 }
 
@@ -83,22 +90,27 @@ void measure(const skald::Model& model, const std::string& policy, std::int64_t 
 
 int main(int argc, char** argv) try {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: %s model.gguf [tokens [percent [policy...]]]\n", argv[0]);
+    std::fprintf(stderr, "usage: %s model.gguf [tokens[,tokens...] [percent [policy...]]]\n", argv[0]);
     return 2;
   }
   const auto model = skald::Model::load(argv[1]);
-  const std::int64_t tokens = argc > 2 ? std::stoll(argv[2]) : 4096;
-  const std::int64_t budget = tokens * (argc > 3 ? std::stoll(argv[3]) : 25) / 100;
+  std::vector<std::int64_t> lengths;
+  std::istringstream list(argc > 2 ? argv[2] : "4096");
+  for (std::string number; std::getline(list, number, ',');) lengths.push_back(std::stoll(number));
+  const std::int64_t percent = argc > 3 ? std::stoll(argv[3]) : 25;
   std::vector<std::string> policies(argv + std::min(argc, 4), argv + argc);
   if (policies.empty())
-    policies = {"window:window=%", "streaming:window=%", "h2o:budget=%", "keyformer:budget=%", "snapkv:budget=%"};
+    policies = {"window:window=%", "streaming:window=%", "h2o:budget=%", "keyformer:budget=%", "snapkv:budget=%", "d2o:budget=%"};
   std::printf("policy,tokens,tokens per second,median ms,slowest ms,KV MiB\n");
-  measure(model, "none", budget);
-  for (auto policy : policies) {
-    if (const auto at = policy.find('%'); at != std::string::npos) policy.replace(at, 1, std::to_string(budget));
-    measure(model, policy, tokens);
+  for (const auto tokens : lengths) {
+    const std::int64_t budget = tokens * percent / 100;
+    measure(model, "none", lengths.size() > 1 ? tokens : budget);
+    for (auto policy : policies) {
+      if (const auto at = policy.find('%'); at != std::string::npos) policy.replace(at, 1, std::to_string(budget));
+      measure(model, policy, tokens);
+    }
+    if (lengths.size() == 1) measure(model, "none", budget);
   }
-  measure(model, "none", budget);
 } catch (const std::exception& error) {
   std::fprintf(stderr, "error: %s\n", error.what());
   return 1;

@@ -19,6 +19,7 @@
 #include <skald/decoder/kv_prediction.hpp>
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/decoder/speculative_start.hpp>
+#include <skald/decoder/turn_keeper.hpp>
 #include <skald/generate/chat.hpp>
 #include <skald/generate/eval.hpp>
 #include <skald/generate/generate.hpp>

@@ -37,6 +37,8 @@ std::vector<Layer> layers_of(const Session& session) {
     throw IncompatibleError(where, "keys and values are predicted for every token and layer; " + what, {.layer = layer});
   };
   if (!session.state().row_wise()) refuse("an eviction, a sliding window or a recurrent layer does not keep them", -1);
+  if (detail::ContextAccess::core(session).effective_config().kv_format.starts_with("coupled"))
+    refuse("KV format 'coupled' keeps codes", -1);
   std::vector<Layer> layers;
   for (int i = 0; i < spec.layer_count(); ++i) {
     auto* state = session.state().layer(i);

@@ -153,15 +153,23 @@ namespace detail {
 namespace {
 
 /// Ada-KV: the budget of a layer goes to its head groups in proportion to how many of the layer's largest scores they hold.
+/// Budgets are those of a page border, where a page is free: as many scores count as tokens stay then. (With as many as the
+/// whole budget all would count, for a layer never holds more, and all groups would get the same.)
 void share_adaptively(std::int64_t budget, std::int64_t least, std::span<const EvictionView> layer,
                       std::span<std::int64_t> out) {
   const auto groups = static_cast<std::int64_t>(layer.size());
+  const auto page = static_cast<std::int64_t>(layer.front().page_tokens);
   std::vector<float> all;
   for (const auto& view : layer) all.insert(all.end(), view.scores.begin(), view.scores.end());
   const auto total = budget * groups;
+  const auto stay = total - page * groups;
   std::fill(out.begin(), out.end(), budget);
-  if (static_cast<std::int64_t>(all.size()) <= total || budget <= least) return;
-  const auto nth = all.begin() + static_cast<std::ptrdiff_t>(total - 1);
+  if (budget <= least || stay <= 0) return;
+  if (static_cast<std::int64_t>(all.size()) <= stay) {  // nobody has to give, however uneven they are
+    for (std::size_t g = 0; g < layer.size(); ++g) out[g] = layer[g].slots() + page;
+    return;
+  }
+  const auto nth = all.begin() + static_cast<std::ptrdiff_t>(stay - 1);
   std::nth_element(all.begin(), nth, all.end(), std::greater<>());
   const float bar = *nth;
   std::vector<std::int64_t> hits;
@@ -169,7 +177,12 @@ void share_adaptively(std::int64_t budget, std::int64_t least, std::span<const E
     hits.push_back(std::count_if(view.scores.begin(), view.scores.end(), [&](float score) { return score >= bar; }));
   const auto sum = std::max<std::int64_t>(1, std::accumulate(hits.begin(), hits.end(), std::int64_t{0}));
   const auto free = total - least * groups;
-  for (std::size_t g = 0; g < layer.size(); ++g) out[g] = least + free * hits[g] / sum;
+  // Rounded so that the sum is the budget: what is before a group, rounded down, is not its own.
+  std::int64_t before = 0;
+  for (std::size_t g = 0; g < layer.size(); ++g) {
+    out[g] = least + free * (before + hits[g]) / sum - free * before / sum;
+    before += hits[g];
+  }
 }
 
 /// As long as all groups together need no more than the whole budget, with a page to come, everything may stay.
@@ -224,9 +237,17 @@ void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const Ev
     at = end;
   }
   if (sum <= 0) return;
-  const auto free = static_cast<double>((budget - least) * static_cast<std::int64_t>(views.size()));
-  for (std::size_t i = 0; i < views.size(); ++i)
-    out[i] = least + static_cast<std::int64_t>(std::floor(free * spread[i] / sum));
+  const auto free = (budget - least) * static_cast<std::int64_t>(views.size());
+  // Rounded so that the sum is the budget.
+  double before = 0;
+  std::int64_t given = 0;
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    before += spread[i];
+    const bool last = i + 1 == views.size();
+    const auto upto = last ? free : static_cast<std::int64_t>(std::floor(static_cast<double>(free) * before / sum));
+    out[i] = least + std::max<std::int64_t>(0, upto - given);
+    given = std::max(given, upto);
+  }
 }
 
 }  // namespace detail

@@ -102,7 +102,8 @@ class SKALD_API PrefixCache {
   /// Begins to read, in the background, the files that new_session would need for `tokens`. @return how many.
   std::int64_t prefetch(std::span<const TokenId> tokens, std::string_view scope = {});
   /// Remembers all that a session holds, apart for every set of adapters, and returns a handle to it. Sessions with
-  /// embeddings in place of tokens cannot be remembered. @throws UsageError.
+  /// embeddings in place of tokens cannot be remembered. Those with predicted keys and values or a compressed context are
+  /// not what their tokens give: they need a scope of their own. @throws UsageError.
   PrefixHandle insert(const Session& session, std::string_view scope = {});
   /// Gives a handle a name, or takes the name away from an empty handle; the name holds on to it.
   void set_name(std::string_view name, const PrefixHandle& handle);
