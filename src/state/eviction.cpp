@@ -172,9 +172,19 @@ void share_adaptively(std::int64_t budget, std::int64_t least, std::span<const E
   const auto nth = all.begin() + static_cast<std::ptrdiff_t>(stay - 1);
   std::nth_element(all.begin(), nth, all.end(), std::greater<>());
   const float bar = *nth;
+  // How many stay of each group; of equal scores at the bar each group keeps its share.
+  const auto count = [&](const EvictionView& view, auto&& holds) {
+    return static_cast<std::int64_t>(std::count_if(view.scores.begin(), view.scores.end(), holds));
+  };
   std::vector<std::int64_t> hits;
-  for (const auto& view : layer)
-    hits.push_back(std::count_if(view.scores.begin(), view.scores.end(), [&](float score) { return score >= bar; }));
+  std::vector<std::int64_t> ties;
+  for (const auto& view : layer) {
+    hits.push_back(count(view, [&](float score) { return score > bar; }));
+    ties.push_back(count(view, [&](float score) { return score == bar; }));
+  }
+  const auto left = stay - std::accumulate(hits.begin(), hits.end(), std::int64_t{0});
+  const auto equal = std::max<std::int64_t>(1, std::accumulate(ties.begin(), ties.end(), std::int64_t{0}));
+  for (std::size_t g = 0; g < layer.size(); ++g) hits[g] += left * ties[g] / equal;
   const auto sum = std::max<std::int64_t>(1, std::accumulate(hits.begin(), hits.end(), std::int64_t{0}));
   const auto free = total - least * groups;
   // Rounded so that the sum is the budget: what is before a group, rounded down, is not its own.

@@ -99,5 +99,5 @@ TEST_CASE("bundled.streaming: with four sinks perplexity stays close to recomput
   CHECK(none < 1.05 * again);
   const double share = share_of_sinks(model, tokens);
   INFO("share of the attention on the first four tokens " << share);
-  CHECK(share < 0.05);
+  CHECK(share < 0.01);  // a like share for all tokens were 0.7 %
 }

@@ -82,10 +82,12 @@ const skald::Model& model_of(const Pipeline& parts) {
   skald::LoadOptions load{.backend = skald::make_backend(parts.backend)};
   load.layout = parts.layout == "rows" ? skald::WeightLayout::rows : skald::WeightLayout::packed;
   const auto type = *skald::dtype_from_name(parts.weights);
+  const bool wide_blocks = parts.weights.ends_with("_k");  // rows are whole blocks of 256
   if (parts.model == "recurrent" || parts.model == "hybrid")
-    return models.emplace(key, skald_test::recurrent_model(parts.model == "hybrid" ? "jamba" : "mamba", type, load, 256))
+    return models.emplace(key, skald_test::recurrent_model(parts.model == "hybrid" ? "jamba" : "mamba", type, load, wide_blocks ? 256 : 64))
         .first->second;
   skald_test::TinyShape shape{.layers = key.back() - '0', .type = type};
+  shape.ffn = shape.dim = wide_blocks ? 256 : 64;
   return models.emplace(key, skald_test::tiny_attention_model(parts.model, shape, load)).first->second;
 }
 
@@ -110,7 +112,7 @@ std::shared_ptr<const skald::CoupledCodebooks> some_codebooks(const skald::Model
 }
 
 using Tokens = std::vector<skald::TokenId>;
-constexpr std::size_t begun = 100;  // tokens that a session is begun with
+constexpr std::size_t begun = 80;  // tokens that a session is begun with
 const Tokens best_beam{6, 8};
 
 skald::AnyByteSource source_of(std::vector<std::byte> bytes) {
@@ -167,9 +169,9 @@ Row beams(const skald::Decoder<>& decoder, const skald::Session& session) {
   return step({&second, &second}, {8, 9});
 }
 
-/// Logits of the last of 150 tokens, or of what beams, or the tokens in `after`, make of them.
+/// Logits of the last of 120 tokens, or of what beams, or the tokens in `after`, make of them.
 Row last_row(const skald::Decoder<>& decoder, const Pipeline& parts, skald::AttentionScores* scores, const Tokens& after = {}) {
-  auto tokens = skald_test::some_tokens(150, decoder.model().spec().vocabulary);
+  auto tokens = skald_test::some_tokens(120, decoder.model().spec().vocabulary);
   std::optional<skald::PrefixCache> cache;
   auto session = begin(decoder, parts, tokens);
   if (parts.prefix == "reuse") {

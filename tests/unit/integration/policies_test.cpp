@@ -7,6 +7,7 @@
 #include <skald/state/drop_gates.hpp>
 #include <skald/state/paged_kv.hpp>
 #include <skald/state/policies.hpp>
+#include <skald/text/tokenizer.hpp>
 
 #include "helpers.hpp"
 #include "support/catch.hpp"
@@ -271,13 +272,13 @@ TEST_CASE("integration.adaptive: heads of the bundled model get shares that diff
       for (int l = 0; l < session.state().layer_count(); ++l) {
         const auto& kv = static_cast<const skald::PagedKv&>(*session.state().layer(l));
         REQUIRE(kv.groups() == 2);
-        uneven += std::abs(kv.slots(0) - kv.slots(1)) >= page ? 1 : 0;
+        uneven += std::abs(kv.slots(0) - kv.slots(1)) >= 4 ? 1 : 0;
         most = std::max(most, kv.slots(0) + kv.slots(1));
         REQUIRE(kv.slots(0) + kv.slots(1) <= 2 * budget);
         REQUIRE(kv.bytes() <= static_cast<std::size_t>(2 * (budget / page + 1)) * kv.pool().page_bytes());
       }
     });
-    CHECK(uneven > 20);
+    CHECK(uneven > 50);
     CHECK(most > 2 * (budget - page));  // what one head gives up another has
     CHECK_FALSE(same_bits(adaptive, run(policy + ",shares=uniform", [](const skald::Session&) {})));
   }
@@ -352,47 +353,53 @@ TEST_CASE("integration.keyformer: rotary, ALiBi and learned positions run with t
   }
 }
 
-TEST_CASE("integration.eviction: 32k tokens at a quarter of the cache stay within budget and a page per head group, in prefill too") {
+namespace {
+
+/// A prompt of 32k tokens and a hundred more under a policy with a quarter of that: never more pages than the budget's and one
+/// for each head group. `over`: tokens beyond the budget that the policy's own rule allows.
+void run_long(const std::string& policy, std::int64_t heads, std::uint64_t over = 0) {
+  INFO(policy);
   constexpr std::int64_t length = 32768;
   constexpr auto budget = static_cast<std::uint64_t>(length / 4);
-  // Policies that count attention have one head: they add up a quarter of a billion probabilities for each.
-  struct Run {
-    std::string policy;
-    std::int64_t heads;
-    std::uint64_t over = 0;  // tokens beyond the budget that the rule itself allows
-  };
-  const Run runs[] = {{"window:sinks=4,window=8188", 2},
-                      {"streaming:sinks=4,window=8188", 2},
-                      {"h2o:budget=8192", 1},
-                      {"h2o:budget=8192,shares=pyramid", 1},
-                      {"keyformer:budget=8192", 1},
-                      {"snapkv:budget=8192", 1},
-                      {"snapkv:budget=8192,shares=adaptive", 2},
-                      {"d2o:budget=8192", 1},
-                      {"rpc:interval=256,percent=25", 1, 256}};
-  const auto tokens = some_tokens(length, 64);
-  for (const auto& [policy, heads, over] : runs) {
-    INFO(policy);
-    const TinyShape small{.vocabulary = 64, .dim = 32, .layers = 1, .heads = heads, .kv_heads = heads, .head_dim = 16,
-                          .ffn = 32, .context = 40000};
-    const auto model = tiny_model(small, {.backend = cpu_with(2)});
-    const skald::Decoder decoder(model, {.kv = {.eviction = policy}, .context = 33000, .batch_tokens = 512});
-    auto session = decoder.new_session();
-    (void)session.forward(tokens, skald::LogitsWanted::none);
-    const auto groups = static_cast<std::uint64_t>(heads);
-    const auto page = static_cast<std::uint64_t>(decoder.effective_config().page_tokens);
-    const auto most_pages = groups * ((budget + over) / page + 1);
-    const auto counters = decoder.counters();
-    const auto& pool = static_cast<const skald::PagedKv&>(*session.state().layer(0)).pool();
-    CHECK(counters.kv_pages_peak <= most_pages);
-    CHECK(counters.evicted_pages >= groups * (static_cast<std::uint64_t>(length) - budget) / page);
-    for (int i = 0; i < 100; ++i) {
-      (void)next_row(session, 1);
-      REQUIRE(session.bytes() <= most_pages * pool.page_bytes());
-    }
-    session.clear();
-    CHECK(decoder.counters().kv_pages_used == 0);
+  const TinyShape small{.vocabulary = 64, .dim = 32, .layers = 1, .heads = heads, .kv_heads = heads, .head_dim = 16, .ffn = 32,
+                        .context = 40000};
+  const auto model = tiny_model(small, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, {.kv = {.eviction = policy}, .context = 33000, .batch_tokens = 512});
+  auto session = decoder.new_session();
+  (void)session.forward(some_tokens(length, 64), skald::LogitsWanted::none);
+  const auto groups = static_cast<std::uint64_t>(heads);
+  const auto page = static_cast<std::uint64_t>(decoder.effective_config().page_tokens);
+  const auto most_pages = groups * ((budget + over) / page + 1);
+  const auto counters = decoder.counters();
+  const auto& pool = static_cast<const skald::PagedKv&>(*session.state().layer(0)).pool();
+  CHECK(counters.kv_pages_peak <= most_pages);
+  CHECK(counters.evicted_pages >= groups * (static_cast<std::uint64_t>(length) - budget) / page);
+  for (int i = 0; i < 100; ++i) {
+    (void)next_row(session, 1);
+    REQUIRE(session.bytes() <= most_pages * pool.page_bytes());
   }
+  session.clear();
+  CHECK(decoder.counters().kv_pages_used == 0);
+}
+
+}  // namespace
+
+TEST_CASE("integration.eviction: 32k tokens at a quarter of the cache stay within budget and a page per head group, in prefill too") {
+  run_long("window:sinks=4,window=8188", 2);
+  run_long("streaming:sinks=4,window=8188", 2);
+  run_long("snapkv:budget=8192", 1);
+  run_long("rpc:interval=256,percent=25", 1, 256);
+}
+
+// Policies that count all attention add up a quarter of a billion probabilities for each head.
+TEST_CASE("integration.eviction: 32k tokens under policies that count all attention stay within budget and a page per head group") {
+  run_long("h2o:budget=8192", 1);
+  run_long("keyformer:budget=8192", 1);
+}
+
+TEST_CASE("integration.eviction: 32k tokens with shared budgets and merging stay within budget and a page per head group") {
+  run_long("snapkv:budget=8192,shares=adaptive", 2);
+  run_long("d2o:budget=8192", 1);
 }
 
 TEST_CASE("integration.dcp: prefill with the mask of learned gates and steps that free what they drop give equal logits") {

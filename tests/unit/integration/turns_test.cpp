@@ -68,7 +68,7 @@ class Machine {
       double later = std::numeric_limits<double>::infinity();
       for (const auto& program : all_)
         if (!program.done && program.ready > now) later = std::min(later, program.ready);
-      if (later < std::numeric_limits<double>::infinity()) now = later;
+      if (later < std::numeric_limits<double>::infinity() || rule_ == Rule::time_to_live) now = std::min(later, now + 1);
       else if (!unpin_youngest()) throw std::runtime_error("nobody can go on");
     }
     double sum = 0;
@@ -114,8 +114,11 @@ class Machine {
     const auto needed = bytes_of(tokens) - bytes_of(known / page * page);
     if (needed > memory_) return false;
     const skald::Session holds = known > 0 ? cache_.new_session(program.text) : decoder_.new_session();
-    (void)cache_.shrink(memory_ - needed);
-    return decoder_.counters().kv_page_bytes_used + needed <= memory_;
+    for (auto most = memory_ - needed;; most -= std::min(most, bytes_of(page))) {
+      (void)cache_.shrink(most);  // which counts pages that are not shared alone
+      if (decoder_.counters().kv_page_bytes_used + needed <= memory_) return true;
+      if (most == 0) return false;
+    }
   }
   void turn(Program& program) {
     auto session = rule_ == Rule::time_to_live ? keeper_.begin_turn(program.name, program.text) : cache_.new_session(program.text);
