@@ -210,7 +210,7 @@ class VocabularyWriter {
     } else {
       const json::Value* whole = root_.find("model")->find("ignore_merges");
       std::vector<std::string_view> names(pre_tokenizers.begin(), pre_tokenizers.end());
-      if (whole && whole->boolean().value_or(false)) std::ranges::rotate(names, names.end() - 2);
+      if (whole && whole->boolean().value_or(false)) std::rotate(names.begin(), names.end() - 2, names.end());
       std::string best;
       for (const std::string_view name : names) {
         vocabulary_.pre = name;
