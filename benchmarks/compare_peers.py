@@ -12,9 +12,14 @@ test counts. --batched gives llama-batched-bench of an engine. Tests:
   tgN[@D]       N generated tokens, after D tokens of context      tokens per second
   batchS[@D]    S sequences generate 32 tokens each, after D (128) tokens each; tokens per second of all together
   forwardN@D    one forward pass of N tokens after D tokens: skald alone, as time over that of one token
-Each round runs every engine once, so that a neighbour on the machine disturbs all of them alike. The machine's bandwidth
-and peaks are measured by `skald bench` in every round."""
+Each round runs every engine once, so that a neighbour on the machine disturbs all of them alike; ratios are medians of the
+rounds' ratios, with their range. The machine's bandwidth and peaks are measured by `skald bench` in every round.
+
+  compare_peers.py --from Q4_0=a.csv --from Q8_0=b.csv --svg out.svg
+
+draws (and prints) what earlier runs wrote with --csv."""
 import argparse
+import csv
 import json
 import re
 import shlex
@@ -115,23 +120,24 @@ class BatchedPeer:
         return json.loads(line)["speed_tg"], None
 
 
-def svg_plot(path, title, table, engines, machine):
-    """Bars of skald's ratio to each engine, one group per test."""
-    others = [e for e in engines if e != "skald"]
-    bars = [(t, e, table[t]["skald"] / table[t][e]) for t in table for e in others if e in table[t]]
+def svg_plot(path, title, ratios, machine):
+    """Bars of skald's ratio to each engine with its range, one group per test."""
+    bars = [(t, e, r) for t in ratios for e, r in ratios[t].items()]
     if not bars:
         return
-    top = max(2.0, max(r for _, _, r in bars) * 1.1)
+    others = list(dict.fromkeys(e for _, e, _ in bars))
+    top = max(2.0, max(r[2] for _, _, r in bars) * 1.1)
     colours = ["#3465a4", "#cc7a00", "#4e9a06", "#75507b"]
     height, left, scale = 26 * len(bars) + 90, 230, 460 / top
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="13">',
            f'<text x="10" y="22" font-size="15">{title}: speed as a multiple of each engine (longer is faster)</text>']
-    for i, (test, engine, ratio) in enumerate(bars):
+    for i, (test, engine, (ratio, low, high)) in enumerate(bars):
         y = 44 + 26 * i
         out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{test} / {engine}</text>')
         out.append(f'<rect x="{left}" y="{y}" width="{ratio * scale:.1f}" height="19" '
                    f'fill="{colours[others.index(engine) % len(colours)]}"/>')
-        out.append(f'<text x="{left + ratio * scale + 6:.1f}" y="{y + 14}">{ratio:.2f}×</text>')
+        out.append(f'<line x1="{left + low * scale:.1f}" y1="{y + 9.5}" x2="{left + min(high, top) * scale:.1f}" y2="{y + 9.5}" stroke="#000"/>')
+        out.append(f'<text x="{left + min(max(ratio, high), top) * scale + 6:.1f}" y="{y + 14}">{ratio:.2f}×</text>')
     bottom = 44 + 26 * len(bars)
     out.append(f'<line x1="{left + scale:.1f}" y1="36" x2="{left + scale:.1f}" y2="{bottom}" stroke="#000" stroke-dasharray="4"/>')
     out.append(f'<text x="10" y="{bottom + 24}" fill="#555">{machine}</text></svg>')
@@ -144,21 +150,36 @@ def median(values):
     return statistics.median(values) if values else None
 
 
-def report(args, tests, engines, samples, limits, machine):
-    table = {}
-    for test in tests:
-        row = {}
-        for label, values in samples.get(test.name, {}).items():
+def compare(samples):
+    """Of each test: medians of the engines, each with its best variant; and (median, least, largest) of skald's ratios."""
+    table, ratios = {}, {}
+    for test, by_label in samples.items():
+        table[test], ratios[test], best = {}, {}, {}
+        for label, values in by_label.items():
             engine, value = label.split("/")[0], median(values)
-            if value is not None:
-                row[engine] = max(row.get(engine, 0.0), value)
-        table[test.name] = row
+            if value is not None and value > table[test].get(engine, 0.0):
+                table[test][engine] = value
+                best[engine] = values
+        for engine, values in best.items():
+            if engine == "skald" or "skald" not in best:
+                continue
+            each = [s / v for s, v in zip(best["skald"], values) if s is not None and v is not None]
+            ratios[test][engine] = (statistics.median(each), min(each), max(each))
+    return table, ratios
+
+
+def ratio_cell(ratios, engine):
+    return "{:.2f} ({:.2f} to {:.2f})".format(*ratios[engine]) if engine in ratios else "-"
+
+
+def report(args, engines, samples, limits, machine):
+    table, ratios = compare(samples)
     others = [e for e in engines if e != "skald"]
     print(f"| test | {' | '.join(engines)} | {' | '.join('skald / ' + e for e in others)} | % bandwidth | % peak |")
     print("|---|" + "---:|" * (len(engines) + len(others) + 2))
     for name, row in table.items():
         cells = [f"{row[e]:.2f}" if e in row else "-" for e in engines]
-        cells += [f"{row['skald'] / row[e]:.2f}" if e in row else "-" for e in others]
+        cells += [ratio_cell(ratios[name], e) for e in others]
         cells += ["-" if v is None else f"{v:.1f}" for v in (median(column) for column in zip(*limits[name]))]
         print(f"| {name} | {' | '.join(cells)} |")
     text = "machine: " + ", ".join(f"{median(machine[k]) / s:.{p}f} {u}" for k, s, p, u in (
@@ -166,14 +187,38 @@ def report(args, tests, engines, samples, limits, machine):
         ("f32_operations_per_second", 1e9, 0, "f32 GFLOP/s")) if machine[k])
     print(f"\n{text}; {args.rounds} rounds, {args.t} threads; medians")
     if args.svg:
-        svg_plot(args.svg, args.title or args.model.split("/")[-1], table, engines, text)
+        svg_plot(args.svg, args.title or args.model.split("/")[-1], ratios, text)
+
+
+def draw_again(args):
+    samples = {}
+    for given in args.files:
+        name, _, path = given.rpartition("=")
+        with open(path, encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rounds = samples.setdefault((name + " " + row["test"]).strip(), {}).setdefault(row["engine"], {})
+                rounds[int(row["round"])] = float(row["value"])
+    for by_label in samples.values():
+        most = max(max(rounds) for rounds in by_label.values())
+        for label, rounds in by_label.items():
+            by_label[label] = [rounds.get(i) for i in range(1, most + 1)]
+    table, ratios = compare(samples)
+    others = list(dict.fromkeys(e for row in table.values() for e in row if e != "skald"))
+    print(f"| test | skald | {' | '.join(others)} | {' | '.join('skald / ' + e for e in others)} |")
+    print("|---|" + "---:|" * (2 * len(others) + 1))
+    for name, row in table.items():
+        cells = [f"{row[e]:.2f}" if e in row else "-" for e in ["skald", *others]]
+        cells += [ratio_cell(ratios[name], e) for e in others]
+        print(f"| {name} | {' | '.join(cells)} |")
+    if args.svg:
+        svg_plot(args.svg, args.title, ratios, args.note)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skald", required=True, help="the skald program")
+    parser.add_argument("--skald", help="the skald program")
     parser.add_argument("--skald-flags", default="", help="further flags for `skald bench`")
-    parser.add_argument("-m", "--model", required=True)
+    parser.add_argument("-m", "--model")
     parser.add_argument("--peer", action="append", default=[], metavar="ENGINE[/VARIANT]=COMMAND")
     parser.add_argument("--batched", action="append", default=[], metavar="ENGINE=COMMAND")
     parser.add_argument("--test", action="append", default=[], metavar="TEST", help="default: pp512 and tg128")
@@ -183,7 +228,15 @@ def main():
     parser.add_argument("--csv", help="write every sample: engine,test,round,value")
     parser.add_argument("--svg", help="draw the ratios")
     parser.add_argument("--title", default="")
+    parser.add_argument("--from", dest="files", action="append", default=[], metavar="NAME=CSV",
+                        help="run nothing: compare what --csv wrote; NAME is put before the tests' names")
+    parser.add_argument("--note", default="", help="what the plot says about the machine, with --from")
     args = parser.parse_args()
+    if args.files:
+        draw_again(args)
+        return
+    if not args.skald or not args.model:
+        parser.error("--skald and -m are needed (or --from)")
 
     tests = [Test(t) for t in (args.test or ["pp512", "tg128"])]
     programs = {"skald": Skald(args.wrap + " " + args.skald, args)}
@@ -206,7 +259,7 @@ def main():
                     for key, values in machine.items():
                         if row.get(key):
                             values.append(row[key])
-    report(args, tests, engines, samples, limits, machine)
+    report(args, engines, samples, limits, machine)
     if args.csv:
         with open(args.csv, "w", encoding="utf-8") as out:
             out.write("engine,test,round,value\n")

@@ -49,7 +49,7 @@ struct MatmulKernel {
   /// Bytes of scratch that one caller of `multiply` needs for `count` columns.
   std::size_t (*scratch_bytes)(std::int64_t cols, std::int64_t count) noexcept;
   /// `scratch` is aligned to 64 bytes; it need not be cleared.
-  void (*multiply)(const std::byte* panels, std::int64_t row_count, std::int64_t cols, MatmulColumns columns,
+  void (*multiply)(const std::byte* panels, std::int64_t row_count, std::int64_t cols, const MatmulColumns& columns,
                    float* out, std::int64_t out_stride, std::byte* scratch) noexcept;
   /// Identifies the activation format: kernels with equal ids share prepared activations.
   int activation_id;

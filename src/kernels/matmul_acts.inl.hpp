@@ -96,8 +96,8 @@ std::size_t acts_bytes(std::int64_t cols, std::int64_t count) noexcept {
   return static_cast<std::size_t>(full) * A::group_bytes(cols, group_columns) + (rest ? A::group_bytes(cols, rest) : 0);
 }
 
-/// Quantizes N elements (32 or 256) to codes and the sums of each 16; returns the scale.
-template <int N>
+/// Quantizes N elements (32 or 256) to codes and the sums of each S (16 or 32); returns the scale.
+template <int N, int S>
 SKALD_INLINE float quantize_block(const float* x, std::int8_t* codes, std::int32_t* sums) noexcept {
   const i32x16 magnitude_mask = set1(INT32_MAX);
   i32x16 top = zero_i32();
@@ -105,17 +105,21 @@ SKALD_INLINE float quantize_block(const float* x, std::int8_t* codes, std::int32
   const std::int32_t top_bits = reduce_max(top);
   if (top_bits >= 0x7F800000 || top_bits < 0x0D800000) {  // infinite or NaN; below 2^-100
     for (int i = 0; i < N; ++i) codes[i] = 0;
-    for (int i = 0; i < N / 16; ++i) sums[i] = 0;
+    for (int i = 0; i < N / S; ++i) sums[i] = 0;
     return top_bits >= 0x7F800000 ? __builtin_nanf("") : 0.0F;
   }
   float largest;
   __builtin_memcpy(&largest, &top_bits, 4);
   // No product is beyond 127 by more than its rounding.
   const f32x16 inverse = set1(127.0F / largest);
-  for (int i = 0; i < N; i += 16) {
-    const i32x16 rounded = round_to_i32(load(x + i) * inverse);
-    store_i8(codes + i, rounded);
-    sums[i / 16] = reduce_add(rounded);
+  for (int i = 0; i < N; i += S) {
+    i32x16 sum = zero_i32();
+    for (int j = i; j < i + S; j += 16) {
+      const i32x16 rounded = round_to_i32(load(x + j) * inverse);
+      store_i8(codes + j, rounded);
+      sum = sum + rounded;
+    }
+    sums[i / S] = reduce_add(sum);
   }
   return largest / 127.0F;
 }
@@ -125,11 +129,11 @@ SKALD_INLINE std::int32_t pair_of(std::int32_t low, std::int32_t high) noexcept 
                                    (static_cast<std::uint32_t>(low) & 0xFFFFu));
 }
 /// Quantizes N elements into the four-byte fields of a column; returns the scale.
-template <int N>
+template <int N, int S>
 SKALD_INLINE float quantize_codes(const float* x, std::byte* to, std::ptrdiff_t width, std::int32_t* sums) noexcept {
-  if (width == 1) return quantize_block<N>(x, reinterpret_cast<std::int8_t*>(to), sums);
+  if (width == 1) return quantize_block<N, S>(x, reinterpret_cast<std::int8_t*>(to), sums);
   alignas(64) std::int8_t codes[N];
-  const float scale = quantize_block<N>(x, codes, sums);
+  const float scale = quantize_block<N, S>(x, codes, sums);
   for (int i = 0; i < N; i += 4) __builtin_memcpy(to + i * width, codes + i, 4);
   return scale;
 }
@@ -150,9 +154,9 @@ SKALD_INLINE void prepare_token(Acts32*, const float* x, std::int64_t cols, std:
   auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
   auto* sums = reinterpret_cast<std::int32_t*>(group + cols * width) + blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
-    std::int32_t s16[2];
-    scales[b * width] = quantize_codes<32>(x + 32 * b, group + 32 * b * width + 4 * column, width, s16);
-    sums[b * width] = -(s16[0] + s16[1]);
+    std::int32_t sum;
+    scales[b * width] = quantize_codes<32, 32>(x + 32 * b, group + 32 * b * width + 4 * column, width, &sum);
+    sums[b * width] = -sum;
   }
 }
 
@@ -165,7 +169,7 @@ SKALD_INLINE void prepare_token(Acts256*, const float* x, std::int64_t cols, std
   auto* sums16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 13 * blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     std::int32_t s16[16], s32[8];
-    scales[b * width] = quantize_codes<256>(x + 256 * b, group + 256 * b * width + 4 * column, width, s16);
+    scales[b * width] = quantize_codes<256, 16>(x + 256 * b, group + 256 * b * width + 4 * column, width, s16);
     for (int i = 0; i < 16; ++i) sums16[(16 * b + i) * width] = -s16[i];
     for (int i = 0; i < 8; ++i) s32[i] = s16[2 * i] + s16[2 * i + 1];
     for (int i = 0; i < 4; ++i) {

@@ -74,10 +74,13 @@ struct PanelWalk {
   }
 };
 
-/// One packed panel by N columns of a group of Width (0: any). `next` is read afterwards; null: what lies behind the panel.
+/// One packed panel by N columns, from `column` on, of a group of Width (0: `width`). `next` is read afterwards; null: what
+/// lies behind the panel. Activations are found here: a structure that is handed on in memory is read in wider pieces than
+/// it was written in, which waits until all outputs before have reached the cache.
 template <class F, int N, int Width>
-void direct_chunk(const std::byte* panel, std::int64_t cols, typename ActsOf<F::block_k>::type acts,
+void direct_chunk(const std::byte* panel, std::int64_t cols, const std::byte* group, int width, int column,
                   const Output& out, const std::byte* next) noexcept {
+  typename ActsOf<F::block_k>::type acts(group, cols, width, column);
   if constexpr (HasRuns<F> && SKALD_VEC_REGISTERS <= 2) {
     f32x16 acc[N];
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { acc[c] = zero_f32(); });
@@ -95,7 +98,7 @@ void direct_chunk(const std::byte* panel, std::int64_t cols, typename ActsOf<F::
 }
 
 template <class F>
-using DirectChunk = void(const std::byte*, std::int64_t, typename ActsOf<F::block_k>::type, const Output&,
+using DirectChunk = void(const std::byte*, std::int64_t, const std::byte*, int, int, const Output&,
                          const std::byte*) noexcept;
 
 /// Columns that an instance takes at once from a group of `width`, of which n are left.
@@ -113,9 +116,8 @@ SKALD_INLINE DirectShape direct_shape(std::int64_t n, int width) noexcept {
 
 /// Computes as many of n columns as one instance takes at once, and returns how many.
 template <class F>
-SKALD_INLINE int direct_dispatch(std::int64_t n, int width, const std::byte* panel, std::int64_t cols,
-                                 const typename ActsOf<F::block_k>::type& acts, const Output& out,
-                                 const std::byte* next) noexcept {
+SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panel, std::int64_t cols, const std::byte* group,
+                                 int width, int column, const Output& out, const std::byte* next) noexcept {
   const DirectShape shape = direct_shape(n, width);
   DirectChunk<F>* chunk = nullptr;
   if constexpr (direct_columns >= 12) {
@@ -129,7 +131,7 @@ SKALD_INLINE int direct_dispatch(std::int64_t n, int width, const std::byte* pan
   if (shape.columns == 3) chunk = shape.whole ? direct_chunk<F, 3, 3> : direct_chunk<F, 3, 0>;
   if (shape.columns == 2) chunk = shape.whole ? direct_chunk<F, 2, 2> : direct_chunk<F, 2, 0>;
   if (shape.columns == 1) chunk = shape.whole ? direct_chunk<F, 1, 1> : direct_chunk<F, 1, 0>;
-  chunk(panel, cols, acts, out, next);
+  chunk(panel, cols, group, width, column, out, next);
   return shape.columns;
 }
 
@@ -184,15 +186,15 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
       const int width = width_of_group(columns.count, group), inside = static_cast<int>(c % group_columns);
       std::int64_t n = columns.end - c;
       if (n > width - inside) n = width - inside;
-      const A acts(columns.acts + static_cast<std::size_t>(group) * full_bytes, cols, width, inside);
       const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
-      c += direct_dispatch<F>(n, width, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols, acts, to, next);
+      c += direct_dispatch<F>(n, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols,
+                              columns.acts + static_cast<std::size_t>(group) * full_bytes, width, inside, to, next);
     }
   }
 }
 
 template <class F>
-void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols, MatmulColumns columns, float* out,
+void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols, const MatmulColumns& columns, float* out,
               std::int64_t out_stride, std::byte* scratch) noexcept {
   using A = typename ActsOf<F::block_k>::type;
   std::int64_t direct_begin = columns.begin;

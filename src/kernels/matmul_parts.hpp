@@ -7,7 +7,7 @@
 namespace skald::inline v0::kernels::SKALD_ISA {
 
 #define SKALD_DECLARE_MULTIPLY(name)                                                                       \
-  void multiply_##name(const std::byte* panels, std::int64_t row_count, std::int64_t cols, MatmulColumns columns, \
+  void multiply_##name(const std::byte* panels, std::int64_t row_count, std::int64_t cols, const MatmulColumns& columns, \
                        float* out, std::int64_t out_stride, std::byte* scratch) noexcept
 #define SKALD_DEFINE_MULTIPLY(name, function)                                                              \
   SKALD_DECLARE_MULTIPLY(name) { function(panels, row_count, cols, columns, out, out_stride, scratch); }

@@ -265,7 +265,7 @@ bool divide_by_chunks(StreamState& state, const AttentionOp& op, const Attention
 /// Lays out units of one KV head and block of rows.
 void divide_by_rows(StreamState& state, const AttentionOp& op, const Load& load, Phase& phase) {
   // A unit must end soon after a stop request, and there should be several per thread.
-  constexpr std::int64_t most_products = std::int64_t{1} << 26;
+  constexpr std::int64_t most_products = std::int64_t{1} << 30;
   const std::int64_t per_row =
       load.longest * (op.kv.layout.head_dim_k + op.kv.layout.head_dim_v) * (op.heads / op.kv_heads);
   AttentionPlan& plan = phase.attention;

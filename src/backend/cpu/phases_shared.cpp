@@ -57,9 +57,10 @@ std::byte* partial_of(const Phase& phase, std::int32_t group, std::int32_t kv_he
 void run_shared(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
   const AttentionOp& op = attention_op(phase);
-  const std::int64_t heads = op.kv.layout.heads;
-  const SharedChunk& part = phase.state->shared_chunks[phase.attention.span_begin + static_cast<std::size_t>(unit / heads)];
-  const auto kv_head = static_cast<std::int32_t>(unit % heads);
+  // Units that follow each other are chunks of one head that do: the kernel fetches the next one's keys.
+  const std::int64_t parts = phase.units / op.kv.layout.heads;
+  const SharedChunk& part = phase.state->shared_chunks[phase.attention.span_begin + static_cast<std::size_t>(unit % parts)];
+  const auto kv_head = static_cast<std::int32_t>(unit / parts);
   AttentionTask task = make_attention_task(op, part.segment, part.group, kv_head, 0, op.segments[part.segment].row_count);
   if (part.segments > 1) {  // rows follow one another; all of them see all of the chunk
     const Segment& last = op.segments[part.segment + part.segments - 1];

@@ -18,7 +18,7 @@ inline constexpr int chunk_slots = 256;                ///< slots per partial re
 inline constexpr int part_slots = 64;                  ///< slots that are converted and used together
 inline constexpr int part_dims = 64;                   ///< dimensions that are converted together
 inline constexpr int score_stride = chunk_slots + 16;  ///< not a power of two: rows must not share cache sets
-inline constexpr int block_queries = 64;               ///< about as many (row, head) pairs share each key and value
+inline constexpr int block_queries = 128;              ///< about as many (row, head) pairs share each key and value
 inline constexpr float minus_infinity = -__builtin_inff();
 
 /// Values of skald::AttentionMask; the backend asserts that they agree.

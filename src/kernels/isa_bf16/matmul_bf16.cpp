@@ -103,7 +103,7 @@ SKALD_INLINE void dispatch(int n, int panel_count, const std::byte* panels, std:
 
 std::size_t no_scratch(std::int64_t, std::int64_t) noexcept { return 0; }
 
-void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols, MatmulColumns columns, float* out,
+void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols, const MatmulColumns& columns, float* out,
               std::int64_t out_stride, std::byte*) noexcept {
   const std::int64_t panel_count = (row_count + 15) / 16;
   const std::size_t bytes_per_panel = panel_bytes(cols);
