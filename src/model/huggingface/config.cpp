@@ -299,8 +299,9 @@ class Translator {
   void activation() {
     if (is({"nomic_bert"})) return;
     const bool gemma = type_.starts_with("gemma");
-    const std::string name = gemma ? config_.text_or({"hidden_activation"}, "")
-                                   : config_.text_or({"hidden_act", "activation_function", "activation"}, "");
+    const std::string name = gemma         ? config_.text_or({"hidden_activation"}, "")
+                             : is({"mpt"}) ? "gelu"  // always
+                                           : config_.text_or({"hidden_act", "activation_function", "activation"}, "");
     if (name.empty()) return;
     constexpr std::array<std::pair<std::string_view, std::string_view>, 12> known = {
         {{"gelu", "gelu_erf"},  {"gelu_python", "gelu_erf"}, {"gelu_new", "gelu_tanh"}, {"gelu_fast", "gelu_tanh"},
@@ -333,16 +334,12 @@ class Translator {
     if (const auto attention = config_.object({"attn_config"})) {
       if (const auto clip = attention->find_number({"clip_qkv"})) set("attention.clamp_kqv", *clip);
       set("attention.max_alibi_bias",
-          attention->flag_or({"alibi"}, false) ? attention->number_or({"alibi_bias_max"}, 8.0) : 0.0);
+          attention->flag_or({"alibi"}, true) ? attention->number_or({"alibi_bias_max"}, 8.0) : 0.0);
     }
     if (is({"falcon"}) && config_.flag_or({"alibi"}, false))
       config_.unsupported("alibi", "falcon models without rotation are not implemented");
     if (is({"bloom"}) && config_.flag_or({"apply_residual_connection_post_layernorm"}, false))
       config_.unsupported("apply_residual_connection_post_layernorm", "only false is implemented");
-    if (is({"cohere"}) && config_.flag_or({"use_qk_norm"}, false))
-      config_.unsupported("use_qk_norm", "only false is implemented");
-    if (is({"stablelm"}) && config_.flag_or({"qk_layernorm"}, false))
-      config_.unsupported("qk_layernorm", "only false is implemented");
   }
 
   const Config& config_;

@@ -168,6 +168,12 @@ class FolderReader {
       }
   }
 
+  /// Tensors of a form that is a stack, else 0.
+  [[nodiscard]] std::int64_t stack_size(hf::Form form) const noexcept {
+    if (form == hf::Form::experts) return experts_;
+    return form == hf::Form::query_heads ? heads_ : form == hf::Form::key_heads ? kv_heads_ : 0;
+  }
+
   /// The tensors that a rule names; none if the first is not there. @throws FormatError if only some are.
   std::vector<TensorView> sources_of(const hf::Rule& rule, std::int64_t layer, std::string_view ending) {
     std::vector<std::string> names;
@@ -177,8 +183,8 @@ class FolderReader {
       std::string part(rest.substr(0, end));
       while (part.find("{}") != std::string::npos) part = replaced(part, "{}", layer);
       part += ending;
-      if (rule.form == hf::Form::experts)
-        for (std::int64_t e = 0; e < experts_; ++e) names.push_back(replaced(part, "{e}", e));
+      if (const std::int64_t count = stack_size(rule.form); count > 0)
+        for (std::int64_t e = 0; e < count; ++e) names.push_back(replaced(part, "{e}", e));
       else names.push_back(std::move(part));
       rest = end == std::string_view::npos ? "" : rest.substr(end + 1);
     }
@@ -198,7 +204,7 @@ class FolderReader {
                         {.file = file_.name(), .tensor = names.front(), .layer = static_cast<int>(layer)});
     for (const TensorView& each : found)
       if (each.type != found[0].type || each.shape.size() != found[0].shape.size() || each.columns_or_one() != found[0].columns_or_one() ||
-          (rule.form == hf::Form::experts && each.shape != found[0].shape))
+          (stack_size(rule.form) > 0 && each.shape != found[0].shape))
         refuse(each, fmt::format("type or shape differ from those of '{}'", printable(found[0].name, 80)));
     return found;
   }
@@ -228,7 +234,9 @@ class FolderReader {
       case head_qkv: return gather_rows(std::move(name), from, grouped(first, rows, heads_), first.shape);
       case group_qkv: return gather_rows(std::move(name), from, grouped(first, rows, kv_heads_), first.shape);
       case concat: return below(std::move(name), std::move(from));
-      case experts: return stacked(std::move(name), std::move(from));
+      case experts:
+      case query_heads:
+      case key_heads: return stacked(std::move(name), std::move(from), form == experts ? 2 : 1);
       case stack_first:
       case stack_second: return stack_half(std::move(name), first, form == stack_second);
       case after_padding: {
@@ -288,9 +296,10 @@ class FolderReader {
     }
     return gather_rows(std::move(name), std::move(from), runs, std::move(shape));
   }
-  static TensorView stacked(std::string name, std::vector<TensorView> from) {
-    if (from.front().shape.size() != 2) refuse(from.front(), "found a shape that is no matrix");
-    std::vector<std::int64_t> shape{static_cast<std::int64_t>(from.size()), from.front().shape[0], from.front().shape[1]};
+  static TensorView stacked(std::string name, std::vector<TensorView> from, std::size_t rank) {
+    if (from.front().shape.size() != rank) refuse(from.front(), rank == 2 ? "found a shape that is no matrix" : "found a shape that is no vector");
+    std::vector<std::int64_t> shape = from.front().shape;
+    shape.insert(shape.begin(), static_cast<std::int64_t>(from.size()));
     std::vector<RowRun> runs;
     for (std::size_t i = 0; i < from.size(); ++i) runs.push_back({i, 0, from[i].shape[0]});
     return gather_rows(std::move(name), std::move(from), runs, std::move(shape));

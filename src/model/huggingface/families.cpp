@@ -41,6 +41,12 @@ constexpr Rule llama[] = {SKALD_DECODER_ENDS, SKALD_DECODER_NORMS, SKALD_ROTARY_
 // Families that rotate as the original does, so that no rows move.
 constexpr Rule plain[] = {SKALD_DECODER_ENDS, SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_HEAD_NORMS, SKALD_DECODER_MLP};
 
+// Norms of the heads in a list of modules.
+constexpr Rule stablelm[] = {
+    SKALD_DECODER_ENDS, SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_MLP,
+    {"layers.{}.self_attn.q_layernorm.norms.{e}.weight", "blk.{}.attn_q_norm.weight", query_heads},
+    {"layers.{}.self_attn.k_layernorm.norms.{e}.weight", "blk.{}.attn_k_norm.weight", key_heads}};
+
 constexpr Rule moe[] = {SKALD_DECODER_ENDS,    SKALD_DECODER_NORMS, SKALD_DECODER_ATTENTION, SKALD_DECODER_HEAD_NORMS, SKALD_DECODER_MLP,
                         SKALD_DECODER_EXPERTS,
                         {"layers.{}.mlp.shared_expert.gate_proj", "blk.{}.ffn_gate_shexp"},
@@ -236,7 +242,7 @@ constexpr Family table[] = {
     {"qwen3_moe", "qwen3moe", moe},
     {"roberta", "bert", roberta, true},
     {"smollm3", "smollm3", llama, true},
-    {"stablelm", "stablelm", plain},
+    {"stablelm", "stablelm", stablelm},
     {"starcoder2", "starcoder2", starcoder2, true},
     {"xlm-roberta", "bert", roberta, true},
 };

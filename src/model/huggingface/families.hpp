@@ -17,6 +17,8 @@ enum class Form : std::uint8_t {
   group_qkv,     ///< fused, for each KV head its query heads, its k, its v: all q, all k, all v
   concat,        ///< several tensors, joined by '+', below each other
   experts,       ///< one tensor per expert, stacked
+  query_heads,   ///< one tensor per query head, stacked
+  key_heads,     ///< one tensor per key head, stacked
   flat,          ///< [1, n] as [n]
   stack_first,   ///< [e, 2n, m]: the first n rows of each matrix
   stack_second,  ///< the others
@@ -25,7 +27,7 @@ enum class Form : std::uint8_t {
   after_padding,  ///< rows behind that of the padding token, which counts no position (RoBERTa)
 };
 
-/// `from` has "{}" for the layer and "{e}" for the expert, no prefix like "model.", and no ".weight" or ".bias" unless
+/// `from` has "{}" for the layer and "{e}" for the expert or head, no prefix like "model.", and no ".weight" or ".bias" unless
 /// only that one is meant.
 struct Rule {
   std::string_view from;

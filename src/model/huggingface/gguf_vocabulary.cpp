@@ -16,6 +16,7 @@ namespace skald::inline v0 {
 
 namespace {
 
+constexpr std::string_view space = "\xe2\x96\x81";  // how SentencePiece writes it
 constexpr std::string_view json_key = "tokenizer.huggingface.json";
 
 // What tells pre-tokenizers apart: contractions, cases, runs of spaces, digits, punctuation, scripts, line ends.
@@ -68,6 +69,32 @@ std::vector<std::uint8_t> from_base64(std::string_view text) {
   return bytes;
 }
 
+/// The name whose steps look like those of tokenizer.json. With a small vocabulary several ways of splitting give the same
+/// tokens, so that comparing tokens alone cannot decide.
+std::string_view likely_pre_tokenizer(const json::Value& root, bool whole_words) {
+  std::string patterns;
+  if (const json::Value* node = root.find("pre_tokenizer"))
+    each_step(*node, [&](const json::Value& step) {
+      const json::Value* pattern = step.find("pattern");
+      const json::Value* regex = pattern ? pattern->find("Regex") : nullptr;
+      if (regex && regex->text()) patterns += *regex->text() + "\n";
+    });
+  const auto has = [&](std::string_view part) { return patterns.find(part) != std::string::npos; };
+  const auto step = [&](std::string_view type) { return find_step(root, "pre_tokenizer", type) != nullptr; };
+  if (step("Punctuation") && step("Digits")) return "falcon";
+  if (step("Digits")) return "smollm";
+  if (patterns.empty()) return "gpt-2";
+  if (has(R"(\s?\p{P}+)")) return "deepseek-coder";
+  if (has(R"([\r\n])" "\n")) return "deepseek-llm";
+  if (patterns.starts_with(R"(\p{N}{1,3})" "\n")) return "deepseek-v3";
+  if (has(R"(\p{Han})")) return "kimi-k2";
+  if (has(R"(\p{Lu})")) return has(R"(\p{N}{1,3})") ? "gpt-4o" : "tekken";
+  if (has(R"( ?[^(\s|)")) return has(R"(\p{N})") ? "viking" : "bloom";
+  if (has(R"(\p{N}{1,3})")) return whole_words ? "llama-bpe" : "dbrx";
+  if (has("'re") && has(R"(|\p{N}|)")) return "qwen2";
+  return "gpt-2";
+}
+
 class VocabularyWriter {
  public:
   VocabularyWriter(Metadata& metadata, std::int64_t rows)
@@ -111,8 +138,11 @@ class VocabularyWriter {
       // WordPiece of GGUF files marks beginnings of words instead of what continues them.
       if (vocabulary_.model == "bert" && type == TokenType::normal) {
         if (text.starts_with("##") && text.size() > 2) text.erase(0, 2);
-        else text.insert(0, "\xe2\x96\x81");
+        else text.insert(0, space);
       }
+      // Tokens that are found in the text itself, before its spaces are marked.
+      if (vocabulary_.model == "llama" && type == TokenType::user_defined)
+        for (auto at = text.find(space); at != std::string::npos; at = text.find(space)) text.replace(at, space.size(), " ");
       while (!seen.insert(text).second) {  // a name that is taken
         text += "_";
         type = TokenType::unused;
@@ -210,7 +240,7 @@ class VocabularyWriter {
     } else {
       const json::Value* whole = root_.find("model")->find("ignore_merges");
       std::vector<std::string_view> names(pre_tokenizers.begin(), pre_tokenizers.end());
-      if (whole && whole->boolean().value_or(false)) std::rotate(names.begin(), names.end() - 2, names.end());
+      names.insert(names.begin(), likely_pre_tokenizer(root_, whole && whole->boolean().value_or(false)));
       std::string best;
       for (const std::string_view name : names) {
         vocabulary_.pre = name;

@@ -72,8 +72,13 @@ class TextFiles {
     metadata_.set("tokenizer.huggingface.json", std::move(whole));
   }
 
+  /// Ids beyond the vocabulary are defaults of the class that nobody adapted to a small one: they mean nothing.
+  [[nodiscard]] bool is_token(std::int64_t id) const {
+    const auto size = metadata_.find_u64(metadata_.get_string("general.architecture") + ".vocab_size");
+    return id >= 0 && id <= INT32_MAX && (!size || static_cast<std::uint64_t>(id) < *size);
+  }
   void set_id(std::string_view role, std::int64_t id) {
-    if (id >= 0 && id <= UINT32_MAX)
+    if (is_token(id))
       metadata_.set(fmt::format("tokenizer.ggml.{}_token_id", role), static_cast<std::uint32_t>(id));
   }
 
@@ -92,7 +97,7 @@ class TextFiles {
       if (!list || list->empty()) continue;
       std::vector<std::int32_t> all;
       for (const json::Value& each : *list)
-        if (const auto id = each.integer(); id && *id >= 0 && *id <= INT32_MAX) all.push_back(static_cast<std::int32_t>(*id));
+        if (const auto id = each.integer(); id && is_token(*id)) all.push_back(static_cast<std::int32_t>(*id));
       if (all.empty()) continue;
       set_id("eos", all.front());
       metadata_.set("tokenizer.ggml.eos_token_ids", MetadataArray{std::move(all)});

@@ -146,7 +146,12 @@ TEST_CASE("huggingface.folder: gives the logits of the GGUF file") {
     if (!is_known(gguf) || std::string(type).ends_with("bert")) continue;  // encoders: the next test
     const TemporaryFolder folder("logits");
     FolderWriter(gguf, type).write(folder);
-    const double error = relative_difference(logits_of(Model::load(folder.path())), logits_of(Model::load(gguf)));
+    // The class has the exact GELU; GGUF files leave it open, and other engines take the approximation.
+    Metadata metadata = gguf.metadata();
+    if (std::string(type) == "mpt") metadata.set("mpt.hidden_activation", std::string("gelu_erf"));
+    const ModelFile same(gguf.name(), std::move(metadata), {gguf.tensors().begin(), gguf.tensors().end()},
+                         {gguf.sources().begin(), gguf.sources().end()});
+    const double error = relative_difference(logits_of(Model::load(folder.path())), logits_of(Model::load(same)));
     INFO(name << ": " << error);
     CHECK(error <= 1e-5);
   }

@@ -1,4 +1,4 @@
-// Folders of models that classify texts, and activations that config.json names: numbers of transformers 4.44 in double.
+// Small models with made-up weights: the numbers that transformers 4.44 gives for the same, in double where it can.
 #include <algorithm>
 
 #include <nlohmann/json.hpp>
@@ -216,4 +216,96 @@ TEST_CASE("huggingface.classifier: the activation is the one that config.json na
   const TemporaryFolder folder("activation");
   write_folder(folder, shapes, encoder_config("bert", "quick_gelu", 16));
   CHECK_THROWS_AS(open_model(folder.path()), UnsupportedError);
+}
+
+namespace {
+
+/// Tensors of a decoder with Llama's names.
+Shapes decoder_shapes(const std::vector<std::pair<std::string, std::vector<std::int64_t>>>& more) {
+  Shapes shapes{{"model.embed_tokens.weight", {24, 16}}, {"model.norm.weight", {16}}};
+  for (const std::string layer : {"0", "1"}) {
+    const std::string p = "model.layers." + layer + ".";
+    shapes.push_back({p + "self_attn.q_proj.weight", {16, 16}});
+    shapes.push_back({p + "self_attn.k_proj.weight", {8, 16}});
+    shapes.push_back({p + "self_attn.v_proj.weight", {8, 16}});
+    shapes.push_back({p + "self_attn.o_proj.weight", {16, 16}});
+    shapes.push_back({p + "mlp.gate_proj.weight", {32, 16}});
+    shapes.push_back({p + "mlp.up_proj.weight", {32, 16}});
+    shapes.push_back({p + "mlp.down_proj.weight", {16, 32}});
+    shapes.push_back({p + "input_layernorm.weight", {16}});
+    for (const auto& [name, shape] : more) shapes.push_back({p + name, shape});
+  }
+  return shapes;
+}
+
+std::vector<float> last_logits(const ModelFile& file) {
+  const Model model = Model::load(file);
+  CHECK(model.info().unused.empty());
+  const Decoder<> decoder(model, {.kv = {.format = "f32"}});
+  auto session = decoder.new_session();
+  const auto row = session.forward(tokens).last();
+  return {row.begin(), row.end()};
+}
+
+json decoder_config(const std::string& type) {
+  json config = common();
+  config["model_type"] = type;
+  config["hidden_act"] = "silu";
+  config["layer_norm_eps"] = 1e-5;
+  config["num_key_value_heads"] = 1;
+  config["max_position_embeddings"] = 64;
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("huggingface.folder: StableLM's norms of queries and keys lie in a list with one for each head") {
+  const TemporaryFolder folder("stablelm");
+  json config = decoder_config("stablelm");
+  config["partial_rotary_factor"] = 0.25;
+  config["use_parallel_residual"] = true;
+  config["qk_layernorm"] = true;
+  Shapes shapes = decoder_shapes({{"self_attn.q_layernorm.norms.0.weight", {8}},
+                                  {"self_attn.q_layernorm.norms.1.weight", {8}},
+                                  {"self_attn.k_layernorm.norms.0.weight", {8}},
+                                  {"input_layernorm.bias", {16}}});
+  shapes.push_back({"model.norm.bias", {16}});
+  shapes.push_back({"lm_head.weight", {24, 16}});
+  write_folder(folder, shapes, config);
+  check_near(last_logits(open_model(folder.path())),
+             {-1.443350787572845, -0.6519052740673105, 0.15142904401201335, -0.5371076488392693, -0.7440212177643705},
+             5e-6);
+  std::erase_if(shapes, [](const auto& each) { return each.first == "model.layers.1.self_attn.q_layernorm.norms.1.weight"; });
+  write_folder(folder, shapes, config);
+  CHECK_THROWS_AS(open_model(folder.path()), FormatError);
+}
+
+TEST_CASE("huggingface.folder: Command R's norms of queries and keys are those of each head") {
+  const TemporaryFolder folder("cohere");
+  json config = decoder_config("cohere");
+  config["use_qk_norm"] = true;
+  config["logit_scale"] = 0.0625;
+  config["eos_token_id"] = 255001;  // the class's default, which a small vocabulary does not have
+  write_folder(folder, decoder_shapes({{"self_attn.q_norm.weight", {2, 8}}, {"self_attn.k_norm.weight", {1, 8}}}), config);
+  check_near(last_logits(open_model(folder.path())),
+             {-0.09687960892915726, 0.029868928715586662, 0.04982559382915497, 0.021706148982048035}, 5e-7);
+}
+
+TEST_CASE("huggingface.folder: MPT has linear biases and the exact GELU where config.json says neither") {
+  const TemporaryFolder folder("mpt");
+  const json config{{"model_type", "mpt"}, {"d_model", 16}, {"n_heads", 2}, {"n_layers", 2}, {"max_seq_len", 64},
+                    {"vocab_size", 24}, {"layer_norm_epsilon", 1e-5}, {"attn_config", {{"model_type", ""}}}};
+  Shapes shapes{{"transformer.wte.weight", {24, 16}}, {"transformer.norm_f.weight", {16}}};
+  for (const std::string layer : {"0", "1"}) {
+    const std::string p = "transformer.blocks." + layer + ".";
+    shapes.push_back({p + "norm_1.weight", {16}});
+    shapes.push_back({p + "norm_2.weight", {16}});
+    shapes.push_back({p + "attn.Wqkv.weight", {48, 16}});
+    shapes.push_back({p + "attn.out_proj.weight", {16, 16}});
+    shapes.push_back({p + "ffn.up_proj.weight", {64, 16}});
+    shapes.push_back({p + "ffn.down_proj.weight", {16, 64}});
+  }
+  write_folder(folder, shapes, config);
+  check_near(last_logits(open_model(folder.path())),
+             {-0.8022056818008423, 0.0037323832511901855, 2.8015658855438232, 2.2664589881896973}, 1e-5);
 }
