@@ -871,7 +871,7 @@ bool DecoderImpl::evicts_after(const Piece& piece) const noexcept {
 
 void DecoderImpl::choose_evictions(const Batch& batch) {
   for (const auto& piece : pieces_)
-    if (evicts_after(piece)) entries(batch)[piece.entry].session->state().choose_evictions(eviction_);
+    if (evicts_after(piece)) entries(batch)[piece.entry].session->state().choose_evictions(eviction_, host_threads());
 }
 
 /// Cannot fail: room was made before, policies were asked before.
@@ -890,7 +890,7 @@ void DecoderImpl::commit_pieces(const Batch& batch) {
     tokens(session).insert(tokens(session).end(), first, first + piece.count);
     if (!evicts) continue;
     count_evictions(session, -1);
-    session.state().apply_evictions();
+    session.state().apply_evictions(host_threads());
     count_evictions(session, 1);
     ++counters_.eviction_rounds;
   }

@@ -12,6 +12,7 @@
 #include <skald/state/split_kv.hpp>
 
 #include "decoder/coupled_kv.hpp"
+#include "decoder/spread.hpp"
 
 namespace skald::inline v0::detail {
 
@@ -114,6 +115,10 @@ class DecoderImpl final : public DecoderCore {
   void commit_pieces(const Batch& batch);
   void reset_pieces(const Batch& batch) noexcept;
   void choose_evictions(const Batch& batch);
+  /// For work on sequences between passes; null where the host cannot see their memory.
+  [[nodiscard]] const SequenceState::Spread* host_threads() const noexcept {
+    return logits_.host_visible() ? &spread_ : nullptr;
+  }
   void drop_ops() noexcept;
   [[nodiscard]] bool evicts_after(const Piece& piece) const noexcept;
   [[nodiscard]] std::int64_t border_after(std::int64_t length) const noexcept;
@@ -200,6 +205,8 @@ class DecoderImpl final : public DecoderCore {
   Buffer relative_memory_;
   std::vector<const float*> relative_;  // per layer of both stacks, the bias of each distance, or null
   std::unique_ptr<Stream> stream_;
+  HostThreads threads_{stream_};
+  SequenceState::Spread spread_{threads_};
   std::stop_source stopped_;  // has been asked to stop: empties the stream
   std::int64_t logits_capacity_ = 0;
   std::vector<float> host_logits_;  // only if the host cannot see backend memory

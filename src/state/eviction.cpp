@@ -1,6 +1,7 @@
 #include <skald/state/eviction.hpp>
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include <skald/core/random.hpp>
@@ -264,61 +265,100 @@ void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const Ev
 
 namespace {
 
-constexpr std::size_t lanes = 4;      // summed side by side, so that compilers can use vectors
-constexpr std::size_t together = 4;  // keys that meet another one at a time
+constexpr std::size_t lanes = 16;    // slots side by side, as keys lie in pages, so that compilers can use vectors
+constexpr std::size_t together = 2;  // keys that leave and meet them at a time
 
-/// Products of `together` keys, `stride` apart, with another; all have `stride` elements, a multiple of `lanes`.
-void products(const float* keys, const float* other, std::size_t stride, float* out) noexcept {
-  float sums[together][lanes] = {};
-  for (std::size_t d = 0; d < stride; d += lanes)
-    for (std::size_t k = 0; k < together; ++k)
-      for (std::size_t lane = 0; lane < lanes; ++lane)
-        sums[k][lane] += keys[k * stride + d + lane] * other[d + lane];
-  for (std::size_t k = 0; k < together; ++k) out[k] = (sums[k][0] + sums[k][2]) + (sums[k][1] + sums[k][3]);
-}
+/// The token that stays with the most similar key.
+struct Nearest {
+  std::int64_t into = -1;
+  float similarity = -2.0F;
+};
 
-/// The keys of the slots for which `chosen(slot)` holds, all heads of a group in a row, made of length one.
-struct UnitKeys {
+/// The keys of the slots that leave, all heads of a group in a row, made of length one.
+struct LeavingKeys {
   std::vector<std::int64_t> slots{};
-  std::vector<float> rows{};
+  std::vector<float> rows{};  // of whole sets of `together`
   std::size_t stride = 0;
 
-  template <class Chosen>
-  UnitKeys(const EvictionView& view, Chosen&& chosen) {
+  LeavingKeys(const EvictionView& view, const EvictionChoice& choice) {
     const auto dims = static_cast<std::size_t>(view.key_dims);
-    stride = (dims * static_cast<std::size_t>(view.heads) + lanes - 1) / lanes * lanes;
+    stride = dims * static_cast<std::size_t>(view.heads);
     for (std::int64_t slot = 0; slot < view.slots(); ++slot)
-      if (chosen(slot)) slots.push_back(slot);
+      if (!choice.kept(slot)) slots.push_back(slot);
     rows.assign((slots.size() + together - 1) / together * together * stride, 0.0F);
     for (std::size_t i = 0; i < slots.size(); ++i) {
       float* row = rows.data() + i * stride;
+      float square = 0.0F;
       for (int head = 0; head < view.heads; ++head)
         (*view.read_key)(head, slots[i], {row + static_cast<std::size_t>(head) * dims, dims});
-      float square[together];
-      products(rows.data() + i / together * together * stride, row, stride, square);
-      const float scale = 1.0F / std::sqrt(square[i % together] + 1e-30F);
+      for (std::size_t d = 0; d < stride; ++d) square += row[d] * row[d];
+      const float scale = 1.0F / std::sqrt(square + 1e-30F);
       for (std::size_t d = 0; d < stride; ++d) row[d] *= scale;
     }
   }
 };
 
+/// Four numbers side by side: every processor that is supported has such registers. Left to themselves compilers shuffle.
+using Four = float __attribute__((vector_size(16)));
+constexpr std::size_t fours = lanes / 4;
+
+/// Products of `together` rows with sixteen keys [stride][lanes].
+void products(const float* rows, const float* keys, std::size_t stride, float (&sums)[together][lanes]) noexcept {
+  Four acc[together][fours] = {};
+  for (std::size_t d = 0; d < stride; ++d) {
+    Four key[fours];
+    std::memcpy(key, keys + d * lanes, sizeof key);
+    for (std::size_t k = 0; k < together; ++k) {
+      const float x = rows[k * stride + d];
+      const Four factor = {x, x, x, x};
+      for (std::size_t i = 0; i < fours; ++i) acc[k][i] += factor * key[i];
+    }
+  }
+  std::memcpy(sums, acc, sizeof acc);
+}
+
+/// One over the lengths of sixteen keys.
+void inverse_lengths(const float* keys, std::size_t stride, float (&scales)[lanes]) noexcept {
+  Four squares[fours] = {};
+  for (std::size_t d = 0; d < stride; ++d) {
+    Four key[fours];
+    std::memcpy(key, keys + d * lanes, sizeof key);
+    for (std::size_t i = 0; i < fours; ++i) squares[i] += key[i] * key[i];
+  }
+  std::memcpy(scales, squares, sizeof squares);
+  for (float& scale : scales) scale = 1.0F / std::sqrt(scale + 1e-30F);
+}
+
+/// Of each leaving key the most similar that stays, the oldest of equal ones.
+std::vector<Nearest> find_nearest(const EvictionView& view, const EvictionChoice& choice, const LeavingKeys& leaving) {
+  const auto dims = static_cast<std::size_t>(view.key_dims);
+  std::vector<Nearest> nearest(leaving.rows.size() / std::max<std::size_t>(1, leaving.stride));
+  std::vector<float> keys(leaving.stride * lanes);
+  float found[together][lanes];
+  for (std::int64_t slot = 0; slot < view.slots(); slot += static_cast<std::int64_t>(lanes)) {
+    const auto count = std::min<std::int64_t>(static_cast<std::int64_t>(lanes), view.slots() - slot);
+    for (int head = 0; head < view.heads; ++head)
+      (*view.read_keys)(head, slot, std::span(keys).subspan(static_cast<std::size_t>(head) * dims * lanes, dims * lanes));
+    float scales[lanes];
+    inverse_lengths(keys.data(), leaving.stride, scales);
+    for (std::size_t first = 0; first < nearest.size(); first += together) {
+      products(leaving.rows.data() + first * leaving.stride, keys.data(), leaving.stride, found);
+      for (std::size_t k = 0; k < together; ++k)
+        for (std::size_t lane = 0; lane < static_cast<std::size_t>(count); ++lane) {
+          const float similarity = found[k][lane] * scales[lane];
+          const auto other = slot + static_cast<std::int64_t>(lane);
+          if (similarity > nearest[first + k].similarity && choice.kept(other)) nearest[first + k] = {other, similarity};
+        }
+    }
+  }
+  return nearest;
+}
+
 }  // namespace
 
 void DiscriminativeMerge::merge_similar(const EvictionView& view, EvictionChoice& choice) const {
-  const UnitKeys kept(view, [&](std::int64_t slot) { return choice.kept(slot); });
-  const UnitKeys leaving(view, [&](std::int64_t slot) { return !choice.kept(slot); });
-  struct Nearest {
-    std::int64_t into = -1;
-    float similarity = -2.0F;
-  };
-  std::vector<Nearest> nearest(leaving.slots.size() + together);
-  for (std::size_t first = 0; first < leaving.slots.size(); first += together)
-    for (std::size_t other = 0; other < kept.slots.size(); ++other) {
-      float found[together];
-      products(leaving.rows.data() + first * leaving.stride, kept.rows.data() + other * kept.stride, kept.stride, found);
-      for (std::size_t k = 0; k < together; ++k)
-        if (found[k] > nearest[first + k].similarity) nearest[first + k] = {kept.slots[other], found[k]};
-    }
+  const LeavingKeys leaving(view, choice);
+  const auto nearest = find_nearest(view, choice, leaving);
   float mean = 0.0F;
   for (std::size_t i = 0; i < leaving.slots.size(); ++i) mean += nearest[i].similarity;
   mean /= static_cast<float>(leaving.slots.size());

@@ -68,8 +68,14 @@ void PagedKv::plan_group(Group& group, const AnyEviction& policy, const Eviction
                 static_cast<std::int32_t>(slot % page_tokens), key);
   };
   const FunctionRef<void(int, std::int64_t, std::span<float>)> read_key(read);
+  const auto read_sixteen = [&](int head, std::int64_t slot, std::span<float> keys) {
+    read_kv_keys(pool_->layout(), host_page(group.pages[static_cast<std::size_t>(slot / page_tokens)], copy), head,
+                 static_cast<std::int32_t>(slot % page_tokens), keys);
+  };
+  const FunctionRef<void(int, std::int64_t, std::span<float>)> read_keys(read_sixteen);
   EvictionView shown = view;
   shown.read_key = &read_key;
+  shown.read_keys = &read_keys;
   policy.evict(shown, choice);
 
   const auto wrong = [&](const std::string& what) {

@@ -94,7 +94,7 @@ SequenceState SequenceState::fork() const {
   return copy;
 }
 
-void SequenceState::choose_evictions(const AnyEviction& policy) {
+void SequenceState::choose_evictions(const AnyEviction& policy, const Spread* spread) {
   views_.clear();
   for (std::size_t i = 0; i < layers_.size(); ++i)
     if (layers_[i]) layers_[i]->show_groups(static_cast<int>(i), length_ + pending_, views_);
@@ -107,19 +107,36 @@ void SequenceState::choose_evictions(const AnyEviction& policy) {
     policy.budgets(views_, budgets_);
     for (std::size_t i = 0; i < views_.size(); ++i) views_[i].budget = budgets_[i];
   }
-  std::size_t at = 0;
-  while (at < views_.size()) {
-    std::size_t end = at;
-    while (end < views_.size() && views_[end].layer == views_[at].layer) ++end;
-    layers_[static_cast<std::size_t>(views_[at].layer)]->choose_evictions(policy,
-                                                                          std::span(views_).subspan(at, end - at));
-    at = end;
+  const auto choose = [&](std::size_t layer) {
+    const auto of_layer = [&](const EvictionView& view) { return view.layer == static_cast<int>(layer); };
+    const auto begin = std::find_if(views_.begin(), views_.end(), of_layer);
+    const auto end = std::find_if_not(begin, views_.end(), of_layer);
+    if (begin != end) layers_[layer]->choose_evictions(policy, {begin, end});
+  };
+  if (spread == nullptr || !policy.traits().concurrent) {
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) choose(layer);
+    return;
   }
+  failures_.assign(layers_.size(), nullptr);
+  const auto guarded = [&](std::int64_t layer) {
+    try {
+      choose(static_cast<std::size_t>(layer));
+    } catch (...) {
+      failures_[static_cast<std::size_t>(layer)] = std::current_exception();
+    }
+  };
+  (*spread)(static_cast<std::int64_t>(layers_.size()), guarded);
+  for (const auto& failure : failures_)
+    if (failure) std::rethrow_exception(failure);
 }
 
-void SequenceState::apply_evictions() noexcept {
-  for (auto& layer : layers_)
-    if (layer) layer->apply_evictions();
+void SequenceState::apply_evictions(const Spread* spread) noexcept {
+  const auto apply = [&](std::int64_t layer) {
+    if (layers_[static_cast<std::size_t>(layer)]) layers_[static_cast<std::size_t>(layer)]->apply_evictions();
+  };
+  const auto count = static_cast<std::int64_t>(layers_.size());
+  if (spread != nullptr) return (*spread)(count, apply);
+  for (std::int64_t layer = 0; layer < count; ++layer) apply(layer);
 }
 
 std::size_t SequenceState::bytes() const noexcept {

@@ -41,7 +41,9 @@ struct LearnedGates {
   [[nodiscard]] std::string name() const {
     return "dcp:file=" + file + ",checksum=" + std::to_string(weights->checksum() >> 32);
   }
-  [[nodiscard]] ComponentTraits traits() const noexcept { return {.drops_tokens = true, .lossy = true}; }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.drops_tokens = true, .lossy = true, .concurrent = true};
+  }
   [[nodiscard]] std::shared_ptr<const DropGates> gates() const noexcept { return weights; }
   void evict(const EvictionView& view, EvictionChoice& choice) const noexcept {
     if (view.until.empty()) return;  // a layer without gates

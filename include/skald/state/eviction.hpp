@@ -58,6 +58,7 @@ struct ComponentTraits {
   /// they directly precede the oldest other token that is left; distances are then those within the cache.
   std::int32_t sinks = 0;
   std::int32_t memory_floats = 0;  ///< numbers of the policy's own, kept in the sequence for each head group
+  bool concurrent = false;         ///< `evict` may be called for several layers at the same time
 };
 
 /// One page of a head group, in slot order.
@@ -87,6 +88,8 @@ struct EvictionView {
   int key_dims = 0;                              ///< elements of a key
   /// Key of a head (within the group) in a slot, as stored, `key_dims` elements.
   const FunctionRef<void(int head, std::int64_t slot, std::span<float> key)>* read_key = nullptr;
+  /// Keys of a head in the 16 slots from `slot` on, a multiple of 16: [key_dims][16], what is beyond the last slot unspecified.
+  const FunctionRef<void(int head, std::int64_t slot, std::span<float> keys)>* read_keys = nullptr;
 
   [[nodiscard]] std::int64_t slots() const noexcept { return static_cast<std::int64_t>(positions.size()); }
 };
@@ -129,7 +132,8 @@ class EvictionChoice {
 
 /// Decides by token. Called for every layer and group each time the sequence has committed another full page of tokens
 /// (and only then), so that the result does not depend on how a prompt was chunked. The newest slot must stay. A policy is
-/// stateless: everything that belongs to a sequence is part of the sequence. Called from one thread at a time.
+/// stateless: everything that belongs to a sequence is part of the sequence. Called from one thread at a time, unless its
+/// traits say that it may be asked about several layers at the same time.
 template <class P>
 concept TokenEvictionPolicy =
     std::copyable<P> && requires(const P& policy, const EvictionView& view, EvictionChoice& choice) {
@@ -178,7 +182,9 @@ struct RecentPages {
   [[nodiscard]] std::string name() const {
     return "recent_pages:sinks=" + std::to_string(sinks) + ",recent=" + std::to_string(recent);
   }
-  [[nodiscard]] ComponentTraits traits() const noexcept { return {.drops_tokens = true, .lossy = true}; }
+  [[nodiscard]] ComponentTraits traits() const noexcept {
+    return {.drops_tokens = true, .lossy = true, .concurrent = true};
+  }
   void evict(const EvictionView& view, std::span<std::uint8_t> drop) const noexcept {
     const auto count = static_cast<std::int64_t>(view.pages.size());
     for (std::int64_t i = sinks; i < count - recent; ++i) drop[static_cast<std::size_t>(i)] = 1;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -82,6 +83,33 @@ inline void read_kv_key(const KvPageLayout& layout, const std::byte* page, std::
   const std::byte* keys = page + layout.keys_offset(head);
   for (std::size_t d = 0; d < out.size(); ++d)
     out[d] = kv_key_element(layout, keys, slot, static_cast<std::int32_t>(d));
+}
+/// The keys of one head in the 16 slots from `slot` on, a multiple of 16, as floats: [head_dim_k][16], as they lie in the page.
+inline void read_kv_keys(const KvPageLayout& layout, const std::byte* page, std::int32_t head, std::int32_t slot,
+                         std::span<float> out) noexcept {
+  constexpr auto lanes = static_cast<std::size_t>(KvPageLayout::lane_tokens);
+  const std::byte* keys = page + layout.keys_offset(head);
+  if (layout.coded() || layout.dtype == DType::bf16) {
+    for (std::size_t i = 0; i < out.size(); ++i)
+      out[i] = kv_key_element(layout, keys, slot + static_cast<std::int32_t>(i % lanes), static_cast<std::int32_t>(i / lanes));
+    return;
+  }
+  keys += layout.key_index(slot, 0) * layout.element_bytes();
+  if (layout.dtype == DType::f32) {
+    std::memcpy(out.data(), keys, out.size() * sizeof(float));
+    return;
+  }
+  // Without branches, so that compilers use vectors: the exponent is moved by a product, which subnormal numbers survive.
+  std::uint16_t bits[lanes];
+  for (std::size_t at = 0; at < out.size(); at += lanes, keys += sizeof bits) {
+    std::memcpy(bits, keys, sizeof bits);
+    for (std::size_t i = 0; i < lanes; ++i) {
+      const std::uint32_t magnitude = static_cast<std::uint32_t>(bits[i] & 0x7fffU) << 13;
+      const float scaled = std::bit_cast<float>(magnitude) * 0x1p112F;
+      const std::uint32_t sign = static_cast<std::uint32_t>(bits[i] & 0x8000U) << 16;
+      out[at + i] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | sign);
+    }
+  }
 }
 /// The value of one head and slot as floats; `out` has head_dim_v elements.
 inline void read_kv_value(const KvPageLayout& layout, const std::byte* page, std::int32_t head, std::int32_t slot,

@@ -67,7 +67,7 @@ struct HeavyHitters {
            (shares == BudgetShares::uniform ? "" : ",shares=" + detail::to_string(shares));
   }
   [[nodiscard]] ComponentTraits traits() const noexcept {
-    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .budget = budget};
+    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .budget = budget, .concurrent = true};
   }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
     detail::share_budgets(shares, budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);
@@ -105,7 +105,8 @@ struct KeyTokens {
             .drops_tokens = true,
             .lossy = true,
             .score_shape = {.noise = static_cast<float>(noise), .seed = seed, .last = static_cast<float>(last), .steps = steps},
-            .budget = budget};
+            .budget = budget,
+            .concurrent = true};
   }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const { like().budgets(views, out); }
   void evict(const EvictionView& view, EvictionChoice& choice) const { like().evict(view, choice); }
@@ -130,7 +131,7 @@ struct WindowedAttention {
   }
   [[nodiscard]] ComponentTraits traits() const noexcept {
     return {
-        .needs_scores = true, .drops_tokens = true, .lossy = true, .score_window = window, .budget = budget};
+        .needs_scores = true, .drops_tokens = true, .lossy = true, .score_window = window, .budget = budget, .concurrent = true};
   }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
     detail::share_budgets(shares, budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);
@@ -163,7 +164,7 @@ struct ReasoningPath {
            ",percent=" + std::to_string(percent);
   }
   [[nodiscard]] ComponentTraits traits() const noexcept {
-    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .score_window = window};
+    return {.needs_scores = true, .drops_tokens = true, .lossy = true, .score_window = window, .concurrent = true};
   }
   void evict(const EvictionView& view, EvictionChoice& choice) const {
     const auto generated = view.sequence_tokens - view.prompt_tokens;
@@ -187,7 +188,7 @@ struct SinksAndWindow {
     return "window:sinks=" + std::to_string(sinks) + ",window=" + std::to_string(window);
   }
   [[nodiscard]] ComponentTraits traits() const noexcept {
-    return {.drops_tokens = true, .lossy = true, .budget = sinks + window};
+    return {.drops_tokens = true, .lossy = true, .budget = sinks + window, .concurrent = true};
   }
   void evict(const EvictionView& view, EvictionChoice& choice) const {
     const auto newest = std::max<std::int64_t>(window - view.page_tokens, 1);
@@ -205,7 +206,7 @@ struct StreamingSinks {
     return "streaming:sinks=" + std::to_string(sinks) + ",window=" + std::to_string(window);
   }
   [[nodiscard]] ComponentTraits traits() const noexcept {
-    return {.drops_tokens = true, .reorders_positions = true, .lossy = true, .budget = sinks + window, .sinks = sinks};
+    return {.drops_tokens = true, .reorders_positions = true, .lossy = true, .budget = sinks + window, .sinks = sinks, .concurrent = true};
   }
   void evict(const EvictionView& view, EvictionChoice& choice) const {
     const auto newest = std::max<std::int64_t>(window - view.page_tokens, 1);
@@ -227,7 +228,7 @@ struct DiscriminativeMerge {
   [[nodiscard]] std::string name() const { return "d2o:budget=" + std::to_string(budget); }
   [[nodiscard]] ComponentTraits traits() const noexcept {
     return {.needs_scores = true, .drops_tokens = true, .lossy = true, .merges_tokens = true, .counts_merged = true,
-            .budget = budget, .memory_floats = 2};
+            .budget = budget, .memory_floats = 2, .concurrent = true};
   }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
     detail::share_by_spread(budget, 2 * (views.empty() ? 0 : views.front().page_tokens), views, out);

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <utility>
@@ -60,9 +61,12 @@ class SKALD_API SequenceState {
     choose_evictions(policy);
     apply_evictions();
   }
-  /// The two halves of `evict`, for a caller with something to do between asking and dropping (committing, say).
-  void choose_evictions(const AnyEviction& policy);
-  void apply_evictions() noexcept;
+  /// Runs work(0) to work(units - 1), which do not throw, on any threads and at the same time.
+  using Spread = FunctionRef<void(std::int64_t units, FunctionRef<void(std::int64_t)> work)>;
+  /// The two halves of `evict`, for a caller with something to do between asking and dropping (committing, say). With
+  /// `spread`, policies that allow it are asked about layers at the same time.
+  void choose_evictions(const AnyEviction& policy, const Spread* spread = nullptr);
+  void apply_evictions(const Spread* spread = nullptr) noexcept;
   /// Bytes of backend memory held; memory shared with forks counts in full.
   [[nodiscard]] std::size_t bytes() const noexcept;
   /// As LayerState::unshared_bytes, of all layers.
@@ -107,6 +111,7 @@ class SKALD_API SequenceState {
   std::int64_t pending_ = 0;
   std::int64_t prompt_ = 0;
   std::vector<EvictionView> views_;  // of all layers, kept so that evictions allocate nothing
+  std::vector<std::exception_ptr> failures_;  // of each layer
   std::vector<std::int64_t> budgets_;
 };
 
