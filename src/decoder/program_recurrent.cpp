@@ -218,13 +218,7 @@ void DecoderImpl::emit_rwkv6(int layer, std::int64_t rows, OpSink sink) {
   emit_project(part(2), Role::time_value, wkv.v, layer, sink);
   emit_project(part(3), Role::receptance, wkv.r, layer, sink);
   emit_project(part(4), Role::time_gate, wkv.gate, layer, sink, Activation::silu);
-  wkv.version = 6;
-  wkv.heads = mixer.heads;
-  wkv.out = mixed_;
-  wkv.bonus = model_.vector(Role::time_bonus, layer);
-  wkv.norm = norm(mixer.norm, Role::recurrent_norm, Role::recurrent_norm_bias, layer);
-  wkv.state = state_layer(layer, mixer.shift_elements());
-  sink(wkv, layer);
+  emit_wkv(layer, wkv, sink);
 }
 
 void DecoderImpl::emit_rwkv7(int layer, std::int64_t rows, OpSink sink) {
@@ -275,12 +269,17 @@ void DecoderImpl::emit_rwkv7(int layer, std::int64_t rows, OpSink sink) {
     emit_low_rank({part(5), Role::gate_down, Role::gate_up, nullptr, low(mixer.gate_rank), wkv.gate,
                    Activation::sigmoid, Activation::none},
                   layer, sink);
-  wkv.version = 7;
+  wkv.key_scale = model_.vector(Role::key_scale, layer);
+  wkv.rate_scale = model_.vector(Role::rate_scale, layer);
+  emit_wkv(layer, wkv, sink);
+}
+
+void DecoderImpl::emit_wkv(int layer, WkvOp& wkv, OpSink sink) {
+  const auto& mixer = *model_.spec().layers[static_cast<std::size_t>(layer)].recurrent;
+  wkv.version = mixer.kind == RecurrentKind::rwkv6 ? 6 : 7;
   wkv.heads = mixer.heads;
   wkv.out = mixed_;
   wkv.bonus = model_.vector(Role::time_bonus, layer);
-  wkv.key_scale = model_.vector(Role::key_scale, layer);
-  wkv.rate_scale = model_.vector(Role::rate_scale, layer);
   wkv.norm = norm(mixer.norm, Role::recurrent_norm, Role::recurrent_norm_bias, layer);
   wkv.state = state_layer(layer, mixer.shift_elements());
   sink(wkv, layer);

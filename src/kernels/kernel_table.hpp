@@ -135,12 +135,20 @@ struct RowKernels {
   void (*rope)(float* x, const float* table, int kind, std::int64_t dims) noexcept;
 };
 
+/// Rows of a matrix, `stride` floats from one to the next; `data` is the first element of row 0 that concerns a task.
+struct InputRows {
+  const float* data;  ///< null: there is none
+  std::int64_t stride;
+};
+struct OutputRows {
+  float* data;
+  std::int64_t stride;
+};
+
 /// Some columns of a ConvOp over the rows of one segment; pointers are those of the first column.
 struct ConvTask {
-  const float* x;  ///< row 0
-  std::int64_t x_stride;
-  float* out;
-  std::int64_t out_stride;
+  InputRows x;  ///< row 0
+  OutputRows out;
   std::int64_t rows;
   std::int64_t cols;  ///< at most recurrent_columns
   std::int32_t taps;
@@ -154,18 +162,12 @@ struct ConvTask {
 
 /// Some heads of a ScanOp that read the same b and c, over the rows of one segment; pointers are those of the first head.
 struct ScanTask {
-  const float* x;
-  std::int64_t x_stride;
-  const float* steps;
-  std::int64_t steps_stride;
-  const float* b;
-  std::int64_t b_stride;
-  const float* c;
-  std::int64_t c_stride;
-  const float* gate;
-  std::int64_t gate_stride;
-  float* out;
-  std::int64_t out_stride;
+  InputRows x;
+  InputRows steps;
+  InputRows b;
+  InputRows c;
+  InputRows gate;
+  OutputRows out;
   std::int64_t rows;
   std::int64_t heads;     ///< at most recurrent_columns
   std::int64_t channels;  ///< of a head
@@ -180,13 +182,10 @@ struct ScanTask {
 
 /// Some columns of one part of a TokenShiftOp over the rows of one segment.
 struct ShiftTask {
-  const float* x;
-  std::int64_t x_stride;
+  InputRows x;
   const float* mix;
-  const float* more;  ///< or null
-  std::int64_t more_stride;
-  float* out;
-  std::int64_t out_stride;
+  InputRows more;  ///< or null
+  OutputRows out;
   std::int64_t rows;
   std::int64_t cols;
   const float* from;  ///< or null: zeros
@@ -195,20 +194,13 @@ struct ShiftTask {
 /// One head of a WkvOp over the rows of one segment; pointers are those of the head's first element.
 struct WkvTask {
   int version;
-  const float* r;
-  std::int64_t r_stride;
-  const float* k;
-  std::int64_t k_stride;
-  const float* v;
-  std::int64_t v_stride;
-  const float* decay;
-  std::int64_t decay_stride;
-  const float* rate;  ///< version 7
-  std::int64_t rate_stride;
-  const float* gate;  ///< or null
-  std::int64_t gate_stride;
-  float* out;
-  std::int64_t out_stride;
+  InputRows r;
+  InputRows k;
+  InputRows v;
+  InputRows decay;
+  InputRows rate;  ///< version 7
+  InputRows gate;  ///< or null
+  OutputRows out;
   std::int64_t rows;
   std::int64_t size;  ///< at most most_head
   const float* bonus;

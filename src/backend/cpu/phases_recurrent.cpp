@@ -30,16 +30,20 @@ Range range_of(const Phase& phase, const StateLayer& layer, std::int64_t unit, s
           layer.segments[segment].row_begin};
 }
 float* element(const Matrix& m, std::int64_t row, std::int64_t col) noexcept { return m.data + row * m.stride + col; }
+kernels::InputRows input(const Matrix& m, std::int64_t row, std::int64_t col) noexcept {
+  return {m.cols != 0 ? element(m, row, col) : nullptr, m.stride};
+}
+kernels::OutputRows output(const Matrix& m, std::int64_t row, std::int64_t col) noexcept {
+  return {element(m, row, col), m.stride};
+}
 const float* later(const float* p, std::int64_t offset) noexcept { return p != nullptr ? p + offset : nullptr; }
 
 void run(const Phase& phase, const ConvOp& op, std::int64_t unit) noexcept {
   const Range range = range_of(phase, op.state, unit, op.x.cols);
   if (range.segment.row_count == 0) return;
   kernels::ConvTask task{};
-  task.x = element(op.x, range.row, range.first);
-  task.x_stride = op.x.stride;
-  task.out = element(op.out, range.row, range.first);
-  task.out_stride = op.out.stride;
+  task.x = input(op.x, range.row, range.first);
+  task.out = output(op.out, range.row, range.first);
   task.rows = range.segment.row_count;
   task.cols = range.count;
   task.taps = op.taps;
@@ -58,18 +62,12 @@ void run(const Phase& phase, const ScanOp& op, std::int64_t unit) noexcept {
   const std::int64_t channels = op.x.cols / op.heads;
   const std::int64_t group = range.first / (op.heads / op.groups);
   kernels::ScanTask task{};
-  task.x = element(op.x, range.row, range.first * channels);
-  task.x_stride = op.x.stride;
-  task.steps = element(op.steps, range.row, range.first);
-  task.steps_stride = op.steps.stride;
-  task.b = element(op.b, range.row, group * op.size);
-  task.b_stride = op.b.stride;
-  task.c = element(op.c, range.row, group * op.size);
-  task.c_stride = op.c.stride;
-  task.gate = element(op.gate, range.row, range.first * channels);
-  task.gate_stride = op.gate.stride;
-  task.out = element(op.out, range.row, range.first * channels);
-  task.out_stride = op.out.stride;
+  task.x = input(op.x, range.row, range.first * channels);
+  task.steps = input(op.steps, range.row, range.first);
+  task.b = input(op.b, range.row, group * op.size);
+  task.c = input(op.c, range.row, group * op.size);
+  task.gate = input(op.gate, range.row, range.first * channels);
+  task.out = output(op.out, range.row, range.first * channels);
   task.rows = range.segment.row_count;
   task.heads = range.count;
   task.channels = channels;
@@ -88,17 +86,14 @@ void run(const Phase& phase, const TokenShiftOp& op, std::int64_t unit) noexcept
   const std::int64_t rows = range.segment.row_count;
   if (rows == 0) return;
   kernels::ShiftTask task{};
-  task.x = element(op.x, range.row, range.first);
-  task.x_stride = op.x.stride;
-  task.more_stride = op.more.stride;
-  task.out_stride = op.out.stride;
+  task.x = input(op.x, range.row, range.first);
   task.rows = rows;
   task.cols = range.count;
   task.from = later(range.from, range.first);
   for (std::int64_t col = range.first; col < op.out.cols; col += op.x.cols) {
     task.mix = op.mix + col;
-    task.more = op.more.cols != 0 ? element(op.more, range.row, col) : nullptr;
-    task.out = element(op.out, range.row, col);
+    task.more = input(op.more, range.row, col);
+    task.out = output(op.out, range.row, col);
     phase.state->kernels.recurrent().shift(task);
   }
   __builtin_memcpy(range.to + range.first, element(op.x, range.row + rows - 1, range.first),
@@ -110,23 +105,15 @@ void run(const Phase& phase, const WkvOp& op, std::int64_t unit) noexcept {
   if (range.segment.row_count == 0) return;
   const std::int64_t size = op.r.cols / op.heads;
   const std::int64_t first = range.first * size;
-  const auto input = [&](const Matrix& m) { return m.cols != 0 ? element(m, range.row, first) : nullptr; };
   kernels::WkvTask task{};
   task.version = op.version;
-  task.r = input(op.r);
-  task.r_stride = op.r.stride;
-  task.k = input(op.k);
-  task.k_stride = op.k.stride;
-  task.v = input(op.v);
-  task.v_stride = op.v.stride;
-  task.decay = input(op.decay);
-  task.decay_stride = op.decay.stride;
-  task.rate = input(op.rate);
-  task.rate_stride = op.rate.stride;
-  task.gate = input(op.gate);
-  task.gate_stride = op.gate.stride;
-  task.out = input(op.out);
-  task.out_stride = op.out.stride;
+  task.r = input(op.r, range.row, first);
+  task.k = input(op.k, range.row, first);
+  task.v = input(op.v, range.row, first);
+  task.decay = input(op.decay, range.row, first);
+  task.rate = input(op.rate, range.row, first);
+  task.gate = input(op.gate, range.row, first);
+  task.out = output(op.out, range.row, first);
   task.rows = range.segment.row_count;
   task.size = size;
   task.bonus = op.bonus + first;

@@ -14,6 +14,9 @@ namespace {
 constexpr std::int64_t most_head = RecurrentKernels::most_head;
 constexpr std::int64_t most_taps = RecurrentKernels::most_taps;
 
+const float* row_of(const InputRows& rows, std::int64_t row) noexcept { return rows.data + row * rows.stride; }
+float* row_of(const OutputRows& rows, std::int64_t row) noexcept { return rows.data + row * rows.stride; }
+
 void copy(const float* from, std::int64_t n, float* to) noexcept {
   if (from != nullptr) __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(float));
   else __builtin_memset(to, 0, static_cast<std::size_t>(n) * sizeof(float));
@@ -25,13 +28,13 @@ void conv(const ConvTask& task) noexcept {
   for (std::int64_t j = 0; j < task.taps; ++j)
     for (std::int64_t c = 0; c < task.cols; ++c) weight[j * recurrent_columns + c] = task.weight[c * task.taps + j];
   for (std::int64_t t = 0; t < task.rows; ++t) {
-    float* out = task.out + t * task.out_stride;
+    float* out = row_of(task.out, t);
     for_each_vector(task.cols, [&](std::int64_t c, int count) SKALD_INLINE_LAMBDA {
       f32x16 sum = zero_f32();
       for (std::int64_t j = 0; j < task.taps; ++j) {
         const std::int64_t row = t - before + j;
         f32x16 x = zero_f32();
-        if (row >= 0) x = load_some(task.x + row * task.x_stride + c, count);
+        if (row >= 0) x = load_some(row_of(task.x, row) + c, count);
         else if (task.from != nullptr) x = load_some(task.from + (row + before) * task.state_stride + c, count);
         sum = fma(load_some(weight + j * recurrent_columns + c, count), x, sum);
       }
@@ -43,7 +46,7 @@ void conv(const ConvTask& task) noexcept {
   for (std::int64_t i = 0; i < before; ++i) {
     const std::int64_t row = task.rows - before + i;
     float* to = task.to + i * task.state_stride;
-    if (row >= 0) copy(task.x + row * task.x_stride, task.cols, to);
+    if (row >= 0) copy(row_of(task.x, row), task.cols, to);
     else copy(task.from != nullptr ? task.from + (row + before) * task.state_stride : nullptr, task.cols, to);
   }
 }
@@ -75,14 +78,14 @@ void scan_as(const ScanTask& task) noexcept {
   for (std::int64_t t = 0; t < task.rows; ++t) {
     const float* before = t == 0 && task.from != nullptr ? task.from : task.to;
     for_each_vector(task.heads, [&](std::int64_t h, int count) SKALD_INLINE_LAMBDA {
-      f32x16 step = load_some(task.steps + t * task.steps_stride + h, count);
+      f32x16 step = load_some(row_of(task.steps, t) + h, count);
       if (task.step_bias != nullptr) step = step + load_some(task.step_bias + h, count);
       store_some(steps + h, softplus(step), count);
     });
-    const float* x = task.x + t * task.x_stride;
-    float* out = task.out + t * task.out_stride;
-    const float* b = task.b + t * task.b_stride;
-    const float* c = task.c + t * task.c_stride;
+    const float* x = row_of(task.x, t);
+    float* out = row_of(task.out, t);
+    const float* b = row_of(task.b, t);
+    const float* c = row_of(task.c, t);
     for (std::int64_t h = 0; h < task.heads; ++h) {
       const float* decay = task.decay + h * decays;
       const f32x16 kept = One ? vexp(set1(steps[h] * decay[0])) : zero_f32();
@@ -91,7 +94,7 @@ void scan_as(const ScanTask& task) noexcept {
                                    task.to + p * task.size) +
                  task.skip[h] * x[p];
     }
-    const float* gate = task.gate + t * task.gate_stride;
+    const float* gate = row_of(task.gate, t);
     for_each_vector(all, [&](std::int64_t p, int count) SKALD_INLINE_LAMBDA {
       store_some(out + p, load_some(out + p, count) * silu(load_some(gate + p, count)), count);
     });
@@ -105,14 +108,14 @@ void scan(const ScanTask& task) noexcept {
 
 void shift(const ShiftTask& task) noexcept {
   for (std::int64_t t = 0; t < task.rows; ++t) {
-    const float* x = task.x + t * task.x_stride;
-    const float* before = t > 0 ? x - task.x_stride : task.from;
+    const float* x = row_of(task.x, t);
+    const float* before = t > 0 ? x - task.x.stride : task.from;
     for_each_vector(task.cols, [&](std::int64_t c, int count) SKALD_INLINE_LAMBDA {
       const f32x16 now = load_some(x + c, count);
       const f32x16 then = before != nullptr ? load_some(before + c, count) : zero_f32();
       f32x16 weight = load_some(task.mix + c, count);
-      if (task.more != nullptr) weight = weight + load_some(task.more + t * task.more_stride + c, count);
-      store_some(task.out + t * task.out_stride + c, fma(then - now, weight, now), count);
+      if (task.more.data != nullptr) weight = weight + load_some(row_of(task.more, t) + c, count);
+      store_some(row_of(task.out, t) + c, fma(then - now, weight, now), count);
     });
   }
 }
@@ -129,17 +132,17 @@ struct WkvRow {
 
 void prepare_six(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
   for_each_vector(task.size, [&](std::int64_t j, int count) SKALD_INLINE_LAMBDA {
-    store_some(row.kept + j, vexp(-vexp(load_some(task.decay + t * task.decay_stride + j, count))), count);
+    store_some(row.kept + j, vexp(-vexp(load_some(row_of(task.decay, t) + j, count))), count);
   });
 }
 
 void prepare_seven(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
-  const float* k = task.k + t * task.k_stride;
-  const float* r = task.r + t * task.r_stride;
+  const float* k = row_of(task.k, t);
+  const float* r = row_of(task.r, t);
   for_each_vector(task.size, [&](std::int64_t j, int count) SKALD_INLINE_LAMBDA {
-    const f32x16 decay = sigmoid(load_some(task.decay + t * task.decay_stride + j, count));
+    const f32x16 decay = sigmoid(load_some(row_of(task.decay, t) + j, count));
     store_some(row.kept + j, vexp(set1(-0.606531F) * decay), count);
-    const f32x16 a = sigmoid(load_some(task.rate + t * task.rate_stride + j, count));
+    const f32x16 a = sigmoid(load_some(row_of(task.rate, t) + j, count));
     const f32x16 key = load_some(k + j, count);
     store_some(row.rate + j, a, count);
     store_some(row.removal + j, key * load_some(task.key_scale + j, count), count);
@@ -162,9 +165,9 @@ void prepare_seven(const WkvTask& task, std::int64_t t, WkvRow& row) noexcept {
 }
 
 void step_six(const WkvTask& task, std::int64_t t, const float* before, WkvRow& row) noexcept {
-  const float* k = task.k + t * task.k_stride;
-  const float* r = task.r + t * task.r_stride;
-  const float* v = task.v + t * task.v_stride;
+  const float* k = row_of(task.k, t);
+  const float* r = row_of(task.r, t);
+  const float* v = row_of(task.v, t);
   for_each_vector(task.size, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
     const f32x16 value = load_some(v + i, count);
     f32x16 y = zero_f32();
@@ -180,8 +183,8 @@ void step_six(const WkvTask& task, std::int64_t t, const float* before, WkvRow& 
 }
 
 void step_seven(const WkvTask& task, std::int64_t t, const float* before, WkvRow& row) noexcept {
-  const float* r = task.r + t * task.r_stride;
-  const float* v = task.v + t * task.v_stride;
+  const float* r = row_of(task.r, t);
+  const float* v = row_of(task.v, t);
   for_each_vector(task.size, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
     f32x16 taken = zero_f32();
     for (std::int64_t j = 0; j < task.size; ++j)
@@ -215,13 +218,13 @@ void wkv(const WkvTask& task) noexcept {
     if (task.norm == 1) row_kernels()->rms_norm(row.y, task.norm_weight, task.epsilon, task.size, row.y);
     if (task.norm == 2)
       row_kernels()->layer_norm(row.y, task.norm_weight, task.norm_bias, task.epsilon, task.size, row.y);
-    float* out = task.out + t * task.out_stride;
-    const float* v = task.v + t * task.v_stride;
+    float* out = row_of(task.out, t);
+    const float* v = row_of(task.v, t);
     const f32x16 agreement = set1(seven ? row.agreement : 0.0F);
     for_each_vector(task.size, [&](std::int64_t i, int count) SKALD_INLINE_LAMBDA {
       f32x16 y = load_some(row.y + i, count);
       if (seven) y = fma(agreement, load_some(v + i, count), y);
-      if (task.gate != nullptr) y = y * load_some(task.gate + t * task.gate_stride + i, count);
+      if (task.gate.data != nullptr) y = y * load_some(row_of(task.gate, t) + i, count);
       store_some(out + i, y, count);
     });
   }
