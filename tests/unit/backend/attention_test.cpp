@@ -552,9 +552,11 @@ TEST_CASE("backend.attention: values that are the leading elements of the keys",
               static_cast<std::size_t>(shape.page_tokens) * sequences.layout().vector_bytes(shape.dim_k));
         Options options{.rope = RopeKind::interleaved, .rope_dims = 6, .sink = true};
         options.rope_offset = shape.dim_k - 8;
-        sequences.step({5, 270}, options, tolerance_for(shape));
+        // The definition takes long for wide heads: one format of them goes beyond a chunk of 256 slots.
+        const int rows = shape.dim_k > 500 && dtype != DType::f16 ? 20 : 270;
+        sequences.step({5, rows}, options, tolerance_for(shape));
         sequences.step({1, 1}, options, tolerance_for(shape));
-        options.window = 60;
+        options.window = rows > 60 ? 60 : 12;
         sequences.step({17, 3}, options, tolerance_for(shape));
       }
     }
