@@ -2,11 +2,13 @@
 //   skald_eviction_speed model.gguf [tokens[,tokens...] [percent [policy...]]]
 // A policy is a name with `%` where its budget goes: "h2o:budget=%". Of several lengths the full cache is measured at each.
 // The cache is not computed but filled: pages with random numbers and random scores, of which a window stays, at the end what
-// the policy says; so what is timed is decoding alone, 64 tokens one by one, a page border among them. Prints CSV.
+// the policy says; so what is timed is decoding alone, 64 tokens one by one, a page border among them. Of one length each
+// policy takes turns, token by token, with the full cache of the budget's length, for machines drift. Prints CSV.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <sstream>
 #include <string>
@@ -61,29 +63,54 @@ void fill(skald::Session& session, const skald::AnyEviction& policy, std::int64_
   }
 }
 
-void measure(const skald::Model& model, const std::string& policy, std::int64_t tokens) {
-  constexpr int steps = 64;
-  skald::DecoderOptions options;
-  options.kv.eviction = policy;
-  options.context = tokens + 64 + steps + 8;
-  const skald::Decoder decoder(model, options);
-  auto session = decoder.new_session();
-  fill(session, skald::AnyEviction::from_spec(policy), tokens, decoder.effective_config().page_tokens);
-  const auto token = skald::TokenId{1};
-  (void)session.forward({&token, 1});
-  std::vector<double> seconds;
-  for (int i = 0; i < steps; ++i) {
+/// A decoder with a filled session, and how long its steps take.
+struct Run {
+  Run(const skald::Model& model, const std::string& name, std::int64_t length)
+      : policy(name), tokens(length), decoder(model, options_of(name, length)), session(decoder.new_session()) {
+    fill(session, skald::AnyEviction::from_spec(policy), tokens, decoder.effective_config().page_tokens);
+    const auto token = skald::TokenId{1};
+    (void)session.forward({&token, 1});
+  }
+  void step() {
+    const auto token = skald::TokenId{1};
     const auto start = Clock::now();
     (void)session.forward({&token, 1});
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }
-  double all = 0;
-  for (const double s : seconds) all += s;
-  auto sorted = seconds;
-  std::sort(sorted.begin(), sorted.end());
-  std::printf("%s,%lld,%.2f,%.3f,%.3f,%.1f\n", policy.c_str(), static_cast<long long>(tokens), steps / all,
-              1e3 * sorted[steps / 2], 1e3 * sorted.back(), static_cast<double>(session.bytes()) / 1048576.0);
-  std::fflush(stdout);
+  [[nodiscard]] double all() const { return std::accumulate(seconds.begin(), seconds.end(), 0.0); }
+  void print(double times) const {
+    auto sorted = seconds;
+    std::sort(sorted.begin(), sorted.end());
+    std::printf("%s,%lld,%.2f,%.3f,%.3f,%.1f,%.3f\n", policy.c_str(), static_cast<long long>(tokens),
+                static_cast<double>(seconds.size()) / all(), 1e3 * sorted[sorted.size() / 2], 1e3 * sorted.back(),
+                static_cast<double>(session.bytes()) / 1048576.0, times);
+    std::fflush(stdout);
+  }
+  static skald::DecoderOptions options_of(const std::string& name, std::int64_t length) {
+    skald::DecoderOptions options;
+    options.kv.eviction = name;
+    options.context = length + 64 + steps + 8;
+    return options;
+  }
+
+  static constexpr int steps = 64;
+  std::string policy;
+  std::int64_t tokens;
+  skald::Decoder<> decoder;
+  skald::Session session;
+  std::vector<double> seconds{};
+};
+
+/// Alone, or in turn with another.
+void measure(const skald::Model& model, const std::string& policy, std::int64_t tokens, Run* beside = nullptr) {
+  Run run(model, policy, tokens);
+  if (beside != nullptr) beside->seconds.clear();
+  for (int i = 0; i < Run::steps; ++i) {
+    run.step();
+    if (beside != nullptr) beside->step();
+  }
+  if (beside != nullptr) beside->print(1);
+  run.print(beside == nullptr ? 0 : beside->all() / run.all());
 }
 
 }  // namespace
@@ -101,14 +128,18 @@ int main(int argc, char** argv) try {
   std::vector<std::string> policies(argv + std::min(argc, 4), argv + argc);
   if (policies.empty())
     policies = {"window:window=%", "streaming:window=%", "h2o:budget=%", "keyformer:budget=%", "snapkv:budget=%", "d2o:budget=%"};
-  std::printf("policy,tokens,tokens per second,median ms,slowest ms,KV MiB\n");
+  std::printf("policy,tokens,tokens per second,median ms,slowest ms,KV MiB,rate over that beside\n");
   for (const auto tokens : lengths) {
     const std::int64_t budget = tokens * percent / 100;
-    measure(model, "none", lengths.size() > 1 ? tokens : budget);
+    if (lengths.size() > 1) measure(model, "none", tokens);
     for (auto policy : policies) {
       if (const auto at = policy.find('%'); at != std::string::npos) policy.replace(at, 1, std::to_string(budget));
-      measure(model, policy, tokens);
-      if (lengths.size() == 1) measure(model, "none", budget);  // machines drift: each policy lies between two of these
+      if (lengths.size() > 1) {
+        measure(model, policy, tokens);
+        continue;
+      }
+      Run full(model, "none", budget);
+      measure(model, policy, tokens, &full);
     }
   }
 } catch (const std::exception& error) {
