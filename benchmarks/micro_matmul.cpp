@@ -36,9 +36,10 @@ struct Case {
   std::int64_t rows, cols, count;
   Isa isa;
   int threads;
+  bool alone = false;  ///< MatmulKernel::alone: tables of sums instead of unpacking
 };
 
-const MatmulKernel* find_kernel(Isa isa, DType type) {
+const MatmulKernel* find_kernel(Isa isa, DType type, bool alone = false) {
   int count = 0;
   const MatmulKernel* all = nullptr;
   switch (isa) {
@@ -51,7 +52,7 @@ const MatmulKernel* find_kernel(Isa isa, DType type) {
     default: all = kernels::baseline::matmul_kernels(&count); break;
   }
   for (int i = 0; i < count; ++i)
-    if (all[i].type == type) return all + i;
+    if (all[i].type == type && all[i].alone == alone) return all + i;
   return nullptr;
 }
 
@@ -78,7 +79,7 @@ const Peaks& peaks_of(Isa isa, int threads) {
 /// A weight of 16 different rows repeated to fill the shape, and activations.
 class Problem {
  public:
-  explicit Problem(const Case& c) : case_(c), kernel_(*find_kernel(c.isa, c.type)) {
+  explicit Problem(const Case& c) : case_(c), kernel_(*find_kernel(c.isa, c.type, c.alone)) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     const auto cols = static_cast<std::size_t>(c.cols);
@@ -179,15 +180,15 @@ void run_case(benchmark::State& state, const Case& c) {
 }
 
 void add_case(const Case& c) {
-  const auto name = fmt::format("{}/{}/{}x{}x{}/{}/{}", c.count < 24 ? "gemv" : "gemm", to_string(c.type), c.rows, c.cols,
-                                c.count, to_string(c.isa), c.threads);
+  const auto name = fmt::format("{}/{}{}/{}x{}x{}/{}/{}", c.count < 24 ? "gemv" : "gemm", to_string(c.type),
+                                c.alone ? "-lookup" : "", c.rows, c.cols, c.count, to_string(c.isa), c.threads);
   benchmark::RegisterBenchmark(name.c_str(), [c](benchmark::State& state) { run_case(state, c); })
       ->UseRealTime()
       ->Unit(benchmark::kMicrosecond);
 }
 
-void run_prepare(benchmark::State& state, Isa isa, DType type) {
-  const MatmulKernel& kernel = *find_kernel(isa, type);
+void run_prepare(benchmark::State& state, Isa isa, DType type, bool alone) {
+  const MatmulKernel& kernel = *find_kernel(isa, type, alone);
   const std::int64_t cols = 2048, count = state.range(0);
   std::vector<float> x(static_cast<std::size_t>(cols * count));
   std::mt19937 random(1);
@@ -220,10 +221,25 @@ int main(int argc, char** argv) {
       }
       if (type == DType::f32 || type == DType::q8_0 || type == DType::q4_k)
         benchmark::RegisterBenchmark(fmt::format("prepare/{}/{}", to_string(type), to_string(isa)).c_str(),
-                                     [=](benchmark::State& state) { run_prepare(state, isa, type); })
+                                     [=](benchmark::State& state) { run_prepare(state, isa, type, false); })
             ->Arg(1)
             ->Arg(512);
     }
+  // Ternary weights, unpacked and looked up, beside int8: a layer's matrix, and one that no cache holds.
+  for (const Isa isa : available_isas()) {
+    for (const auto& [type, alone] : {std::pair{DType::q8_0, false}, {DType::tq2_0, false}, {DType::tq1_0, false}, {DType::tq1_0, true}}) {
+      if (find_kernel(isa, type, alone) == nullptr) continue;
+      for (const int t : {1, threads}) {
+        for (const std::int64_t count : {1, 2, 3, 4, 6, 8, 10}) add_case({type, 8192, 2048, count, isa, t, alone});
+        add_case({type, 131072, 2048, 1, isa, t, alone});
+        add_case({type, 256, 2048, 1, isa, t, alone});
+      }
+    }
+    if (find_kernel(isa, DType::tq1_0, true) != nullptr)
+      benchmark::RegisterBenchmark(fmt::format("prepare/tq1_0-lookup/{}", to_string(isa)).c_str(),
+                                   [=](benchmark::State& state) { run_prepare(state, isa, DType::tq1_0, true); })
+          ->Arg(1);
+  }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   for (const Isa isa : available_isas()) {

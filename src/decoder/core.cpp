@@ -503,6 +503,7 @@ DecoderCounters DecoderImpl::counters() const {
   const auto reads = stream_->kv_reads();
   result.kv_bytes_read = reads.bytes;
   result.kv_bytes_shared = reads.shared_bytes;
+  result.weight_bytes_read = reads.weight_bytes;
   for (const auto& pool : pools_) {
     result.kv_pages_used += pool->used_pages();
     result.kv_pages_peak += pool->peak_pages();

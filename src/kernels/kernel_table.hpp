@@ -53,6 +53,9 @@ struct MatmulKernel {
                    float* out, std::int64_t out_stride, std::byte* scratch) noexcept;
   /// Identifies the activation format: kernels with equal ids share prepared activations.
   int activation_id;
+  /// Its activations are more than a list of 32-bit words for each column, interleaved by column: not for experts, whose
+  /// columns are gathered. Comes after the other kernel of its type, with the same panels and the same results.
+  bool alone = false;
 };
 
 /// One chunk-wise attention problem: the query heads that share one KV head, over consecutive rows of one segment.

@@ -44,6 +44,11 @@ SKALD_DECLARE_MULTIPLY(tq2_0);
 
 SKALD_DECLARE_APART(q2_k);
 SKALD_DECLARE_APART(tq1_0);
+/// Looks few columns up (matmul_ternary.inl.hpp).
+SKALD_DECLARE_MULTIPLY(tq1_0_lookup);
+std::size_t tq1_0_lookup_acts_bytes(std::int64_t cols, std::int64_t count) noexcept;
+void tq1_0_lookup_prepare(const float* x, std::int64_t x_stride, std::int64_t cols, std::int64_t begin, std::int64_t end,
+                          std::byte* acts, std::int64_t count) noexcept;
 SKALD_DECLARE_APART(iq2_xxs);
 SKALD_DECLARE_APART(iq2_xs);
 SKALD_DECLARE_APART(iq2_s);

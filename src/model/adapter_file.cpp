@@ -189,10 +189,28 @@ class PeftReader {
       if (kind == known) {
         if (config_.flag_or({"use_dora"}, false)) config_.unsupported("use_dora", "only false is implemented");
         if (config_.text_or({"bias"}, "none") != "none") config_.unsupported("bias", "only 'none' is implemented");
-        return;
+        return check_options();
       }
     config_.unsupported(
         "peft_type", fmt::format("'{}' is not implemented; known are LORA, LOKR, SOKA and PACA", printable(kind, 40)));
+  }
+
+  /// Options under which the factors alone do not say what changes.
+  void check_options() const {
+    for (const std::string_view list : {"modules_to_save", "layer_replication", "trainable_token_indices",
+                                        "target_parameters", "alora_invocation_tokens"})
+      if (const auto* value = config_.find({list}); value && !((value->array() && value->array()->empty()) ||
+                                                               (value->object() && value->object()->empty())))
+        config_.unsupported(list, "only an empty value is implemented");
+    for (const std::string_view flag : {"lora_bias", "use_qalora", "use_bdlora"})
+      if (config_.flag_or({flag}, false)) config_.unsupported(flag, "only false is implemented");
+    // These begin from base weights that they have changed.
+    if (const auto* begin = config_.find({"init_lora_weights"}); begin && begin->text())
+      for (const std::string_view changed : {"pissa", "olora", "corda", "loftq"})
+        if (begin->text()->starts_with(changed))
+          config_.unsupported("init_lora_weights",
+                              fmt::format("'{}' changes the base weights; only adapters to the original ones are implemented",
+                                          printable(*begin->text(), 40)));
   }
 
   const SafetensorsTensor& part(const Parts& parts, const std::string& module, const std::string& name) const {

@@ -139,6 +139,7 @@ void read_yarn(HyperParameters& parameters, RopeSpec& rope, std::int64_t context
   rope.attention_factor *= parameters.number_or("rope.scaling.yarn_attn_factor", 1.0, limits::min_attention_factor,
                                                 limits::max_attention_factor);
   rope.beta_slow = parameters.number_or("rope.scaling.yarn_beta_slow", 1.0, limits::min_beta, limits::max_beta);
+  rope.whole_pairs = parameters.flag_or("rope.scaling.yarn_truncate", true);
   rope.beta_fast = parameters.number_or("rope.scaling.yarn_beta_fast", 32.0, rope.beta_slow, limits::max_beta);
 }
 

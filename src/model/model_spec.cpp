@@ -453,8 +453,10 @@ RopeFrequencies rope_frequencies(const RopeSpec& rope, std::int64_t context) {
   double low = 0.0;
   double high = 0.0;
   if (ramped) {
-    low = std::max(0.0, std::floor(yarn_pair(rope, rope.beta_fast)));
-    high = std::min(rope.dims - 1.0, std::ceil(yarn_pair(rope, rope.beta_slow)));
+    low = yarn_pair(rope, rope.beta_fast);
+    high = yarn_pair(rope, rope.beta_slow);
+    low = std::max(0.0, rope.whole_pairs ? std::floor(low) : low);
+    high = std::min(rope.dims - 1.0, rope.whole_pairs ? std::ceil(high) : high);
   }
 
   RopeFrequencies result;

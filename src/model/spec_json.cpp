@@ -28,6 +28,7 @@ std::string json_of(const RopeSpec& rope) {
         .add("extrapolation", rope.extrapolation)
         .add("beta_fast", rope.beta_fast)
         .add("beta_slow", rope.beta_slow);
+  if (!rope.whole_pairs) json.add("whole_pairs", false);
   if (!rope.factors.empty())
     json.add_raw("factors", json_text::array(rope.factors, [](float factor) { return json_text::of(factor); }));
   if (rope.scaling == RopeScaling::longrope)

@@ -200,6 +200,26 @@ class EncodeSource {
   std::size_t row_bytes_;
 };
 
+class SecondRowSource {
+ public:
+  SecondRowSource(TensorView tensor, bool odd) : tensor_(std::move(tensor)), odd_(odd), row_(tensor_.row_size()) {}
+  [[nodiscard]] std::uint64_t size() const noexcept { return tensor_.bytes / 2; }
+  void read(std::uint64_t offset, std::span<std::byte> out) const {
+    read_covering(offset, out, row_, [&](std::uint64_t first, std::span<std::byte> rows) {
+      std::vector<std::byte> both(2 * rows.size());
+      tensor_.read(2 * first * row_, both);
+      const auto row = static_cast<std::size_t>(row_);
+      for (std::size_t at = 0; at < rows.size(); at += row)
+        std::memcpy(rows.data() + at, both.data() + 2 * at + (odd_ ? row : 0), row);
+    });
+  }
+
+ private:
+  TensorView tensor_;
+  bool odd_;
+  std::uint64_t row_;
+};
+
 class ValuesSource {
  public:
   explicit ValuesSource(std::vector<float> values) : values_(std::make_shared<const std::vector<float>>(std::move(values))) {}
@@ -243,6 +263,12 @@ TensorView gather_rows(std::string name, std::vector<TensorView> tensors, const 
     return part;
   }
   return make_view(std::move(name), type, std::move(shape), {GatherSource(std::move(tensors), runs, row), file});
+}
+
+TensorView every_second_row(std::string name, TensorView tensor, bool odd, std::vector<std::int64_t> shape) {
+  const DType type = tensor.type;
+  const std::string file = tensor.source.name();
+  return make_view(std::move(name), type, std::move(shape), {SecondRowSource(std::move(tensor), odd), file});
 }
 
 TensorView transposed(std::string name, TensorView tensor) {

@@ -49,6 +49,8 @@ struct RowRun {
 /// Rows of several tensors with equal type and row size, one after the other. Vectors count as one element per row.
 [[nodiscard]] TensorView gather_rows(std::string name, std::vector<TensorView> tensors, const std::vector<RowRun>& runs,
                                      std::vector<std::int64_t> shape);
+/// Rows 0, 2, 4 ... of a stack or matrix, or the odd ones.
+[[nodiscard]] TensorView every_second_row(std::string name, TensorView tensor, bool odd, std::vector<std::int64_t> shape);
 /// A matrix of plain elements with rows and columns swapped; one of them is held in memory at a time.
 [[nodiscard]] TensorView transposed(std::string name, TensorView tensor);
 /// Plain elements, floating-point or integers of up to 32 bits, as f32, plus a constant. @throws NumericError, while

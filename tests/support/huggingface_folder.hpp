@@ -54,6 +54,8 @@ class TemporaryFolder {
 struct PlainTensor {
   std::vector<std::int64_t> shape;
   std::vector<float> values;
+  std::vector<std::byte> raw{};  ///< if not empty, what is written, as `raw_type`
+  skald::SafetensorsType raw_type = skald::SafetensorsType::u8;
 
   [[nodiscard]] std::size_t columns() const { return shape.size() < 2 ? 1 : static_cast<std::size_t>(shape.back()); }
   [[nodiscard]] std::size_t rows() const { return values.size() / columns(); }
@@ -103,7 +105,8 @@ inline void write_tensors(const TemporaryFolder& folder, const std::map<std::str
   std::size_t next = 0;
   for (const auto& [name, tensor] : tensors) {
     const std::size_t shard = next++ % writers.size();
-    writers[shard].add_tensor(name, form.type, tensor.shape, stored_bytes(tensor.values, form.type));
+    if (tensor.raw.empty()) writers[shard].add_tensor(name, form.type, tensor.shape, stored_bytes(tensor.values, form.type));
+    else writers[shard].add_tensor(name, tensor.raw_type, tensor.shape, tensor.raw);
     map[name] = name_of(shard);
   }
   for (std::size_t i = 0; i < writers.size(); ++i) writers[i].write_file(folder.of(name_of(i)));
@@ -120,8 +123,20 @@ class FolderWriter {
     kv_heads_ = integer_or("attention.head_count_kv", heads_);
   }
 
-  void write(const TemporaryFolder& folder, FolderForm form = {}) {
+  /// `change` may replace tensors and add to config.json before they are written.
+  template <class Change>
+  void write_changed(const TemporaryFolder& folder, const Change& change) {
     for (const auto& info : gguf_.tensors()) convert(info.name, plain_tensor(gguf_, info));
+    auto json = config();
+    change(result_, json);
+    write_tensors(folder, result_);
+    folder.write("config.json", json.dump(1));
+  }
+  void write(const TemporaryFolder& folder, FolderForm form = {}) {
+    for (const auto& info : gguf_.tensors()) {
+      if (info.type == skald::DType::mxfp4) microscaled(info);
+      else convert(info.name, plain_tensor(gguf_, info));
+    }
     write_tensors(folder, result_, form);
     folder.write("config.json", config().dump(1));
   }
@@ -204,6 +219,18 @@ class FolderWriter {
       names["ffn_up"] = "model.layers.{}.mlp.fc1";
       names["ffn_down"] = "model.layers.{}.mlp.fc2";
     }
+    if (is_deepseek()) {
+      for (const auto& [own, theirs] : Names{{"attn_q_a", "q_a_proj"}, {"attn_q_a_norm", "q_a_layernorm"}, {"attn_q_b", "q_b_proj"},
+                                             {"attn_kv_a_mqa", "kv_a_proj_with_mqa"}, {"attn_kv_a_norm", "kv_a_layernorm"},
+                                             {"attn_kv_b", "kv_b_proj"}})
+        names[own] = "model.layers.{}.self_attn." + theirs;
+      for (const char* part : {"gate", "up", "down"})
+        names[std::string("ffn_") + part + "_shexp"] = std::string("model.layers.{}.mlp.shared_experts.") + part + "_proj";
+    }
+    if (type_ == "gpt_oss") {
+      names["post_attention_norm"] = "model.layers.{}.post_attention_layernorm";
+      names["ffn_gate_inp"] = "model.layers.{}.mlp.router";
+    }
     if (type_ == "starcoder2") {
       names["ffn_up"] = "model.layers.{}.mlp.c_fc";
       names["ffn_down"] = "model.layers.{}.mlp.c_proj";
@@ -228,7 +255,11 @@ class FolderWriter {
       stem = stem.substr(dot + 1);
     }
     if (stem == "rope_freqs" || stem.starts_with("rope_factors")) return;  // config.json has them
+    if (type_ == "gpt_oss" && stem.ends_with("_exps")) return alternating(stem, layer, ending, tensor);
     if (stem.ends_with("_exps")) return experts(stem, layer, tensor);
+    if (stem == "attn_sinks") return put("model.layers." + layer + ".self_attn.sinks", std::move(tensor));
+    if (stem == "exp_probs_b") return put("model.layers." + layer + ".mlp.gate.e_score_correction_bias", std::move(tensor));
+    if (stem == "attn_k_b" || stem == "attn_v_b") return latent_part(stem, layer, tensor);
     if (type_ == "granitemoe" && (stem == "ffn_gate_shexp" || stem == "ffn_up_shexp")) return shared_halves(stem, layer, tensor);
     if (type_ == "phi" && stem == "attn_qkv") return phi_thirds(layer, ending, tensor);
     const Names all = names();
@@ -305,6 +336,61 @@ class FolderWriter {
           slice(tensor, e * rows, rows, {tensor.shape[1], tensor.shape[2]}));
     }
   }
+  [[nodiscard]] bool is_deepseek() const { return type_.starts_with("deepseek"); }
+  /// Of every head the rows of its keys, [rank, plain] there, then those of its values.
+  void latent_part(const std::string& stem, const std::string& layer, const PlainTensor& tensor) {
+    auto& whole = result_["model.layers." + layer + ".self_attn.kv_b_proj.weight"];
+    const bool key = stem == "attn_k_b";
+    const std::int64_t plain = integer("attention.key_length_mla") - integer("rope.dimension_count");
+    const std::int64_t rank = integer("attention.kv_lora_rank"), rows = plain + integer("attention.value_length_mla");
+    whole.shape = {heads_ * rows, rank};
+    whole.values.resize(static_cast<std::size_t>(heads_ * rows * rank));
+    for (std::int64_t h = 0; h < heads_; ++h)
+      for (std::int64_t i = 0; i < (key ? plain : rows - plain); ++i)
+        for (std::int64_t r = 0; r < rank; ++r)
+          whole.values[static_cast<std::size_t>(((h * rows) + (key ? i : plain + i)) * rank + r)] =
+              tensor.values[static_cast<std::size_t>(key ? (h * rank + r) * plain + i : (h * (rows - plain) + i) * rank + r)];
+  }
+  /// Experts of gpt-oss: [experts, inputs, outputs], outputs of the gate and of the other matrix alternate.
+  void alternating(const std::string& stem, const std::string& layer, const std::string& ending, const PlainTensor& tensor) {
+    const bool bias = ending == ".bias", down = stem == "ffn_down_exps";
+    const std::string base = "model.layers." + layer + ".mlp.experts.";
+    const std::int64_t experts = tensor.shape[0], outputs = tensor.shape[1], inputs = bias ? 1 : tensor.shape[2];
+    const std::int64_t parts = down ? 1 : 2, part = stem == "ffn_up_exps" ? 1 : 0;
+    auto& whole = result_[base + (down ? "down_proj" : "gate_up_proj") + (bias ? "_bias" : "")];
+    whole.shape = {experts, inputs, parts * outputs};
+    if (bias) whole.shape = {experts, parts * outputs};
+    whole.values.resize(static_cast<std::size_t>(parts) * tensor.values.size());
+    for (std::int64_t e = 0; e < experts; ++e)
+      for (std::int64_t o = 0; o < outputs; ++o)
+        for (std::int64_t i = 0; i < inputs; ++i)
+          whole.values[static_cast<std::size_t>((e * inputs + i) * parts * outputs + parts * o + part)] =
+              tensor.values[static_cast<std::size_t>((e * outputs + o) * inputs + i)];
+  }
+  /// The same in blocks of 32 inputs, outputs first: element 2 j of a block below element 2 j + 1 in byte j.
+  void microscaled(const skald::TensorInfo& info) {
+    const std::string layer = info.name.substr(4, info.name.find('.', 4) - 4);
+    const bool down = info.name.find("down") != std::string::npos, up = info.name.find("up_exps") != std::string::npos;
+    const std::string base = "model.layers." + layer + ".mlp.experts." + (down ? "down_proj" : "gate_up_proj");
+    const std::int64_t blocks = info.dims[0] / 32, outputs = info.dims[1], experts = info.dims[2], parts = down ? 1 : 2;
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(info.bytes));
+    gguf_.read(info, std::as_writable_bytes(std::span(bytes)));
+    auto& codes = result_[base + "_blocks"];
+    auto& scales = result_[base + "_scales"];
+    codes.shape = {experts, parts * outputs, blocks, 16};
+    scales.shape = {experts, parts * outputs, blocks};
+    codes.raw.resize(static_cast<std::size_t>(experts * parts * outputs * blocks * 16));
+    scales.raw.resize(codes.raw.size() / 16);
+    for (std::int64_t row = 0; row < experts * outputs; ++row)
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        const std::uint8_t* from = bytes.data() + (row * blocks + b) * 17;
+        const auto to = static_cast<std::size_t>((parts * row + (up ? 1 : 0)) * blocks + b);
+        scales.raw[to] = static_cast<std::byte>(from[0]);
+        const auto element = [&](int i) { return from[1 + i % 16] >> (i / 16 * 4) & 15; };
+        for (int j = 0; j < 16; ++j)
+          codes.raw[16 * to + static_cast<std::size_t>(j)] = static_cast<std::byte>(element(2 * j) | element(2 * j + 1) << 4);
+      }
+  }
   void shared_halves(const std::string& stem, const std::string& layer, const PlainTensor& tensor) {
     auto& both = result_["model.layers." + layer + ".shared_mlp.input_linear.weight"];
     both.shape = {2 * tensor.shape[0], tensor.shape[1]};
@@ -363,14 +449,47 @@ class FolderWriter {
       const auto pattern = gguf_.metadata().get_array<bool>(arch_ + ".attention.sliding_window_pattern");
       for (const bool window : pattern) json["layer_types"].push_back(window ? "sliding_attention" : "full_attention");
     }
+    if (is_deepseek()) deepseek(json);
+    if (type_ == "gpt_oss") {
+      json["num_local_experts"] = integer("expert_count");
+      json["intermediate_size"] = integer("expert_feed_forward_length");
+      for (std::int64_t i = 0; i < integer("block_count"); ++i)
+        json["layer_types"].push_back(i % 2 == 0 ? "sliding_attention" : "full_attention");
+      if (result_.contains("model.layers.0.mlp.experts.down_proj_blocks"))
+        json["quantization_config"] = {{"quant_method", "mxfp4"}};
+    }
     rope(json);
     json["tie_word_embeddings"] = gguf_.find("output.weight") == nullptr;
     return json;
   }
 
+  void deepseek(nlohmann::json& json) const {
+    json.erase("head_dim");
+    json["num_key_value_heads"] = heads_;
+    const bool split = has("attention.key_length_mla");
+    if (has("attention.q_lora_rank")) json["q_lora_rank"] = integer("attention.q_lora_rank");
+    json["kv_lora_rank"] = integer("attention.kv_lora_rank");
+    json["qk_rope_head_dim"] = integer("rope.dimension_count");
+    json["qk_nope_head_dim"] = integer(split ? "attention.key_length_mla" : "attention.key_length") - integer("rope.dimension_count");
+    json["v_head_dim"] = integer(split ? "attention.value_length_mla" : "attention.value_length");
+    json["n_routed_experts"] = integer("expert_count");
+    json["n_shared_experts"] = integer("expert_shared_count");
+    json["first_k_dense_replace"] = integer("leading_dense_block_count");
+    json["moe_intermediate_size"] = integer("expert_feed_forward_length");
+    if (has("expert_weights_scale")) json["routed_scaling_factor"] = number("expert_weights_scale");
+    json["norm_topk_prob"] = gguf_.metadata().find_bool(arch_ + ".expert_weights_norm").value_or(false);
+    if (has("expert_group_count")) json["n_group"] = integer("expert_group_count");
+    if (has("expert_group_used_count")) json["topk_group"] = integer("expert_group_used_count");
+    const bool sigmoid = integer_or("expert_gating_func", 1) == 2;
+    json["scoring_func"] = sigmoid ? "sigmoid" : "softmax";
+    json["topk_method"] = integer_or("expert_group_count", 1) > 1 ? "noaux_tc" : "greedy";
+  }
+
   void rope(nlohmann::json& json) const {
     const std::int64_t size = has("attention.key_length") ? integer("attention.key_length") : integer("embedding_length") / heads_;
-    if (has("rope.dimension_count") && integer("rope.dimension_count") != size)
+    if (is_deepseek()) {
+      // Stated as qk_rope_head_dim.
+    } else if (has("rope.dimension_count") && integer("rope.dimension_count") != size)
       json["partial_rotary_factor"] = (static_cast<double>(integer("rope.dimension_count")) + 0.1) / static_cast<double>(size);
     else if (is({"phi", "stablelm", "gpt_neox"})) json["partial_rotary_factor"] = 1.0;
     if (type_ == "phi3") {
@@ -387,6 +506,11 @@ class FolderWriter {
     if (!kind || *kind == "none") return;
     nlohmann::json scaling{{"rope_type", *kind}, {"factor", number("rope.scaling.factor")}};
     if (*kind == "yarn") scaling["original_max_position_embeddings"] = integer("rope.scaling.original_context_length");
+    if (is_deepseek()) {
+      scaling["mscale"] = scaling["mscale_all_dim"] = 10 * number("rope.scaling.yarn_log_multiplier");
+      json["rope_scaling"] = scaling;
+      return;
+    }
     if (*kind == "yarn" && has("rope.scaling.attn_factor"))
       scaling["attention_factor"] = number("rope.scaling.attn_factor") * (1 + 0.1 * std::log(number("rope.scaling.factor")));
     json["rope_scaling"] = scaling;

@@ -121,10 +121,11 @@ struct StreamLimits {
   std::span<const DType> expert_types{};
 };
 
-/// Keys and values that attention has read from pages.
+/// Keys and values that attention has read from pages, and weights.
 struct KvReads {
   std::uint64_t bytes = 0;         ///< read
   std::uint64_t shared_bytes = 0;  ///< not read again, because sequences with common pages were computed together
+  std::uint64_t weight_bytes = 0;  ///< of the matrices of linear maps, once for each map; not of stacks of experts
 };
 
 /// An ordered queue of ops. Ops run in the order given, each seeing the results of those before it. A stream is used

@@ -98,6 +98,9 @@ struct DecoderCounters {
   std::uint64_t eviction_rounds = 0;  ///< times that the policy was asked about a sequence
   std::uint64_t kv_bytes_read = 0;    ///< keys and values that attention has read
   std::uint64_t kv_bytes_shared = 0;  ///< of common prefixes, not read again for each sequence
+  /// Weights that linear maps have read, each matrix once per pass; stacks of experts do not count. The cpu backend alone
+  /// counts them.
+  std::uint64_t weight_bytes_read = 0;
   std::uint64_t kv_pages_used = 0;   ///< pages in use now
   std::uint64_t kv_pages_peak = 0;   ///< most pages ever in use
   std::uint64_t kv_page_bytes_used = 0;  ///< bytes of the pages in use now

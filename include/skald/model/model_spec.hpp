@@ -48,6 +48,7 @@ struct RopeSpec {
   double attention_factor = 1.0;      ///< multiplies the magnitude of cos and sin
   double beta_fast = 32.0;            ///< yarn: rotations in the original context above which a frequency is kept
   double beta_slow = 1.0;             ///< yarn: rotations below which it is divided by `factor`
+  bool whole_pairs = true;            ///< yarn: the ramp begins and ends at whole pairs
   std::vector<float> factors{};       ///< empty, or dims / 2 divisors of the frequencies, one per pair
   std::vector<float> long_factors{};  ///< longrope: the same for contexts above original_context
   friend bool operator==(const RopeSpec&, const RopeSpec&) = default;
@@ -61,7 +62,7 @@ struct RopeFrequencies {
 
 /// The frequencies of a rotary embedding after scaling. With `factors`, frequency j is first divided by factors[j].
 /// YaRN: f = f_j * ((1 - r) / factor + r), r = extrapolation * ramp(j), where the ramp falls from 1 to 0 between
-/// the pairs that turn beta_fast and beta_slow times in `original_context` tokens (rounded outwards to whole pairs),
+/// the pairs that turn beta_fast and beta_slow times in `original_context` tokens (with whole_pairs rounded outwards),
 /// and the magnitude is attention_factor * (1 + 0.1 ln(factor)).
 /// With longrope, `context` (the most tokens of a sequence) chooses between `factors` and `long_factors`.
 /// @throws UsageError if dims is odd or not positive, or factors has another length than dims / 2.

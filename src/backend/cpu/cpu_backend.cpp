@@ -75,7 +75,9 @@ class CpuStream final : public Stream {
     ops_.push_back(op);
   }
 
-  [[nodiscard]] KvReads kv_reads() const noexcept override { return {state_.kv_bytes_read, state_.kv_bytes_shared}; }
+  [[nodiscard]] KvReads kv_reads() const noexcept override {
+    return {state_.kv_bytes_read, state_.kv_bytes_shared, state_.weight_bytes_read};
+  }
 
   void synchronize(const std::stop_token& stop) override {
     struct Clear {

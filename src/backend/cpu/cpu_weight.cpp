@@ -91,7 +91,7 @@ std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, Weight
   const std::size_t row_bytes = detail::check_weight_source(source, where);
   const kernels::MatmulKernel* kernel = find_kernel(kernels, source.type);
   if (stop.stop_requested()) detail::throw_error(ErrorCode::cancelled, where, "stop was requested");
-  auto weight = std::make_shared<CpuWeight>(source, layout, *kernel, row_bytes);
+  auto weight = std::make_shared<CpuWeight>(source, layout, *kernel, *kernels.matmul_alone(source.type), row_bytes);
   if (layout == WeightLayout::rows && !source.mapped.empty()) {
     weight->data_ = source.mapped.data();
     return weight;
@@ -140,7 +140,8 @@ std::shared_ptr<const Weight> use_packed_weight(const PackedWeight& packed, cons
   const WeightSource shape{.type = packed.type, .rows = packed.rows, .cols = packed.cols, .matrices = packed.matrices,
                            .mapped = {}, .read = no_rows};
   const std::size_t row_bytes = detail::check_weight_source(shape, where);
-  auto weight = std::make_shared<CpuWeight>(shape, WeightLayout::packed, *find_kernel(kernels, packed.type), row_bytes);
+  auto weight = std::make_shared<CpuWeight>(shape, WeightLayout::packed, *find_kernel(kernels, packed.type),
+                                            *kernels.matmul_alone(packed.type), row_bytes);
   if (packed.bytes.size() != weight->bytes() || reinterpret_cast<std::uintptr_t>(packed.bytes.data()) % 64 != 0) {
     detail::throw_error(ErrorCode::usage, where,
                         fmt::format("{} packed bytes at an address that is {} modulo 64; needed are {} at a multiple of it",

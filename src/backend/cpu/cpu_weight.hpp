@@ -20,9 +20,10 @@ namespace skald::inline v0::cpu {
 class CpuWeight final : public Weight {
  public:
   CpuWeight(const WeightSource& source, WeightLayout layout, const kernels::MatmulKernel& kernel,
-            std::size_t row_bytes) noexcept
+            const kernels::MatmulKernel& alone, std::size_t row_bytes) noexcept
       : Weight(source.type, source.rows, source.cols, source.matrices),
         kernel_(kernel),
+        alone_(alone),
         layout_(layout),
         row_bytes_(row_bytes),
         panel_bytes_(kernel.panel_bytes(source.cols)) {}
@@ -31,6 +32,7 @@ class CpuWeight final : public Weight {
   CpuWeight(std::shared_ptr<const CpuWeight> whole, std::int64_t rows, std::int64_t cols) noexcept
       : Weight(whole->type(), rows, cols),
         kernel_(whole->kernel_),
+        alone_(whole->alone_),
         layout_(whole->layout_),
         row_bytes_(whole->row_bytes_),
         panel_bytes_(whole->panel_bytes_),
@@ -48,6 +50,8 @@ class CpuWeight final : public Weight {
   }
 
   [[nodiscard]] const kernels::MatmulKernel& kernel() const noexcept { return kernel_; }
+  /// That of linear maps: see MatmulKernel::alone.
+  [[nodiscard]] const kernels::MatmulKernel& linear_kernel() const noexcept { return alone_; }
   /// Rows and panels of one matrix of a stack, and panels of all.
   [[nodiscard]] std::int64_t matrix_rows() const noexcept { return rows() / matrices(); }
   [[nodiscard]] std::int64_t matrix_panels() const noexcept {
@@ -79,6 +83,7 @@ class CpuWeight final : public Weight {
                                                        const AnyExecutor&, int, MemoryOptions, const std::stop_token&);
   friend std::shared_ptr<const Weight> use_packed_weight(const PackedWeight&, const KernelSet&);
   const kernels::MatmulKernel& kernel_;
+  const kernels::MatmulKernel& alone_;
   WeightLayout layout_;
   std::size_t row_bytes_;
   std::size_t panel_bytes_;

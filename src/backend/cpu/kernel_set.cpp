@@ -65,6 +65,13 @@ const kernels::MatmulKernel* KernelSet::matmul(DType type) const noexcept {
   return nullptr;
 }
 
+const kernels::MatmulKernel* KernelSet::matmul_alone(DType type) const noexcept {
+  for (const auto& kernel : all_matmul()) {
+    if (kernel.type == type && kernel.alone) return &kernel;
+  }
+  return matmul(type);
+}
+
 const kernels::AttentionKernel* KernelSet::attention(DType type) const noexcept {
   for (const auto& kernel : all_attention()) {
     if (kernel.type == type) return &kernel;

@@ -25,6 +25,8 @@ class KernelSet {
   [[nodiscard]] const kernels::RecurrentKernels& recurrent() const noexcept { return *table_.recurrent; }
   /// Kernel of a weight format, or null.
   [[nodiscard]] const kernels::MatmulKernel* matmul(DType type) const noexcept;
+  /// The one for matrices alone, if there is such a one; else as `matmul`.
+  [[nodiscard]] const kernels::MatmulKernel* matmul_alone(DType type) const noexcept;
   /// Kernel of a KV format, or null.
   [[nodiscard]] const kernels::AttentionKernel* attention(DType type) const noexcept;
   [[nodiscard]] std::span<const kernels::MatmulKernel> all_matmul() const noexcept {

@@ -104,6 +104,7 @@ struct StreamState {
   std::vector<SharedChunk> shared_chunks{};
   std::uint64_t kv_bytes_read = 0;    ///< by attention, from pages
   std::uint64_t kv_bytes_shared = 0;  ///< not read, because sequences read them together
+  std::uint64_t weight_bytes_read = 0;  ///< by linear maps
 
   [[nodiscard]] std::byte* shared_acts() noexcept { return memory.data() + sizes.shared_acts_offset; }
   [[nodiscard]] std::byte* expert_acts() noexcept { return memory.data() + sizes.expert_acts_offset; }
@@ -198,10 +199,10 @@ struct Tile {
   std::int64_t begin, end;     ///< columns
   const std::byte* next = nullptr;  ///< weights that will be read afterwards, if not those behind the panels
 };
-/// out[c * stride + r] = products of the tile; `out` is the tile's first element, `acts` holds `count` columns,
-/// `memory` is the participant's.
-void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile& tile, const std::byte* acts,
-                   std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept;
+/// out[c * stride + r] = products of the tile; `out` is the tile's first element, `acts` holds `count` columns as `kernel`
+/// (the weight's, or its linear_kernel) prepared them, `memory` is the participant's.
+void multiply_tile(const StreamState& state, const CpuWeight& weight, const kernels::MatmulKernel& kernel, const Tile& tile,
+                   const std::byte* acts, std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept;
 
 /// Bytes of the tables that say which columns go to which expert.
 [[nodiscard]] std::size_t route_bytes(std::int64_t pairs, std::int64_t experts) noexcept;

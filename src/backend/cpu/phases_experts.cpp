@@ -231,8 +231,9 @@ void widen(const Phase& phase, std::int64_t expert, const Tile& tile, std::int64
   float* out = op.inner.data + (place + tile.begin) * op.inner.stride + tile.row;
   auto* temporary = reinterpret_cast<float*>(memory + state.sizes.tile_offset);
   const std::int64_t stride = tile.panels * panel_rows;
-  multiply_tile(state, *phase.experts.gate, tile, gate_acts, columns, memory, out, op.inner.stride);
-  multiply_tile(state, *phase.experts.up, tile, up_acts, columns, memory, temporary, stride);
+  const CpuWeight &gate = *phase.experts.gate, &up = *phase.experts.up;
+  multiply_tile(state, gate, gate.kernel(), tile, gate_acts, columns, memory, out, op.inner.stride);
+  multiply_tile(state, up, up.kernel(), tile, up_acts, columns, memory, temporary, stride);
   const kernels::RowKernels& rows = state.kernels.rows();
   const float* gate_bias = bias_of(op.gate_bias, expert, op.inner.cols, tile);
   const float* up_bias = bias_of(op.up_bias, expert, op.inner.cols, tile);
@@ -267,7 +268,8 @@ void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noe
     tile.end = std::min(tile.begin + step, columns);
     if (Wide) {
       float* out = op.products.data + (first + tile.begin) * op.products.stride + tile.row;
-      multiply_tile(*phase.state, weight, tile, acts_of(weight), columns, me.memory, out, op.products.stride);
+      multiply_tile(*phase.state, weight, weight.kernel(), tile, acts_of(weight), columns, me.memory, out,
+                    op.products.stride);
       const float* bias = bias_of(op.down_bias, expert, op.out.cols, tile);
       for (std::int64_t c = 0; c < tile.end - tile.begin; ++c) {
         add_bias(phase.state->kernels.rows(), bias, tile, out + c * op.products.stride);
@@ -330,7 +332,7 @@ void run_lone_narrow(const PhaseHead& head, std::int64_t unit, Participant& me) 
   for (std::int32_t r = 0; r < op.used; ++r) {
     Tile tile = tile_of(plan, down, choice.chosen[r], unit);
     tile.end = 1;
-    multiply_tile(*phase.state, down, tile, acts + acts_offset(down, r), 1, me.memory, product, 0);
+    multiply_tile(*phase.state, down, down.kernel(), tile, acts + acts_offset(down, r), 1, me.memory, product, 0);
     add_bias(phase.state->kernels.rows(), bias_of(op.down_bias, choice.chosen[r], op.out.cols, tile), tile, product);
     phase.state->kernels.rows().add(product, choice.shares[r], tile.rows, op.out.data + tile.row);
   }

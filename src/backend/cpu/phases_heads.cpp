@@ -32,7 +32,7 @@ void run_heads(const PhaseHead& header, std::int64_t unit, Participant& me) noex
     tile.rows = std::min(tile.panels * panel_rows, weight.matrix_rows() - tile.row);
     tile.begin = 0;
     tile.end = columns;
-    multiply_tile(*phase.state, weight, tile, acts, columns, me.memory, out + tile.row, op.out.stride);
+    multiply_tile(*phase.state, weight, weight.kernel(), tile, acts, columns, me.memory, out + tile.row, op.out.stride);
   }
   if (op.tail == 0) return;
   for (std::int64_t c = 0; c < columns; ++c) {

@@ -27,11 +27,11 @@ void prepare_columns(const Phase& phase, std::int64_t begin, std::int64_t end, s
   const std::int64_t cols = op.x.cols;
   const bool direct = op.rows == nullptr && op.norm.kind == NormKind::none;
   for (int p = 0; p < op.part_count; ++p) {
-    const MatmulKernel& kernel = phase.linear.parts[static_cast<std::size_t>(p)].weight->kernel();
+    const MatmulKernel& kernel = phase.linear.parts[static_cast<std::size_t>(p)].weight->linear_kernel();
     bool seen = false;
     for (int q = 0; q < p; ++q) {
       seen = seen ||
-             phase.linear.parts[static_cast<std::size_t>(q)].weight->kernel().activation_id == kernel.activation_id;
+             phase.linear.parts[static_cast<std::size_t>(q)].weight->linear_kernel().activation_id == kernel.activation_id;
     }
     if (seen) continue;
     const WorkSizes::Acts& place = *sizes.find_acts(kernel.activation_id);
@@ -62,7 +62,8 @@ void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& me) noex
 
 void multiply(const Phase& phase, const LinearPartPlan& part, const Tile& tile, const std::byte* acts,
               std::byte* memory, float* out, std::int64_t stride) noexcept {
-  multiply_tile(*phase.state, *part.weight, tile, acts + part.acts_offset, phase.linear.columns, memory, out, stride);
+  multiply_tile(*phase.state, *part.weight, part.weight->linear_kernel(), tile, acts + part.acts_offset, phase.linear.columns,
+                memory, out, stride);
 }
 
 /// Bias and deltas of column `column` of the op.
@@ -224,9 +225,8 @@ void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t panel_bytes
 
 }  // namespace
 
-void multiply_tile(const StreamState& state, const CpuWeight& weight, const Tile& tile, const std::byte* acts,
-                   std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept {
-  const MatmulKernel& kernel = weight.kernel();
+void multiply_tile(const StreamState& state, const CpuWeight& weight, const MatmulKernel& kernel, const Tile& tile,
+                   const std::byte* acts, std::int64_t count, std::byte* memory, float* out, std::int64_t stride) noexcept {
   const MatmulColumns columns{acts, count, tile.begin, tile.end, tile.next};
   // The kernel writes column c to out + c * stride.
   float* base = out - tile.begin * stride;
@@ -276,7 +276,8 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
   for (int p = 0; p < op.part_count; ++p) {
     LinearPartPlan& part = plan.parts[static_cast<std::size_t>(p)];
     part.weight = static_cast<const CpuWeight*>(op.parts[static_cast<std::size_t>(p)].weight);
-    const MatmulKernel& kernel = part.weight->kernel();
+    state.weight_bytes_read += part.weight->bytes();
+    const MatmulKernel& kernel = part.weight->linear_kernel();
     const WorkSizes::Acts& place = *state.sizes.find_acts(kernel.activation_id);
     part.acts_offset = plan.private_acts ? place.private_offset : place.shared_offset;
     plan.column_block = std::lcm(plan.column_block, std::int64_t{kernel.column_block});

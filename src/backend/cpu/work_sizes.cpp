@@ -20,7 +20,7 @@ bool wanted(const StreamLimits& limits, DType type) noexcept {
 /// Whether experts may be of a weight format with these activations.
 bool expert_format(const StreamLimits& limits, const KernelSet& kernels, int activation_id) noexcept {
   for (const MatmulKernel& kernel : kernels.all_matmul()) {
-    if (kernel.activation_id != activation_id || !wanted(limits, kernel.type)) continue;
+    if (kernel.activation_id != activation_id || kernel.alone || !wanted(limits, kernel.type)) continue;
     if (limits.expert_types.empty() ||
         std::find(limits.expert_types.begin(), limits.expert_types.end(), kernel.type) != limits.expert_types.end()) {
       return true;

@@ -14,24 +14,24 @@ template <class F>
 constexpr MatmulKernel block_kernel(DType type, Multiply multiply_panels) noexcept {
   using A = typename ActsOf<F::block_k>::type;
   return {type, group_columns, &panel_bytes<F>, &pack<F>, &unpack_row<F>, &acts_bytes<A>, &prepare_acts<A>,
-          &scratch_bytes<F>, multiply_panels, A::id};
+          &scratch_bytes<F>, multiply_panels, A::id, false};
 }
 
 template <class E>
 constexpr MatmulKernel float_kernel(DType type, Multiply multiply_panels) noexcept {
   return {type, group_columns, &float_panel_bytes<E>, &float_pack<E>, &float_unpack_row<E>, &acts_bytes<ActsF32>,
-          &prepare_acts<ActsF32>, &no_scratch, multiply_panels, ActsF32::id};
+          &prepare_acts<ActsF32>, &no_scratch, multiply_panels, ActsF32::id, false};
 }
 
 template <class F>
 constexpr MatmulKernel apart_kernel(DType type, Multiply multiply_panels, decltype(MatmulKernel::unpack_row) unpack) noexcept {
   return {type, group_columns, &apart_panel_bytes<F>, &apart_pack<F>, unpack, &acts_bytes<Acts256>,
-          &prepare_acts<Acts256>, &apart_scratch_bytes<typename F::Layout>, multiply_panels, Acts256::id};
+          &prepare_acts<Acts256>, &apart_scratch_bytes<typename F::Layout>, multiply_panels, Acts256::id, false};
 }
 
 constexpr MatmulKernel mxfp4_kernel() noexcept {
   return {DType::mxfp4, group_columns, &panel_bytes<FormatMXFP4>, &FormatMXFP4::pack, &unpack_row<FormatMXFP4>,
-          &acts_bytes<Acts32>, &prepare_acts<Acts32>, &scratch_bytes<FormatMXFP4>, &multiply_mxfp4, Acts32::id};
+          &acts_bytes<Acts32>, &prepare_acts<Acts32>, &scratch_bytes<FormatMXFP4>, &multiply_mxfp4, Acts32::id, false};
 }
 
 void unpack_iq4_xs_row(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept {
@@ -39,7 +39,16 @@ void unpack_iq4_xs_row(const std::byte* panel, int row, std::int64_t cols, float
 }
 constexpr MatmulKernel iq4_xs_kernel() noexcept {
   return {DType::iq4_xs, group_columns, &panel_bytes<FormatIQ4_XS>, &pack<FormatIQ4_XS>, &unpack_iq4_xs_row,
-          &acts_bytes<Acts256>, &prepare_acts<Acts256>, &scratch_bytes<FormatIQ4_XS>, &multiply_iq4_xs, Acts256::id};
+          &acts_bytes<Acts256>, &prepare_acts<Acts256>, &scratch_bytes<FormatIQ4_XS>, &multiply_iq4_xs, Acts256::id, false};
+}
+
+constexpr MatmulKernel ternary_lookup_kernel() noexcept {
+  MatmulKernel kernel = apart_kernel<ApartTQ1_0>(DType::tq1_0, &multiply_tq1_0_lookup, &unpack_row_tq1_0);
+  kernel.acts_bytes = &tq1_0_lookup_acts_bytes;
+  kernel.prepare = &tq1_0_lookup_prepare;
+  kernel.activation_id = 3;
+  kernel.alone = true;
+  return kernel;
 }
 
 /// Numbers that no file has matrices of become floats when packed.
@@ -90,6 +99,7 @@ constexpr MatmulKernel all_kernels[] = {
     plain_kernel<std::int8_t>(DType::i8),
     plain_kernel<std::int16_t>(DType::i16),
     plain_kernel<std::int32_t>(DType::i32),
+    ternary_lookup_kernel(),
 };
 
 }  // namespace

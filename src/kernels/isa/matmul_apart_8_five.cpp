@@ -5,6 +5,5 @@ namespace skald::inline v0::kernels::SKALD_ISA {
 
 SKALD_DEFINE_APART(iq3_s, ApartIQ3_S)
 SKALD_DEFINE_APART(iq1_s, ApartIQ1_S)
-SKALD_DEFINE_APART(tq1_0, ApartTQ1_0)
 
 }  // namespace skald::inline v0::kernels::SKALD_ISA

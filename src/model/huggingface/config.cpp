@@ -99,6 +99,7 @@ class Translator {
     sizes();
     norms();
     experts();
+    if (is_deepseek()) latent();
     rotation();
     windows();
     own();
@@ -140,11 +141,12 @@ class Translator {
       kv_heads = config_.flag_or({"multi_query"}, true) ? 1 : heads_;
     if (const auto attention = config_.object({"attn_config"}))
       if (const auto own = attention->find_integer({"kv_n_heads"})) kv_heads = own;
+    if (is_deepseek()) kv_heads = 1;  // one latent row for all heads
     set("attention.head_count_kv", kv_heads.value_or(heads_), "num_key_value_heads");
     auto width = config_.find_integer({"intermediate_size", "n_inner", "ffn_hidden_size"});
     if (width) set("feed_forward_length", *width, "intermediate_size");  // else from the tensors
     head_dim_ = config_.find_integer({"head_dim"}).value_or(dim_ / heads_);
-    if (config_.has({"head_dim"}) && !is({"granite", "granitemoe", "granitemoeshared"})) {
+    if (config_.has({"head_dim"}) && !is({"granite", "granitemoe", "granitemoeshared"}) && !is_deepseek()) {
       set("attention.key_length", head_dim_, "head_dim");
       set("attention.value_length", head_dim_, "head_dim");
     }
@@ -172,8 +174,13 @@ class Translator {
   }
 
   void experts() {
-    copy_integer("expert_count", {"num_local_experts", "num_experts"});
-    copy_integer("expert_used_count", {"num_experts_per_tok"});
+    copy_integer("expert_count", {"num_local_experts", "num_experts", "n_routed_experts"});
+    copy_integer("expert_used_count", {"num_experts_per_tok", "experts_per_token"});
+    if (is_deepseek()) deepseek_experts();
+    if (is({"gpt_oss"})) {
+      copy_integer("expert_feed_forward_length", {"intermediate_size"});
+      if (config_.number_or({"swiglu_limit"}, 7.0) != 7.0) config_.unsupported("swiglu_limit", "only 7 is implemented");
+    }
     if (is({"qwen2_moe", "qwen3_moe"})) {
       copy_integer("expert_feed_forward_length", {"moe_intermediate_size"});
       copy_integer("expert_shared_feed_forward_length", {"shared_expert_intermediate_size"});
@@ -183,6 +190,50 @@ class Translator {
         config_.unsupported("mlp_only_layers", "layers without experts are not implemented for this type");
     }
     if (is({"granitemoe", "granitemoeshared"})) copy_integer("expert_shared_feed_forward_length", {"shared_intermediate_size"});
+  }
+
+  [[nodiscard]] bool is_deepseek() const { return is({"deepseek_v2", "deepseek_v3"}); }
+
+  void deepseek_experts() {
+    const bool third = is({"deepseek_v3"});
+    copy_integer("expert_feed_forward_length", {"moe_intermediate_size"});
+    copy_integer("expert_shared_count", {"n_shared_experts"});
+    copy_integer("leading_dense_block_count", {"first_k_dense_replace"});
+    copy_integer("expert_group_count", {"n_group"});
+    copy_integer("expert_group_used_count", {"topk_group"});
+    copy_number("expert_weights_scale", {"routed_scaling_factor"});
+    set_flag("expert_weights_norm", config_.flag_or({"norm_topk_prob"}, third));
+    if (config_.integer_or({"moe_layer_freq"}, 1) != 1) config_.unsupported("moe_layer_freq", "only 1 is implemented");
+    const std::string scoring = config_.text_or({"scoring_func"}, third ? "sigmoid" : "softmax");
+    if (scoring != "softmax" && scoring != "sigmoid")
+      config_.unsupported("scoring_func", fmt::format("'{}' is not implemented; known are softmax and sigmoid", printable(scoring, 40)));
+    set("expert_gating_func", scoring == "sigmoid" ? 2 : 1, "scoring_func");
+    const std::string choice = config_.text_or({"topk_method"}, third ? "noaux_tc" : "greedy");
+    const bool grouped = config_.integer_or({"n_group"}, 1) > 1;
+    // Groups by their best expert alone, not by their two best ones.
+    if (choice != "noaux_tc" && choice != "greedy" && grouped)
+      config_.unsupported("topk_method", fmt::format("'{}' of several groups is not implemented; known are noaux_tc and greedy",
+                                                     printable(choice, 40)));
+    if (choice == "greedy") {
+      set("expert_group_count", 1, "n_group");
+      set("expert_group_used_count", 1, "topk_group");
+    }
+  }
+
+  /// Latent attention: a row of `kv_lora_rank` elements and a rotated part for all heads.
+  void latent() {
+    const std::int64_t rank = config_.integer({"kv_lora_rank"}), rotated = config_.integer({"qk_rope_head_dim"});
+    copy_integer("attention.q_lora_rank", {"q_lora_rank"});
+    set("attention.kv_lora_rank", rank, "kv_lora_rank");
+    const std::int64_t plain = config_.integer({"qk_nope_head_dim"});
+    for (const std::int64_t size : {rank, rotated, plain})
+      if (size < 0 || size > (1 << 24)) config_.fail("kv_lora_rank", "a size of latent attention is out of range");
+    set("attention.key_length", rank + rotated, "kv_lora_rank");
+    set("attention.value_length", rank, "kv_lora_rank");
+    set("attention.key_length_mla", plain + rotated, "qk_nope_head_dim");
+    set("attention.value_length_mla", config_.integer({"v_head_dim"}), "v_head_dim");
+    set("rope.dimension_count", rotated, "qk_rope_head_dim");
+    if (!config_.flag_or({"rope_interleave"}, true)) config_.unsupported("rope_interleave", "only true is implemented");
   }
 
   [[nodiscard]] std::optional<Config> rope_parameters() const {
@@ -235,6 +286,15 @@ class Translator {
     if (const auto fast = scaling.find_number({"beta_fast"})) set("rope.scaling.yarn_beta_fast", *fast);
     if (const auto slow = scaling.find_number({"beta_slow"})) set("rope.scaling.yarn_beta_slow", *slow);
     // Readers multiply by the published 1 + 0.1 ln(factor); config.json states the product.
+    if (!scaling.flag_or({"truncate"}, true)) set_flag("rope.scaling.yarn_truncate", false);
+    if (is_deepseek()) {
+      const double all = scaling.number_or({"mscale_all_dim"}, 0.0);
+      if (scaling.number_or({"mscale"}, 1.0) != (all == 0.0 ? 1.0 : all))
+        scaling.unsupported("mscale", "only values equal to mscale_all_dim are implemented");
+      if (all == 0.0) scaling.unsupported("mscale_all_dim", "0 is not implemented");
+      set("rope.scaling.yarn_log_multiplier", 0.1 * all);
+      return;
+    }
     if (const auto attention = scaling.find_number({"attention_factor"}))
       set("rope.scaling.attn_factor", *attention / (factor > 1.0 ? 1.0 + 0.1 * std::log(factor) : 1.0));
   }
@@ -279,6 +339,16 @@ class Translator {
   }
 
   void windows() {
+    if (is({"gpt_oss"})) {
+      copy_integer("attention.sliding_window", {"sliding_window"});
+      const auto* layers = config_.find({"layer_types"});
+      for (std::size_t i = 0; layers && layers->array() && i < layers->array()->size(); ++i) {
+        const auto* kind = (*layers->array())[i].text();
+        if (!kind || (*kind == "sliding_attention") != (i % 2 == 0))
+          config_.unsupported("layer_types", "only layers that alternate, the first with a window, are implemented");
+      }
+      return;
+    }
     const bool used = is({"gemma2", "gemma3_text", "gemma3", "cohere2", "olmo3", "mistral", "phi3"});
     if (!used && !config_.flag_or({"use_sliding_window"}, false)) return;
     copy_integer("attention.sliding_window", {"sliding_window"});

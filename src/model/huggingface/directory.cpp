@@ -17,6 +17,7 @@
 #include "model/huggingface/config.hpp"
 #include "model/huggingface/families.hpp"
 #include "model/huggingface/group_quantized.hpp"
+#include "model/huggingface/stored_formats.hpp"
 #include "model/huggingface/text_files.hpp"
 #include "model/limits.hpp"
 #include "model/tensor_view.hpp"
@@ -70,7 +71,11 @@ class FolderReader {
     auto reading = hf::read_config(config, family_->architecture, family_->model_type);
     metadata_ = std::move(reading.metadata);
     collect_views();
-    if (const auto quantization = whole.object({"quantization_config"})) hf::unpack_group_quantized(*quantization, views_);
+    if (const auto quantization = whole.object({"quantization_config"})) hf::unpack_stored_formats(*quantization, raw_, views_);
+    if (!raw_.empty())
+      throw UnsupportedError(place, fmt::format("weights of type {} are not implemented here", to_string(raw_.begin()->second.type)),
+                             {.file = raw_.begin()->second.view.source.name(), .offset = raw_.begin()->second.view.offset,
+                              .tensor = raw_.begin()->first});
     read_counts(config);
     for (const hf::Rule& rule : family_->rules) apply(rule);
     if (classifies_)
@@ -128,7 +133,9 @@ class FolderReader {
         }
       if (hf::is_ignored(name, classifies_)) continue;
       if (tensor.shape.size() > 4 || tensor.elements() == 0) file_.fail(tensor, "found a shape that no weight has");
-      const auto type = stored_type(tensor.type);
+      auto type = stored_type(tensor.type);
+      const bool raw = tensor.type == SafetensorsType::u8 || tensor.type == SafetensorsType::f8_e4m3;
+      if (raw) type = DType::i8;  // what quantization_config says of it comes later
       if (!type)
         throw UnsupportedError(place, fmt::format("weights of type {} are not implemented", to_string(tensor.type)),
                                {.file = file_.sources()[tensor.source].name(), .offset = tensor.offset,
@@ -136,7 +143,9 @@ class FolderReader {
       TensorView view{std::string(name), *type, tensor.shape, file_.sources()[tensor.source], tensor.offset, tensor.bytes};
       if (view.shape.empty()) view.shape = {1};
       if (*type == DType::f64) view = as_f32(view.name, view);
-      if (!views_.emplace(std::string(name), std::move(view)).second)
+      const std::string key(name);
+      if (raw ? !raw_.emplace(key, hf::RawTensor{tensor.type, std::move(view)}).second
+              : !views_.emplace(key, std::move(view)).second)
         file_.fail(tensor, fmt::format("two tensors are '{}' without prefix", printable(name, 80)));
     }
   }
@@ -157,7 +166,7 @@ class FolderReader {
 
   void apply(const hf::Rule& rule) {
     const std::int64_t count = rule.from.find("{}") == std::string_view::npos ? 1 : layers_;
-    const bool exact = rule.from.ends_with(".weight") || rule.from.ends_with(".bias");
+    const bool exact = rule.to.ends_with(".weight") || rule.to.ends_with(".bias");
     for (std::int64_t layer = 0; layer < count; ++layer)
       for (const std::string_view suffix : {".weight", ".bias"}) {
         if (exact && suffix == ".bias") break;
@@ -251,8 +260,42 @@ class FolderReader {
         return gather_rows(std::move(name), from, {{0, form == halves_second ? rows / 2 : 0, rows / 2}},
                            {rows / 2, first.columns()});
       }
+      case even_rows:
+      case odd_rows: return alternate_rows(std::move(name), first, form == odd_rows);
+      case even_elements:
+      case odd_elements: return alternate_elements(std::move(name), first, form == odd_elements);
+      case stack_back:
+        if (first.shape.size() != 3) refuse(first, "found a shape that is no stack");
+        if (dtype_info(first.type).quantized) return renamed(std::move(name), first);
+        return transposed_stack(std::move(name), first);
     }
     return first;
+  }
+
+  static TensorView transposed_stack(std::string name, const TensorView& tensor) {
+    std::vector<TensorView> matrices;
+    const auto count = static_cast<std::uint64_t>(tensor.shape[0]);
+    for (std::uint64_t e = 0; e < count; ++e) {
+      TensorView matrix = tensor;
+      matrix.shape = {tensor.shape[1], tensor.shape[2]};
+      matrix.bytes = tensor.bytes / count;
+      matrix.offset = tensor.offset + e * matrix.bytes;
+      matrices.push_back(transposed(tensor.name, std::move(matrix)));
+    }
+    return stacked(std::move(name), std::move(matrices));
+  }
+  static TensorView alternate_rows(std::string name, const TensorView& tensor, bool odd) {
+    if (tensor.shape.size() != 3) refuse(tensor, "found a shape that is no stack");
+    const TensorView rows = dtype_info(tensor.type).quantized ? tensor : transposed_stack(tensor.name, tensor);
+    if (rows.shape[1] % 2 != 0) refuse(tensor, "found an odd number of rows");
+    return every_second_row(std::move(name), rows, odd, {rows.shape[0], rows.shape[1] / 2, rows.shape[2]});
+  }
+  static TensorView alternate_elements(std::string name, TensorView tensor, bool odd) {
+    if (tensor.shape.size() != 2 || tensor.shape[1] % 2 != 0 || dtype_info(tensor.type).quantized)
+      refuse(tensor, "found a shape that has no even number of columns");
+    const std::vector<std::int64_t> shape{tensor.shape[0], tensor.shape[1] / 2};
+    tensor.shape = {tensor.shape[0] * tensor.shape[1], 1};
+    return every_second_row(std::move(name), std::move(tensor), odd, shape);
   }
 
   static TensorView renamed(std::string name, TensorView view) {
@@ -346,6 +389,7 @@ class FolderReader {
   const hf::Family* family_ = nullptr;
   Metadata metadata_;
   hf::Views views_;
+  hf::RawTensors raw_;
   std::set<std::string, std::less<>> used_;
   std::set<std::string, std::less<>> names_;
   std::vector<TensorInfo> infos_;

@@ -201,6 +201,37 @@ constexpr Rule nomic_bert[] = {{"embeddings.word_embeddings", "token_embd"},
                                {"encoder.layers.{}.mlp.fc2", "blk.{}.ffn_down"},
                                {"encoder.layers.{}.norm2", "blk.{}.layer_output_norm"}};
 
+// The gate's and the other rows of experts alternate.
+constexpr Rule gpt_oss[] = {SKALD_DECODER_ENDS,
+                            {"layers.{}.input_layernorm", "blk.{}.attn_norm"},
+                            {"layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm"},
+                            SKALD_DECODER_ATTENTION,
+                            {"layers.{}.self_attn.sinks", "blk.{}.attn_sinks.weight"},
+                            {"layers.{}.mlp.router", "blk.{}.ffn_gate_inp"},
+                            {"layers.{}.mlp.experts.gate_up_proj", "blk.{}.ffn_gate_exps.weight", even_rows},
+                            {"layers.{}.mlp.experts.gate_up_proj", "blk.{}.ffn_up_exps.weight", odd_rows},
+                            {"layers.{}.mlp.experts.gate_up_proj_bias", "blk.{}.ffn_gate_exps.bias", even_elements},
+                            {"layers.{}.mlp.experts.gate_up_proj_bias", "blk.{}.ffn_up_exps.bias", odd_elements},
+                            {"layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight", stack_back},
+                            {"layers.{}.mlp.experts.down_proj_bias", "blk.{}.ffn_down_exps.bias"}};
+
+constexpr Rule deepseek[] = {SKALD_DECODER_ENDS,
+                             SKALD_DECODER_NORMS,
+                             {"layers.{}.self_attn.q_proj", "blk.{}.attn_q"},
+                             {"layers.{}.self_attn.q_a_proj", "blk.{}.attn_q_a"},
+                             {"layers.{}.self_attn.q_a_layernorm", "blk.{}.attn_q_a_norm"},
+                             {"layers.{}.self_attn.q_b_proj", "blk.{}.attn_q_b"},
+                             {"layers.{}.self_attn.kv_a_proj_with_mqa", "blk.{}.attn_kv_a_mqa"},
+                             {"layers.{}.self_attn.kv_a_layernorm", "blk.{}.attn_kv_a_norm"},
+                             {"layers.{}.self_attn.kv_b_proj", "blk.{}.attn_kv_b"},
+                             {"layers.{}.self_attn.o_proj", "blk.{}.attn_output"},
+                             SKALD_DECODER_MLP,
+                             SKALD_DECODER_EXPERTS,
+                             {"layers.{}.mlp.gate.e_score_correction_bias", "blk.{}.exp_probs_b.bias"},
+                             {"layers.{}.mlp.shared_experts.gate_proj", "blk.{}.ffn_gate_shexp"},
+                             {"layers.{}.mlp.shared_experts.up_proj", "blk.{}.ffn_up_shexp"},
+                             {"layers.{}.mlp.shared_experts.down_proj", "blk.{}.ffn_down_shexp"}};
+
 #undef SKALD_DECODER_ENDS
 #undef SKALD_DECODER_NORMS
 #undef SKALD_DECODER_ATTENTION
@@ -216,6 +247,8 @@ constexpr Family table[] = {
     {"camembert", "bert", roberta, true},
     {"cohere", "command-r", plain, true},
     {"cohere2", "cohere2", plain, true},
+    {"deepseek_v2", "deepseek2", deepseek},
+    {"deepseek_v3", "deepseek2", deepseek},
     {"falcon", "falcon", falcon, true},
     {"gemma", "gemma", gemma, true},
     {"gemma2", "gemma2", gemma2, true},
@@ -223,6 +256,7 @@ constexpr Family table[] = {
     {"gemma3_text", "gemma3", gemma2, true},
     {"gpt2", "gpt2", gpt2, true},
     {"gpt_neox", "gptneox", gpt_neox},
+    {"gpt_oss", "gpt-oss", gpt_oss},
     {"granite", "granite", llama},
     {"granitemoe", "granitemoe", granite_moe},
     {"granitemoeshared", "granitemoe", granite_moe},

@@ -25,10 +25,15 @@ enum class Form : std::uint8_t {
   halves_first,  ///< [2n, m]: the first n rows
   halves_second,
   after_padding,  ///< rows behind that of the padding token, which counts no position (RoBERTa)
+  even_rows,      ///< [e, 2n, m] of quantized rows, or [e, m, 2n] of plain elements: rows, or columns, 0, 2, 4 ... of each matrix
+  odd_rows,       ///< the others
+  even_elements,  ///< [e, 2n]: elements 0, 2, 4 ... of each row
+  odd_elements,
+  stack_back,  ///< [e, n, m] of quantized rows as it is; [e, m, n] of plain elements: each matrix transposed
 };
 
 /// `from` has "{}" for the layer and "{e}" for the expert or head, no prefix like "model.", and no ".weight" or ".bias" unless
-/// only that one is meant.
+/// only that one is meant (which `to` may say alone).
 struct Rule {
   std::string_view from;
   std::string_view to;

@@ -55,7 +55,7 @@ Scheme read_scheme(const Config& config) {
     if (scheme.bits != 4) config.unsupported("bits", fmt::format("{} bits are not implemented; known is 4", scheme.bits));
   } else {
     config.unsupported("quant_method",
-                       fmt::format("'{}' is not implemented; known are gptq and awq", printable(method, 40)));
+                       fmt::format("'{}' is not implemented; known are gptq, awq, mxfp4, fp8 and compressed-tensors of format float-quantized", printable(method, 40)));
   }
   if (scheme.group != -1 && (scheme.group < 1 || scheme.group > (std::int64_t{1} << 24)))
     config.fail("group_size", fmt::format("found {}, allowed is -1 or a positive number", scheme.group));

@@ -357,6 +357,29 @@ TEST_CASE("adapters.peft: a folder's factors are those of the GGUF adapter, rows
         run(model, {{Adapter::load({"q", {file.deltas[1]}}, model), 1.0F}}));
 }
 
+TEST_CASE("adapters.peft: scales follow alpha, rank, their patterns and the square root of the rank") {
+  const Model model = skald_test::tiny_model(shape());
+  const auto scales = [&](const nlohmann::json& options) {
+    Peft peft;
+    for (const auto& [key, value] : options.items()) peft.config[key] = value;
+    // Ranks 4 and 16, as a rank_pattern gives them.
+    peft.add("0.mlp.down_proj.lora_A.weight", {16, ffn}, noise(16 * ffn, 3, 1.0F));
+    peft.add("0.mlp.down_proj.lora_B.weight", {dim, 16}, noise(16 * dim, 4, 1.0F));
+    peft.add("1.mlp.up_proj.lora_A.weight", {4, dim}, noise(4 * dim, 5, 1.0F));
+    peft.add("1.mlp.up_proj.lora_B.weight", {ffn, 4}, noise(4 * ffn, 6, 1.0F));
+    const AdapterFile file = peft.read(model);
+    REQUIRE(file.deltas.size() == 2);
+    return std::pair(file.deltas[0].scale, file.deltas[1].scale);
+  };
+  const nlohmann::json ranks{{"r", 4}, {"lora_alpha", 8}, {"rank_pattern", {{"down_proj", 16}}}};
+  CHECK(scales(ranks) == std::pair(0.5F, 2.0F));
+  auto options = ranks;
+  options["use_rslora"] = true;
+  CHECK(scales(options) == std::pair(2.0F, 4.0F));
+  options["alpha_pattern"] = {{"layers.1.mlp.up_proj", 3}};
+  CHECK(scales(options) == std::pair(2.0F, 1.5F));
+}
+
 TEST_CASE("adapters.peft: Kronecker and column adapters change rotated matrices as their product does") {
   const auto bytes = skald_test::tiny_gguf(shape());
   const Model model = Model::load(read_gguf({SpanSource(bytes), "tiny"}));
@@ -416,6 +439,23 @@ TEST_CASE("adapters.peft: refuses what does not fit, naming it") {
           peft.config["use_dora"] = true;
         }),
         "use_dora");
+  const std::pair<const char*, nlohmann::json> options[] = {
+      {"modules_to_save", {"lm_head"}}, {"layer_replication", {{0, 1}}}, {"trainable_token_indices", {1, 2}},
+      {"target_parameters", {"mlp.experts.gate_up_proj"}}, {"alora_invocation_tokens", {5}}, {"lora_bias", true},
+      {"use_qalora", true}, {"init_lora_weights", "pissa_niter_4"}, {"init_lora_weights", "olora"}};
+  for (const auto& [key, value] : options)
+    names(refusal([&, k = key, v = value](Peft& peft) {
+            pair(peft);
+            peft.config[k] = v;
+          }),
+          key);
+  for (const auto& [key, value] : {std::pair<const char*, nlohmann::json>{"modules_to_save", nullptr},
+                                   {"modules_to_save", nlohmann::json::array()}, {"init_lora_weights", true},
+                                   {"init_lora_weights", "gaussian"}, {"trainable_token_indices", nlohmann::json::object()}})
+    CHECK(refusal([&, k = key, v = value](Peft& peft) {
+            pair(peft);
+            peft.config[k] = v;
+          }) == "accepted");
   names(refusal([&](Peft& peft) {
           peft.add("0.self_attn.z_proj.lora_A.weight", {4, 64}, noise(256, 1, 1.0F));
         }),

@@ -155,6 +155,36 @@ TEST_CASE("decoder.nested: widths of a loaded model share its weights and give t
       }
 }
 
+TEST_CASE("decoder.nested: the work of feed-forward networks scales with their widths, layer by layer", "[decoder]") {
+  for (const std::string type : {"f32", "q8_0", "q4_k"}) {
+    INFO(type);
+    LoadOptions options;
+    options.backend = make_backend("cpu");
+    options.quantize = type;
+    options.tokenizer = false;
+    const Model whole = Model::load(source_of(wide_model()), options);
+    const auto work = [](const Model& model) {
+      const Decoder<> decoder(model);
+      auto session = decoder.new_session();
+      const TokenId token = 5;
+      (void)session.forward({&token, 1});
+      const auto first = decoder.counters().weight_bytes_read;
+      (void)session.forward({&token, 1});
+      CHECK(decoder.counters().weight_bytes_read == 2 * first);  // each token reads them once
+      return first;
+    };
+    const std::uint64_t all = work(whole);
+    std::uint64_t ffn = 0;  // of one layer
+    for (const Role role : {Role::ffn_gate, Role::ffn_up, Role::ffn_down}) ffn += whole.weight(role, 0)->bytes();
+    CHECK(all > 2 * ffn);
+    for (const auto& [first, second] : {std::pair{4, 4}, {2, 4}, {4, 1}, {1, 2}, {3, 1}, {1, 1}}) {
+      const std::vector<float> shares{static_cast<float>(first) / 4, static_cast<float>(second) / 4};
+      const std::uint64_t saved = ffn / 4 * static_cast<std::uint64_t>(8 - first - second);
+      CHECK(work(whole.nested(shares)) == all - saved);
+    }
+  }
+}
+
 TEST_CASE("decoder.nested: refuses widths that a loaded model cannot share", "[decoder]") {
   LoadOptions options;
   options.backend = make_reference_backend();

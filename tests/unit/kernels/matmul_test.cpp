@@ -87,7 +87,12 @@ TEST_CASE("kernels.matmul: every instruction set has every format") {
     for (const auto& kernel : matmul_kernels(isa)) types.push_back(kernel.type);
     // The last one replaces some kernels of the one before.
     if (isa == Isa::avx512bf16) CHECK(types == std::vector<DType>{DType::bf16});
-    else CHECK(types == all_types);
+    else {
+      // The last one looks up what another one of its type unpacks.
+      auto expected = all_types;
+      expected.push_back(DType::tq1_0);
+      CHECK(types == expected);
+    }
   }
 }
 
@@ -316,4 +321,35 @@ TEST_CASE("kernels.matmul: long rows of odd block counts agree with double preci
       REQUIRE(worst < 64 * 0x1p-24 * 64 * 4);
     }
   });
+}
+
+// Table lookups for ternary weights (TeLLMe v2, Qiao et al. 2025).
+TEST_CASE("kernels.ternary: looked up products have the bits of unpacked ones for all bytes, in 1.7 bits per weight") {
+  for (const Isa isa : skald::available_isas()) {
+    const MatmulKernel *unpacked = nullptr, *looked_up = nullptr, *int8 = nullptr;
+    for (const auto& kernel : matmul_kernels(isa)) {
+      if (kernel.type == DType::tq1_0) (kernel.alone ? looked_up : unpacked) = &kernel;
+      if (kernel.type == DType::q8_0) int8 = &kernel;
+    }
+    if (isa == Isa::avx512bf16) continue;  // adds nothing for these types
+    REQUIRE(unpacked != nullptr);
+    REQUIRE(looked_up != nullptr);
+    CAPTURE(std::string(to_string(isa)));
+    CHECK(looked_up->activation_id != unpacked->activation_id);
+    for (const std::int64_t cols : {256, 2048}) {
+      CHECK(static_cast<double>(looked_up->panel_bytes(cols)) * 8 <= 1.7 * 16 * static_cast<double>(cols));
+      CHECK(looked_up->panel_bytes(cols) * 5 < int8->panel_bytes(cols));  // what one token reads
+    }
+    for (const std::int64_t rows : {16, 33}) {
+      const std::int64_t cols = 1024;
+      Weight weight = random_bytes_weight(DType::tq1_0, rows, cols, 71);  // also bytes that no encoder writes
+      set_scales(weight, 0x2E66, 0);
+      for (std::int64_t count = 1; count <= 14; ++count) {
+        const auto x = normal_floats(static_cast<std::size_t>(count * cols), static_cast<unsigned>(3 * count));
+        const auto expected = product(*unpacked, weight, x, count);
+        CAPTURE(rows, count);
+        REQUIRE(first_difference(product(*looked_up, weight, x, count), expected) == -1);
+      }
+    }
+  }
 }

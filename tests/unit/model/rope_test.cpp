@@ -23,12 +23,13 @@ std::vector<double> plain(int dims, double base) {
 }
 
 // YaRN as in the code published with the paper: frequencies that are interpolated and extrapolated, mixed by a mask.
-std::vector<double> yarn(int dims, double base, double factor, double context, double fast, double slow, double share) {
+std::vector<double> yarn(int dims, double base, double factor, double context, double fast, double slow, double share,
+                         bool whole = true) {
   const auto correction = [&](double rotations) {
     return dims * std::log(context / (rotations * 2 * pi)) / (2 * std::log(base));
   };
-  const double low = std::max(std::floor(correction(fast)), 0.0);
-  double high = std::min(std::ceil(correction(slow)), dims - 1.0);
+  const double low = std::max(whole ? std::floor(correction(fast)) : correction(fast), 0.0);
+  double high = std::min(whole ? std::ceil(correction(slow)) : correction(slow), dims - 1.0);
   // Where even the slowest pair turns often enough, all are kept: a step beyond the last pair, as GGUF engines do.
   if (low >= high) high = low + 0.001;
   std::vector<double> result;
@@ -104,6 +105,12 @@ TEST_CASE("model.rope_frequencies: YaRN matches the published code over many set
                           yarn(dims, base, factor, static_cast<double>(context), fast, 1.0, share));
               CHECK(result.magnitude == Approx(1.25 * (1 + 0.1 * std::log(factor))).epsilon(1e-7));
             }
+  // gpt-oss: the ramp's ends are not rounded.
+  RopeSpec rope{.kind = RopeKind::half, .dims = 64, .freq_base = 150000.0, .scaling = RopeScaling::yarn, .factor = 32.0,
+                .original_context = 4096};
+  rope.whole_pairs = false;
+  check_equal(rope_frequencies(rope).inverse_frequencies, yarn(64, 150000.0, 32.0, 4096.0, 32.0, 1.0, 1.0, false));
+  CHECK(std::abs(rope_frequencies(rope).inverse_frequencies[12] / yarn(64, 150000.0, 32.0, 4096.0, 32.0, 1.0, 1.0)[12] - 1) > 1e-2);
 }
 
 TEST_CASE("model.rope_frequencies: YaRN without extrapolation is linear scaling") {

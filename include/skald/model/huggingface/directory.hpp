@@ -25,6 +25,10 @@ struct HuggingFaceOptions {
 /// groups of a multiple of 32 columns in order and scales that fit binary16; f32 where that is not so
 /// (desc_act). The numbers are scale * (code - zero point), not rounded.
 ///
+/// Other checkpoints that `quantization_config` describes: "mxfp4" (gpt-oss: blocks and their scales, as MXFP4), "fp8" and
+/// "compressed-tensors" of format float-quantized (F8_E4M3 with one scale for the matrix, each row, or each block of
+/// weight_block_size): element times scale, held exactly as BF16 where all scales are powers of two, else as F32.
+///
 /// @throws FormatError naming file and JSON path or tensor for what is malformed or contradicts; UnsupportedError for an
 /// unknown model_type (listing the known ones), quantization method, rotary scaling or activation; IoError.
 [[nodiscard]] SKALD_API ModelFile open_huggingface(const std::string& folder, const HuggingFaceOptions& options = {});
