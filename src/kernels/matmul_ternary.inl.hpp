@@ -16,8 +16,13 @@
 namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
-/// Columns of a batch up to which outputs are looked up. The result does not depend on it.
+/// Columns of a batch up to which outputs are looked up: as many as make it faster than unpacking (skald_micro_matmul). The
+/// result does not depend on it.
+#if SKALD_VEC_REGISTERS == 1
 inline constexpr std::int64_t lookup_columns = 8;
+#else
+inline constexpr std::int64_t lookup_columns = 4;
+#endif
 
 /// Words (of four bytes) of a row's block: eight of them hold elements 32 n + m in digit n of byte m, four 160 + 16 n + m,
 /// one 240 + 4 n + m.
@@ -31,12 +36,6 @@ struct TernaryPlace {
         stride(word < 8 ? 32 : word < 12 ? 16 : 4),
         digits(word < 12 ? 5 : 4) {}
 };
-
-/// The activations of byte `byte` of word `word`; absent digits have 0.
-[[maybe_unused]] SKALD_INLINE void activations_of(const std::int16_t* x, int word, int byte, std::int16_t* five) noexcept {
-  const TernaryPlace place(word);
-  for (int n = 0; n < 5; ++n) five[n] = n < place.digits ? x[place.first + byte + n * place.stride] : std::int16_t{0};
-}
 
 /// Digit minus one of the indices of the two kinds of tables; 0 for indices that do not occur.
 struct TernaryDigits {
@@ -55,16 +54,6 @@ struct TernaryDigits {
   }
 };
 inline constexpr TernaryDigits ternary_digits{};
-
-[[maybe_unused]] SKALD_INLINE void sums_of_pair(const std::int16_t* five, std::int16_t* sums) noexcept {
-  for (int i = 0; i < 16; ++i)
-    sums[i] = static_cast<std::int16_t>(five[0] * ternary_digits.pair[0][i] + five[1] * ternary_digits.pair[1][i]);
-}
-[[maybe_unused]] SKALD_INLINE void sums_of_triple(const std::int16_t* five, std::int16_t* sums) noexcept {
-  for (int i = 0; i < 32; ++i)
-    sums[i] = static_cast<std::int16_t>(five[2] * ternary_digits.triple[0][i] + five[3] * ternary_digits.triple[1][i] +
-                                        five[4] * ternary_digits.triple[2][i]);
-}
 
 #if SKALD_VEC_REGISTERS == 1
 
@@ -143,17 +132,27 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
 inline constexpr std::ptrdiff_t word_table_bytes = 12 * 32;
 
 SKALD_INLINE void make_word_tables(const std::int16_t* x, int word, std::byte* to) noexcept {
+  const TernaryPlace place(word);
   for (int byte = 0; byte < 4; ++byte) {
-    std::int16_t five[5], sums[48];
-    activations_of(x, word, byte, five);
-    sums_of_pair(five, sums);
-    sums_of_triple(five, sums + 16);
+    const std::int16_t* from = x + place.first + byte;
+    const auto product = [&](int n, const std::int16_t* digits) SKALD_INLINE_LAMBDA {
+      return _mm256_mullo_epi16(_mm256_set1_epi16(from[n * place.stride]), load256(digits));
+    };
+    const auto triples = [&](int first) SKALD_INLINE_LAMBDA {
+      __m256i sums = _mm256_add_epi16(product(2, ternary_digits.triple[0] + first), product(3, ternary_digits.triple[1] + first));
+      if (place.digits == 5) sums = _mm256_add_epi16(sums, product(4, ternary_digits.triple[2] + first));
+      return sums;
+    };
     std::byte* at = to + byte / 2 * 192 + byte % 2 * 16;
-    for (int t = 0; t < 3; ++t)
-      for (int i = 0; i < 16; ++i) {
-        at[64 * t + i] = static_cast<std::byte>(sums[16 * t + i] & 0xFF);
-        at[64 * t + 32 + i] = static_cast<std::byte>((sums[16 * t + i] >> 8) & 0xFF);
-      }
+    const auto put = [&](int table, __m256i sums) SKALD_INLINE_LAMBDA {
+      const __m256i low = _mm256_and_si256(sums, _mm256_set1_epi16(0xFF)), high = _mm256_srli_epi16(sums, 8);
+      const __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xD8);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 64 * table), _mm256_castsi256_si128(both));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 64 * table + 32), _mm256_extracti128_si256(both, 1));
+    };
+    put(0, _mm256_add_epi16(product(0, ternary_digits.pair[0]), product(1, ternary_digits.pair[1])));
+    put(1, triples(0));
+    put(2, triples(16));
   }
 }
 
@@ -210,6 +209,22 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
 }
 
 #else
+
+/// The activations of byte `byte` of word `word`; absent digits have 0.
+SKALD_INLINE void activations_of(const std::int16_t* x, int word, int byte, std::int16_t* five) noexcept {
+  const TernaryPlace place(word);
+  for (int n = 0; n < 5; ++n) five[n] = n < place.digits ? x[place.first + byte + n * place.stride] : std::int16_t{0};
+}
+
+SKALD_INLINE void sums_of_pair(const std::int16_t* five, std::int16_t* sums) noexcept {
+  for (int i = 0; i < 16; ++i)
+    sums[i] = static_cast<std::int16_t>(five[0] * ternary_digits.pair[0][i] + five[1] * ternary_digits.pair[1][i]);
+}
+SKALD_INLINE void sums_of_triple(const std::int16_t* five, std::int16_t* sums) noexcept {
+  for (int i = 0; i < 32; ++i)
+    sums[i] = static_cast<std::int16_t>(five[2] * ternary_digits.triple[0][i] + five[3] * ternary_digits.triple[1][i] +
+                                        five[4] * ternary_digits.triple[2][i]);
+}
 
 /// For each byte sums of pairs, then of triples.
 inline constexpr std::ptrdiff_t word_table_bytes = 4 * 96;

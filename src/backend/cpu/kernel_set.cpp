@@ -67,7 +67,8 @@ const kernels::MatmulKernel* KernelSet::matmul(DType type) const noexcept {
 
 const kernels::MatmulKernel* KernelSet::matmul_alone(DType type) const noexcept {
   for (const auto& kernel : all_matmul()) {
-    if (kernel.type == type && kernel.alone) return &kernel;
+    // Lookups by plain code are no faster than unpacking.
+    if (kernel.type == type && kernel.alone && isa_ != Isa::baseline) return &kernel;
   }
   return matmul(type);
 }
