@@ -282,7 +282,7 @@ class FolderReader {
       matrix.offset = tensor.offset + e * matrix.bytes;
       matrices.push_back(transposed(tensor.name, std::move(matrix)));
     }
-    return stacked(std::move(name), std::move(matrices));
+    return stacked(std::move(name), std::move(matrices), 2);
   }
   static TensorView alternate_rows(std::string name, const TensorView& tensor, bool odd) {
     if (tensor.shape.size() != 3) refuse(tensor, "found a shape that is no stack");
