@@ -5,8 +5,8 @@
 // A byte of TQ1_0 holds five ternary digits, so five activations go with it, whatever the row. Their signed sums are
 // computed once per column: those of the first two for the 9 values of two digits, those of the other three for the 27
 // values of three. A product then takes the byte apart into these two numbers with three multiplications, for all rows of
-// a panel at once, looks both sums up with byte or word shuffles and adds them: no digit is ever unpacked. (Almeida et al.
-// 2025, TeLLMe: table lookups for ternary weights; the split into 9 and 27 is what shuffles can index.)
+// a panel at once, looks both sums up with byte or word shuffles and adds them: no digit is ever unpacked. (TeLLMe v2:
+// table lookups for ternary weights; the split into 9 and 27 is what shuffles can index.)
 //
 // Sums of a block are integers, at most 256 * 127, and exact in 16 bits. The folds of blocks are those of
 // matmul_apart.inl.hpp, so every output has the bits that unpacking gives.

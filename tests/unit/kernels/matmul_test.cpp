@@ -323,7 +323,7 @@ TEST_CASE("kernels.matmul: long rows of odd block counts agree with double preci
   });
 }
 
-// Table lookups for ternary weights (TeLLMe v2, Qiao et al. 2025).
+// Table lookups for ternary weights (TeLLMe v2).
 TEST_CASE("kernels.ternary: looked up products have the bits of unpacked ones for all bytes, in 1.7 bits per weight") {
   for (const Isa isa : skald::available_isas()) {
     const MatmulKernel *unpacked = nullptr, *looked_up = nullptr, *int8 = nullptr;
