@@ -49,7 +49,7 @@ Fault kv_fault(const KvLayer& kv, std::int32_t heads, std::int32_t kv_heads) {
     return fmt::format("{} query heads over {} KV heads; the first must be a multiple of the second", heads, kv_heads);
   }
   if (!KvPageLayout::supports(layout.dtype)) {
-    return fmt::format("KV pages of {}; there are f32, f16, bf16, q8_0, q4_0", to_string(layout.dtype));
+    return fmt::format("KV pages of {}; there are f32, f16, bf16, q8_0, q4_0, q4_1", to_string(layout.dtype));
   }
   if (layout.page_tokens <= 0 || layout.page_tokens % KvPageLayout::lane_tokens != 0 ||
       attention_chunk % layout.page_tokens != 0) {
@@ -357,6 +357,22 @@ struct ShapeCheck {
     if (op.bias_reach < 0 || op.bias_reach > (1 << 28)) {
       return fmt::format("bias_reach is {}; allowed: 0 to {}", op.bias_reach, 1 << 28);
     }
+    return op.kv.earlier == nullptr ? Fault{} : earlier_fault(op);
+  }
+
+  static Fault earlier_fault(const AttentionOp& op) {
+    const KvLayer& earlier = *op.kv.earlier;
+    if (auto fault = kv_fault(earlier, op.heads, op.kv_heads)) return "earlier slots: " + *fault;
+    const KvPageLayout& layout = op.kv.layout;
+    if (earlier.layout.heads != layout.heads || earlier.layout.head_dim_k != layout.head_dim_k ||
+        earlier.layout.head_dim_v != layout.head_dim_v || earlier.layout.values_in_keys != layout.values_in_keys) {
+      return "earlier slots have other heads";
+    }
+    if (earlier.earlier != nullptr) return "earlier slots have earlier ones";
+    if (op.mask != AttentionMask::causal || op.window > 0 || op.slopes != nullptr || op.bias != nullptr) {
+      return "slots in two places with a mask, a window or a bias that counts distances";
+    }
+    if (op.sink != nullptr) return "scores of slots in two places";
     return {};
   }
 };
@@ -577,6 +593,10 @@ struct EnqueueCheck {
     matrix(op.out, "out");
     if (overlap(op.q, op.out)) fail(where, whole, "out overlaps q");
     kv(op.kv, op.heads, op.segment_count, op.segments);
+    if (op.kv.earlier != nullptr) {
+      if (!limits.earlier) fail(where, whole, "the stream was not made for slots in two places");
+      kv(*op.kv.earlier, op.heads, op.segment_count, op.segments);
+    }
     if (op.sink == nullptr) return;
     need(op.sink->scores != nullptr || op.segment_count == 0, "scores");
     need(op.sink->work != nullptr || op.sink->work_floats == 0, "work memory of the score sink");
@@ -660,6 +680,7 @@ struct HostCheck {
   void operator()(const StoreKvOp& op) const { segments(op.k.rows, op.kv, op.segments, op.segment_count, true); }
   void operator()(const AttentionOp& op) const {
     segments(op.q.rows, op.kv, op.segments, op.segment_count, op.mask != AttentionMask::none);
+    if (op.kv.earlier != nullptr) return earlier_slots(op);
     for (std::int32_t s = 0; s < op.segment_count; ++s) {
       if (op.mask != AttentionMask::causal && op.segments[s].visible != nullptr) {
         fail(where, whole, fmt::format("segment {} has a visibility matrix; only the causal mask can", s));
@@ -674,6 +695,19 @@ struct HostCheck {
                            op.window == 0 ? "all" : fmt::format("the last {}", op.window)));
         }
       }
+    }
+  }
+
+  void earlier_slots(const AttentionOp& op) const {
+    segments(op.q.rows, *op.kv.earlier, op.segments, op.segment_count, false);
+    for (std::int32_t i = 0; i < op.segment_count * op.kv.groups; ++i) {
+      const KvTable& own = op.kv.tables[i];
+      const KvTable& earlier = op.kv.earlier->tables[i];
+      for (const KvTable* table : {&own, &earlier}) {
+        if (table->bias != nullptr || table->positions != nullptr || table->until != nullptr)
+          fail(where, whole, fmt::format("table {}: numbers of slots in two places", i));
+      }
+      if (earlier.first != 0) fail(where, whole, fmt::format("table {}: the first earlier slots are gone", i));
     }
   }
 

@@ -104,6 +104,10 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
   check_composition();
   make_gates();
   make_pools();
+  check_two_parts();
+  make_residual_pools();
+  make_slow_pools();
+  make_rebuild();
   make_buffers();
   make_positions();
   check_program();
@@ -224,8 +228,10 @@ void DecoderImpl::make_pools() {
   const auto layout_of = [&](const AttentionSpec& attention, DType dtype) {
     for (std::size_t i = 0; coupled_ && i < spec.layers.size(); ++i)
       if (spec.layers[i].attention && &*spec.layers[i].attention == &attention) return coupled_->codes(i);
-    return KvPageLayout{dtype, options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
-                        attention.stored_dim_v(), attention.latent.has_value()};
+    const KvPageLayout both{dtype, options_.kv.page_tokens, options_.kv.heads_per_group, attention.stored_dim_k(),
+                            attention.stored_dim_v(), attention.latent.has_value()};
+    const bool keys_alone = format_.fetched_values() > 0 && !attention.latent;
+    return keys_alone ? SlowValues::keys_of(both) : both;
   };
   // Pages for `tokens` tokens.
   const auto add = [&](LayerKv& kv, const AttentionSpec& attention, std::vector<KvPart> parts, std::int64_t tokens) {
@@ -243,9 +249,12 @@ void DecoderImpl::make_pools() {
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const auto& layer = spec.layers[i];
     if (layer.attention && format_.source(static_cast<std::int32_t>(i)) == static_cast<std::int32_t>(i))
-      add(kv_[i], *layer.attention, kv_parts(i), options_.kv.capacity_tokens);
+      add(kv_[i], *layer.attention, kv_parts(i), options_.kv.capacity_tokens + (format_.segments() ? page * options_.parallel : 0) +
+                                                         (eviction_.traits().rebuild + page) * options_.parallel * (eviction_.traits().rebuild > 0));
     if (layer.cross) add(source_kv_[i], *layer.cross, one_kv_part(*layer.cross, i), options_.kv.capacity_tokens);
   }
+  for (auto& kv : kv_) kv.segments = format_.segments() && !kv.parts.empty();
+  earlier_kv_.resize(kv_.size());
   const auto shapes = encoder_kv_shapes(spec);
   encoder_kv_.resize(shapes.size());
   for (std::size_t i = 0; i < shapes.size(); ++i)
@@ -326,8 +335,11 @@ void DecoderImpl::make_buffers() {
   stopped_.request_stop();
   std::vector<DType> types(model_.weight_types().begin(), model_.weight_types().end());
   if (eviction_.gates() && !types.empty()) types.push_back(DType::f32);
-  stream_ = backend.new_stream(
-      stream_limits(spec, rows, options_.context, reads_ahead_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types()));
+  auto limits =
+      stream_limits(spec, rows, options_.context, reads_ahead_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types());
+  limits.earlier = has_two_parts();
+  limits.tokens = std::max(limits.tokens, eviction_.traits().rebuild * options_.parallel);
+  stream_ = backend.new_stream(limits);
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
   positions_.resize(static_cast<std::size_t>(rows));
@@ -396,6 +408,7 @@ void DecoderImpl::check_program() {
   std::size_t groups = 0;
   for (const auto& layer : kv_) groups += static_cast<std::size_t>(layer.groups);
   tables_.assign(groups, KvTable{});
+  earlier_tables_ = tables_;
   if (reads_ahead_) {
     row_segments_ = segments_;
     for (auto& tables : row_tables_) tables = tables_;
@@ -450,57 +463,14 @@ void DecoderImpl::describe() {
   config_.recurrent_bytes = recurrent_bytes(model_.spec(), config_.checkpoint_interval, config_.checkpoints);
 }
 
-RecurrentOptions DecoderImpl::recurrent_options(std::size_t layer) const {
-  const auto& spec = model_.spec();
-  return {.elements = spec.layers[layer].state_elements(spec.dim),
-          .checkpoint_interval = options_.recurrent.checkpoint_interval,
-          .checkpoints = options_.recurrent.checkpoints,
-          .max_tokens = options_.context};
-}
-
-PagedKvOptions DecoderImpl::layer_options(std::size_t layer, const KvPart& part) const {
-  const auto traits = eviction_.traits();
-  PagedKvOptions options;
-  options.max_tokens = options_.context;
-  options.window = model_.spec().layers[layer].attention->window;
-  options.rollback = options_.kv.rollback_tokens;
-  options.evicts = traits.drops_tokens;
-  options.scores = traits.drops_tokens && traits.needs_scores;
-  options.scores_anew = traits.score_window > 0;
-  if (gate_weights_[layer]) options.gate_width = eviction_.gates()->width;
-  options.score_shape = traits.score_shape;
-  options.noise_stream = (static_cast<std::uint64_t>(layer) << 20) + static_cast<std::uint64_t>(part.first_group);
-  options.counts = traits.drops_tokens && traits.counts_merged;
-  options.memory_floats = traits.memory_floats;
-  const auto& attention = *model_.spec().layers[layer].attention;
-  if (traits.drops_tokens && traits.reorders_positions && options.window == 0 && attention.rope >= 0) {
-    options.sinks = traits.sinks;
-    options.rotation = std::make_shared<const KeyRotation>(
-        KeyRotation{model_.rope(attention.rope).inverse_frequencies,
-                    model_.spec().ropes[static_cast<std::size_t>(attention.rope)].kind == RopeKind::interleaved});
-  }
-  return options;
-}
-
-Session DecoderImpl::new_session() {
-  std::vector<std::unique_ptr<LayerState>> layers(kv_.size() * (recurrent_count_ > 0 ? 2 : 1));
-  for (std::size_t i = 0; i < kv_.size(); ++i) {
-    std::vector<std::unique_ptr<PagedKv>> parts;
-    for (const auto& part : kv_[i].parts)
-      parts.push_back(std::make_unique<PagedKv>(part.pool, part.groups, layer_options(i, part)));
-    if (parts.size() == 1) layers[i] = std::move(parts.front());
-    else if (!parts.empty()) layers[i] = std::make_unique<SplitKv>(std::move(parts));
-    if (recurrent_layers_[i] >= 0)
-      layers[kv_.size() + i] = std::make_unique<RecurrentState>(model_.backend(), recurrent_options(i));
-  }
-  auto session = make_session(shared_from_this(), SequenceState(std::move(layers), static_cast<int>(kv_.size()), new_source(options_.context)));
-  tokens(session).reserve(static_cast<std::size_t>(options_.context));
-  return session;
-}
-
 DecoderCounters DecoderImpl::counters() const {
   auto result = counters_;
   const auto reads = stream_->kv_reads();
+  if (slow_values_) {
+    result.value_rows_fetched = slow_values_->rows_fetched();
+    result.value_bytes_fetched = slow_values_->bytes_fetched();
+  }
+  for (const auto& pool : slow_pools_) result.slow_page_bytes_used += pool->used_pages() * pool->page_bytes();
   result.kv_bytes_read = reads.bytes;
   result.kv_bytes_shared = reads.shared_bytes;
   result.weight_bytes_read = reads.weight_bytes;
@@ -518,7 +488,7 @@ std::size_t DecoderImpl::memory_bytes() const noexcept {
                       relative_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
-  return bytes + (coupled_ ? coupled_->memory_bytes() : 0);
+  return bytes + (coupled_ ? coupled_->memory_bytes() : 0) + (slow_values_ ? slow_values_->memory_bytes() : 0);
 }
 
 std::size_t DecoderImpl::kv_capacity_bytes() const noexcept {
@@ -575,6 +545,13 @@ void DecoderImpl::check_batch(const Batch& batch) const {
       throw IncompatibleError("decoder.forward",
                               "a token tree cannot be computed by recurrent layers, whose state follows one sequence; give "
                               "the tokens of one path and truncate");
+    if (format_.fetched_values() > 0)
+      throw IncompatibleError("decoder.forward", "a token tree cannot be combined with KV format '" + format_.name() +
+                                                     "': how a row attends depends on the tokens before it");
+    if (format_.residual() > 0)
+      throw IncompatibleError("decoder.forward",
+                              "a token tree cannot be combined with KV format '" + format_.name() +
+                                  "': accepted tokens may pass a page border at which others should have been encoded");
     if (eviction_.traits().drops_tokens)
       throw IncompatibleError("decoder.forward",
                               "a token tree cannot be combined with eviction '" + eviction_.name() +
@@ -601,6 +578,7 @@ Logits DecoderImpl::forward(const Batch& batch, const ForwardOptions& options) {
   ensure_logits(entry_rows_.back(), options.stop);
   entry_done_.assign(list.size(), 0);
   hidden_ = options.hidden;
+  transfers_ = options.transfers;
   if (hidden_) hidden_->assign(static_cast<std::size_t>(batch.rows() * model_.spec().dim), 0.0F);
   scoring_ = options.scores != nullptr;
   if (scoring_) prepare_scores(batch, *options.scores);
@@ -655,6 +633,7 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
     if (reads_ahead_ && format_.iterations() == 0) count = 1;
     if (eviction_.traits().drops_tokens && entry.kind != EntryKind::tree)
       count = std::min(count, border_after(entry.session->length()) - entry.session->length());
+    if (has_two_parts() && entry.kind != EntryKind::tree) count = std::min(count, rows_until_divided(*entry.session));
     if (config_.checkpoints > 0)
       count = std::min(count, config_.checkpoint_interval - entry.session->length() % config_.checkpoint_interval);
     Piece piece{entry.session, e, entry_done_[e], count, 0, 0, count == left, entry.kind == EntryKind::embeddings};
@@ -809,6 +788,9 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
   }
   if (reads_ahead_) prepare_row_tables();
   prepare_coupled();
+  prepare_rebuild(batch);
+  prepare_earlier(batch);
+  prepare_slow_values(batch);
 }
 
 void DecoderImpl::prepare_coupled() {
@@ -846,13 +828,6 @@ void DecoderImpl::prepare_row_tables() {
   }
 }
 
-/// What a session holds of one part of a layer.
-PagedKv& DecoderImpl::paged(const Session& session, std::size_t layer, std::size_t part) const noexcept {
-  auto& state = *session.state().layer(static_cast<int>(layer));
-  if (kv_[layer].parts.size() == 1) return static_cast<PagedKv&>(state);
-  return static_cast<SplitKv&>(state).part(static_cast<int>(part));
-}
-
 /// Room for the noise of each group, and the temperatures of the rows.
 void DecoderImpl::prepare_score_shape(std::size_t groups) {
   const auto shape = eviction_.traits().score_shape;
@@ -887,6 +862,7 @@ void DecoderImpl::commit_pieces(const Batch& batch) {
       continue;
     }
     const bool evicts = evicts_after(piece);
+    keep_entered(session, segments_[static_cast<std::size_t>(&piece - pieces_.data())]);
     session.state().commit();
     tokens(session).insert(tokens(session).end(), first, first + piece.count);
     if (!evicts) continue;
@@ -895,17 +871,6 @@ void DecoderImpl::commit_pieces(const Batch& batch) {
     count_evictions(session, 1);
     ++counters_.eviction_rounds;
   }
-}
-
-/// Adds what a session's layers have evicted so far, `sign` times.
-void DecoderImpl::count_evictions(const Session& session, std::int64_t sign) noexcept {
-  for (std::size_t l = 0; l < kv_.size(); ++l)
-    for (std::size_t p = 0; p < kv_[l].parts.size(); ++p) {
-      const auto& kv = paged(session, l, p);
-      counters_.evicted_pages += static_cast<std::uint64_t>(sign * kv.evicted_pages());
-      counters_.evicted_tokens += static_cast<std::uint64_t>(sign * kv.evicted_tokens());
-      counters_.merged_tokens += static_cast<std::uint64_t>(sign * kv.merged_tokens());
-    }
 }
 
 /// Forgets ops of a pass that was not started as a whole.
@@ -956,6 +921,9 @@ void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
   if (eviction_.traits().drops_tokens)
     throw IncompatibleError("decoder.forward", "attention scores cannot be collected by slot while eviction '" +
                                                    eviction_.name() + "' removes slots");
+  if (has_two_parts())
+    throw IncompatibleError("decoder.forward", "attention scores cannot be collected with KV format '" + format_.name() +
+                                                   "', which keeps slots in two places");
   score_groups_ = 0;
   for (const auto& layer : kv_) score_groups_ += static_cast<std::size_t>(layer.groups);
   if (score_groups_ == 0)

@@ -10,8 +10,10 @@
 #include <skald/state/drop_gates.hpp>
 #include <skald/state/recurrent.hpp>
 #include <skald/state/split_kv.hpp>
+#include <skald/state/two_part_kv.hpp>
 
 #include "decoder/coupled_kv.hpp"
+#include "decoder/slow_values.hpp"
 #include "decoder/spread.hpp"
 
 namespace skald::inline v0::detail {
@@ -28,6 +30,11 @@ struct KvPart {
 struct LayerKv {
   std::vector<KvPart> parts;  // none: the layer has no attention
   std::int32_t groups = 0;    // of all parts
+  std::shared_ptr<KvPool> recent;  // if the parts hold codes: where the newest tokens are
+  bool rebuilds = false;           // beside dropped tokens that were computed again
+  bool segments = false;           // prompt and answer apart, in pages of the one part
+  std::shared_ptr<KvPool> values;  // in slow memory, if the part's pages have keys alone
+  [[nodiscard]] bool two_parts() const noexcept { return recent != nullptr || segments || values != nullptr || rebuilds; }
 };
 
 /// Rows of one entry that go through the network together.
@@ -91,6 +98,24 @@ class DecoderImpl final : public DecoderCore {
   void make_pools();
   [[nodiscard]] std::vector<KvPart> kv_parts(std::size_t layer) const;
   void check_sources() const;
+  // Layers in two places (states.cpp).
+  [[nodiscard]] bool has_two_parts() const noexcept { 
+    return format_.residual() > 0 || format_.segments() || format_.fetched_values() > 0 || eviction_.traits().rebuild > 0;
+  }
+  void check_two_parts() const;
+  void make_residual_pools();
+  void make_slow_pools();
+  // Dropped tokens that are computed again (rebuild.cpp).
+  void check_rebuild() const;
+  void make_rebuild();
+  void prepare_rebuild(const Batch& batch);
+  void keep_entered(const Session& session, const Segment& segment);
+  [[nodiscard]] bool wants_rebuild(const Session& session) const noexcept;
+  void prepare_slow_values(const Batch& batch);
+  [[nodiscard]] std::unique_ptr<LayerState> two_part_state(std::size_t layer, std::unique_ptr<PagedKv> part) const;
+  void prepare_earlier(const Batch& batch);
+  void set_earlier(AttentionOp& op, int layer);
+  [[nodiscard]] std::int64_t rows_until_divided(const Session& session) const noexcept;
   void prepare_row_tables();
   void make_buffers();
   void make_positions();
@@ -174,6 +199,8 @@ class DecoderImpl final : public DecoderCore {
   [[nodiscard]] KvLayer kv_layer(int layer, const KvPart& part) const noexcept;
   void emit_store(const StoreKvOp& store, int layer, OpSink sink);
   void emit_attend(const AttentionOp& attend, int layer, OpSink sink);
+  void emit_slow_attention(AttentionOp op, int layer, OpSink sink);
+  void emit_rebuild(const LinearOp& project, const StoreKvOp& store, int layer, OpSink sink);
   void shape_scores(ScoreSink& sink, std::size_t first_table);
   void emit_gates(int layer, const Matrix& x, const Norm& norm, OpSink sink);
   [[nodiscard]] Matrix logits_matrix(const HeadRun& run) const noexcept;
@@ -190,6 +217,9 @@ class DecoderImpl final : public DecoderCore {
   ActivationSizes sizes_;
   std::vector<LayerKv> kv_;
   std::unique_ptr<CoupledKv> coupled_;           // if the KV format is "coupled"
+  std::unique_ptr<SlowValues> slow_values_;      // if values lie in slow memory
+  std::vector<std::shared_ptr<KvPool>> slow_pools_;
+  std::vector<TransferEvent>* transfers_ = nullptr;  // where the pass's transfers go, if asked for
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout
   std::vector<int> recurrent_layers_;           // layer -> its index among those with recurrent state, or -1
   std::int64_t recurrent_count_ = 0;
@@ -225,6 +255,17 @@ class DecoderImpl final : public DecoderCore {
   std::vector<Segment> segments_;
   std::vector<std::uint64_t> visible_;
   std::vector<KvTable> tables_;
+  std::vector<KvTable> earlier_tables_;  // as tables_, of layers in two places
+  std::vector<KvLayer> earlier_kv_;      // [layer]
+  // Rebuilding: a segment per piece, rows of all pieces together.
+  std::vector<Segment> rebuild_segments_;
+  std::vector<std::int32_t> rebuild_positions_, rebuild_wanted_, rebuild_dropped_;
+  std::vector<std::vector<float>> rebuild_host_;   // [layer] how the rows entered it
+  std::vector<std::vector<float>> entered_host_;   // [layer] how the rows of the pass entered it
+  std::vector<std::vector<KvTable>> rebuild_tables_;  // [layer] of segments and groups
+  Buffer rebuild_x_, rebuild_k_, rebuild_v_;
+  std::vector<Buffer> rebuild_ropes_;
+  std::vector<KvTable> value_tables_;    // of one layer, on their way to slow_values_
   // Where layers read a later layer: each row as a segment of its own, and the slots it sees: first those of before the pass,
   // then also those of the rows before it. [layer][part][row][group]
   std::vector<Segment> row_segments_;

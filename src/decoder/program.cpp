@@ -87,7 +87,9 @@ std::size_t DecoderImpl::first_table(int layer) const noexcept {
 KvLayer DecoderImpl::kv_layer(int layer, const KvPart& part) const noexcept {
   if (layer >= model_.spec().layer_count()) return encoder_layer(layer);
   if (coupled_) return coupled_->plain(static_cast<std::size_t>(layer));
-  return {part.pool->base(), part.pool->layout(), part.groups,
+  const auto& recent = kv_[static_cast<std::size_t>(layer)].recent;
+  const auto& pool = recent ? *recent : *part.pool;
+  return {pool.base(), pool.layout(), part.groups,
           tables_.data() + first_table(layer) + static_cast<std::size_t>(part.first_group) * segments_.size()};
 }
 
@@ -120,6 +122,7 @@ void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
     op.v = heads_of(store.v, first, op.kv_heads, op.kv.layout.head_dim_v);
     if (coupled_) sink(coupled_->expand(static_cast<std::size_t>(layer)), layer);
     sink(op, layer);
+    if (slow_values_ && layer < model_.spec().layer_count()) sink(slow_values_->store(static_cast<std::size_t>(layer), store.v), layer);
     if (coupled_) sink(coupled_->pack(static_cast<std::size_t>(layer)), layer);
   }
 }
@@ -136,6 +139,7 @@ void DecoderImpl::shape_scores(ScoreSink& sink, std::size_t first_table) {
 
 /// Attention over the pages of each part of the layer, with scores if they are asked for.
 void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink) {
+  if (slow_values_ && layer < model_.spec().layer_count()) return emit_slow_attention(attend, layer, sink);
   const auto shared = attend.heads / attend.kv_heads;
   const int owner = format_.source(layer);
   std::size_t sink_index = 0;
@@ -156,6 +160,7 @@ void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink)
       op.kv.tables = row_tables_[iteration_ == 0 ? 0 : 1].data() +
                      (groups_before + static_cast<std::size_t>(part.first_group)) * row_segments_.size();
     }
+    if (owner < model_.spec().layer_count()) set_earlier(op, owner);
     op.kv_heads = part.groups * op.kv.layout.heads;
     op.heads = op.kv_heads * shared;
     const auto first = std::int64_t{part.first_group} * op.kv.layout.heads * shared;
@@ -196,6 +201,8 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
   project.parts = {{{model_.weight(Role::query, layer), model_.vector(Role::query_bias, layer), q},
                     {model_.weight(Role::key, layer), model_.vector(Role::key_bias, layer), k},
                     {model_.weight(Role::value, layer), model_.vector(Role::value_bias, layer), v}}};
+  if (kv_[static_cast<std::size_t>(std::min(layer, spec.layer_count() - 1))].rebuilds && layer < spec.layer_count())
+    sink(DownloadOp{x, entered_host_[static_cast<std::size_t>(layer)].data()}, layer);
   sink(project, layer);
   if (own) emit_gates(layer, x, project.norm, sink);
   if (attention.clamp > 0.0F) sink(ClampOp{q, attention.clamp}, layer);
@@ -227,6 +234,7 @@ void DecoderImpl::emit_attention(int layer, std::int64_t rows, OpSink sink) {
     store.rope_table = rope_tables_[static_cast<std::size_t>(attention.rope)].matrix(0, rows, rope.dims);
   }
   emit_store(store, layer, sink);
+  emit_rebuild(project, store, layer, sink);
 
   AttentionOp attend{};
   attend.q = q;

@@ -41,6 +41,7 @@ struct Eight {
   static constexpr bool coded = true;
   static constexpr int pair_bytes = 32;  ///< two dimensions of 16 keys
   static constexpr int offset = 0;       ///< what `pairs` gives less this is the code's value
+  static constexpr bool minimums = false;  ///< blocks have a minimum, to which scale * code is added
   SKALD_INLINE static i32x16 pairs(const Stored* p) noexcept { return load_i8_pairs(p); }
   /// Vector `vector` of 16 dimensions of a value's codes.
   SKALD_INLINE static i32x16 value(const Stored* codes, int vector) noexcept {
@@ -55,6 +56,7 @@ struct Four {
   static constexpr bool coded = true;
   static constexpr int pair_bytes = 16;
   static constexpr int offset = 8;
+  static constexpr bool minimums = false;
   SKALD_INLINE static i32x16 pairs(const Stored* p) noexcept {
     const i32x16 both = load_u8(p);
     return (both & set1(0x0F)) | shl<12>(both & set1(0xF0));
@@ -65,15 +67,35 @@ struct Four {
   }
 };
 
+/// q4_1: codes of four bits over a minimum. What the minimums of a block weigh in a score is the sum of the query's numbers.
+struct FourOver {
+  using Stored = std::uint8_t;
+  static constexpr DType type = DType::q4_1;
+  static constexpr bool converts = true;
+  static constexpr bool coded = true;
+  static constexpr int pair_bytes = 16;
+  static constexpr int offset = 0;
+  static constexpr bool minimums = true;
+  SKALD_INLINE static i32x16 pairs(const Stored* p) noexcept { return Four::pairs(p); }
+  SKALD_INLINE static i32x16 value(const Stored* codes, int vector) noexcept {
+    const i32x16 both = load_u8(codes + 16 * (vector / 2));
+    return shift_right(both, 4 * (vector % 2)) & set1(0x0F);
+  }
+};
+
 SKALD_INLINE int blocks_of(int dims) noexcept { return (dims + 31) / 32; }
-SKALD_INLINE bool is_coded(DType type) noexcept { return type == DType::q8_0 || type == DType::q4_0; }
+SKALD_INLINE bool is_coded(DType type) noexcept {
+  return type == DType::q8_0 || type == DType::q4_0 || type == DType::q4_1;
+}
+/// Binary16 numbers of a block beside its codes.
+SKALD_INLINE int block_numbers(DType type) noexcept { return type == DType::q4_1 ? 2 : 1; }
 
 /// Bytes of a vector, and of its codes without the scales; as KvPageLayout, whose functions this file may not link.
 SKALD_INLINE std::size_t code_bytes(DType type, int dims) noexcept {
   return static_cast<std::size_t>(blocks_of(dims)) * (type == DType::q8_0 ? 32 : 16);
 }
 SKALD_INLINE std::size_t vector_bytes(DType type, int dims) noexcept {
-  if (is_coded(type)) return code_bytes(type, dims) + 2 * static_cast<std::size_t>(blocks_of(dims));
+  if (is_coded(type)) return code_bytes(type, dims) + static_cast<std::size_t>(2 * block_numbers(type) * blocks_of(dims));
   return static_cast<std::size_t>(dims) * (type == DType::f32 ? 4 : 2);
 }
 
@@ -84,7 +106,10 @@ SKALD_INLINE f32x16 read_dimension(const typename Element::Stored* group, int di
     const auto* scales = reinterpret_cast<const std::uint16_t*>(group + 16 * code_bytes(Element::type, dims));
     const i32x16 both = Element::pairs(group + std::ptrdiff_t{Element::pair_bytes} * (dim / 2));
     const i32x16 code = dim % 2 == 0 ? sra<16>(shl<16>(both)) : sra<16>(both);
-    return to_f32(code - set1(Element::offset)) * load_f16(scales + std::ptrdiff_t{16} * (dim / 32));
+    const f32x16 scale = load_f16(scales + std::ptrdiff_t{16} * (dim / 32));
+    if constexpr (Element::minimums)
+      return fma(to_f32(code), scale, load_f16(scales + std::ptrdiff_t{16} * (blocks_of(dims) + dim / 32)));
+    return to_f32(code - set1(Element::offset)) * scale;
   } else {
     return Element::read(group + std::ptrdiff_t{16} * dim);
   }
@@ -117,11 +142,56 @@ void store_row(const float* k, const float* v, std::byte* page, const KvPageLayo
 struct CodedBlock {
   std::int32_t codes[32];
   std::uint16_t scale;
+  std::uint16_t minimum;
 };
+
+SKALD_INLINE float half_value(std::uint16_t half) noexcept {
+  std::uint16_t halves[16];
+  for (auto& each : halves) each = half;
+  float values[16];
+  store(values, load_f16(halves));
+  return values[0];
+}
+SKALD_INLINE std::uint16_t nearest_half(float x) noexcept {
+  std::uint16_t halves[16];
+  store_f16(halves, set1(x));
+  return halves[0];
+}
+
+/// Encodes n <= 32 numbers over their minimum. The minimum is rounded down and the scale up: no code is cut off.
+SKALD_INLINE void encode_over_minimum(const float* x, int n, CodedBlock& block) noexcept {
+  const f32x16 a = n >= 16 ? load(x) : load_n(x, n);
+  const f32x16 b = n >= 32 ? load(x + 16) : n > 16 ? load_n(x + 16, n - 16) : zero_f32();
+  const float top = reduce_max(max(a, b));
+  const float bottom = -reduce_max(max(-a, -b));
+  const float not_finite = reduce_add(abs(a) + abs(b)) * 0.0F;  // 0 or NaN
+  const float within = bottom > 65504.0F ? 65504.0F : bottom < -65504.0F ? -65504.0F : bottom;
+  std::uint16_t low = nearest_half(within);
+  if (half_value(low) > bottom && low != 0xFBFF) {
+    if ((low & 0x7FFF) == 0) low = 0x8001;
+    else low = static_cast<std::uint16_t>((low & 0x8000) != 0 ? low + 1 : low - 1);
+  }
+  if (not_finite != 0.0F) low = 0;
+  const float minimum = half_value(low);
+  const float wanted = (top - minimum) / 15.0F;
+  std::uint16_t half = nearest_half((wanted > 65504.0F ? 65504.0F : wanted) + not_finite);
+  if (half_value(half) < wanted && half < 0x7BFF) ++half;
+  if (not_finite != 0.0F) half = 0x7E00;
+  block.scale = half;
+  block.minimum = low;
+  const float scale = half_value(half);
+  const f32x16 inverse = set1(scale > 0.0F ? 1.0F / scale : 0.0F);
+  const f32x16 from = set1(minimum);
+  const i32x16 none = zero_i32();
+  const i32x16 high = set1(15);
+  store(block.codes, min(max(round_to_i32((a - from) * inverse), none), high));
+  store(block.codes + 16, min(max(round_to_i32((b - from) * inverse), none), high));
+}
 
 /// Encodes n <= 32 numbers; those that are missing are zeros. A number that is not finite makes the scale NaN.
 template <class Element>
 SKALD_INLINE void encode_block(const float* x, int n, CodedBlock& block) noexcept {
+  if constexpr (Element::minimums) return encode_over_minimum(x, n, block);
   const f32x16 a = n >= 16 ? load(x) : load_n(x, n);
   const f32x16 b = n >= 32 ? load(x + 16) : n > 16 ? load_n(x + 16, n - 16) : zero_f32();
   const float top = reduce_max(max(a, b));
@@ -170,6 +240,7 @@ void store_codes(const float* k, const float* v, std::byte* page, const KvPageLa
       }
     }
     key_scales[std::ptrdiff_t{16} * b] = block.scale;
+    if constexpr (Element::minimums) key_scales[std::ptrdiff_t{16} * (blocks_of(dims_k) + b)] = block.minimum;
   }
   const std::size_t value_codes = code_bytes(Element::type, dims_v);
   auto* value_scales = reinterpret_cast<std::uint16_t*>(values + tokens * value_codes) + slot * blocks_of(dims_v);
@@ -180,5 +251,6 @@ void store_codes(const float* k, const float* v, std::byte* page, const KvPageLa
       *codes++ = static_cast<std::uint8_t>(eight ? block.codes[i] : block.codes[i] | block.codes[i + 16] << 4);
     }
     value_scales[b] = block.scale;
+    if constexpr (Element::minimums) value_scales[static_cast<std::ptrdiff_t>(tokens) * blocks_of(dims_v) + b] = block.minimum;
   }
 }

@@ -158,6 +158,10 @@ void code_tile(const CodePiece& piece, const typename Element::Stored* const* ke
       SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
         const i32x16 sum = Element::offset == 0 ? acc[i][v] : acc[i][v] + set1(piece.bases[block * NQ + i]);
         total[i][v] = fma(to_f32(sum), scale, total[i][v]);
+        if constexpr (Element::minimums) {
+          const f32x16 minimum = load_f16(key_scales[v] + std::ptrdiff_t{16} * (piece.blocks - 1));
+          total[i][v] = fma(to_f32(set1(piece.bases[block * NQ + i])), minimum, total[i][v]);
+        }
       }
     }
   }
@@ -179,6 +183,7 @@ struct ValuePiece {
   int vector;                   ///< number of the first vector of 16 dimensions; coded values only, as what follows
   const float* scales;          ///< of the first token
   std::ptrdiff_t scale_stride;
+  const float* minimums;  ///< as scales, if the format has any
 };
 
 /// Folds over tokens; one dimension per lane.
@@ -190,6 +195,7 @@ void value_tile(const ValuePiece& piece, const typename Element::Stored* values)
   }
   const float* p = piece.p;
   [[maybe_unused]] const float* scales = piece.scales;
+  [[maybe_unused]] const float* minimums = piece.minimums;
   const std::ptrdiff_t stride = piece.value_stride;
   const auto* next = piece.next != nullptr ? piece.next : reinterpret_cast<const std::byte*>(p);
   const std::ptrdiff_t step = piece.next != nullptr ? piece.step : 0;
@@ -202,9 +208,13 @@ void value_tile(const ValuePiece& piece, const typename Element::Stored* values)
     if constexpr (Element::coded) {
       SKALD_UNROLL for (int v = 0; v < NV; ++v) {
         const f32x16 scale = set1(scales[(piece.vector + v) / 2]);
-        value[v] = to_f32(Element::value(values, piece.vector + v)) * scale;
+        if constexpr (Element::minimums)
+          value[v] = fma(to_f32(Element::value(values, piece.vector + v)), scale, set1(minimums[(piece.vector + v) / 2]));
+        else
+          value[v] = to_f32(Element::value(values, piece.vector + v)) * scale;
       }
       scales += piece.scale_stride;
+      if constexpr (Element::minimums) minimums += piece.scale_stride;
     } else {
       SKALD_UNROLL for (int v = 0; v < NV; ++v) value[v] = Element::read(values + 16 * v);
     }

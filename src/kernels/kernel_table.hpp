@@ -95,6 +95,9 @@ struct AttentionTask {
   float* logits;
   std::int64_t logits_row_stride;   ///< floats from row to row
   std::int64_t logits_head_stride;  ///< floats from head to head
+  // Of `whole` alone, for slots in two places; `partial_bytes` each.
+  const float* carry_in = nullptr;  ///< running results to go on from, or null
+  float* carry_out = nullptr;       ///< where to leave running results, instead of writing `out`; or null
 };
 
 struct AttentionKernel {

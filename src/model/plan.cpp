@@ -70,7 +70,7 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
                                         options.page_tokens, KvPageLayout::lane_tokens, attention_chunk));
   if (!KvPageLayout::supports(options.kv_type))
     throw UsageError(where,
-                     fmt::format("kv_type is {}, allowed is f32, f16, bf16, q8_0 or q4_0", to_string(options.kv_type)));
+                     fmt::format("kv_type is {}, allowed is f32, f16, bf16, q8_0, q4_0 or q4_1", to_string(options.kv_type)));
   return options;
 }
 
@@ -94,13 +94,20 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
       throw UsageError(where, fmt::format("heads_per_group {} does not divide {} KV heads", options.heads_per_group,
                                           attention.kv_heads));
     for (std::int32_t head = 0; head < attention.kv_heads; head += options.heads_per_group) {
-      const KvPageLayout page{.dtype = of_tokens && options.kv_type_of ? options.kv_type_of(layer, head) : options.kv_type,
+      const DType dtype = of_tokens && options.kv_type_of ? options.kv_type_of(layer, head) : options.kv_type;
+      KvPageLayout page{.dtype = dtype,
                               .page_tokens = options.page_tokens,
                               .heads = options.heads_per_group,
                               .head_dim_k = attention.stored_dim_k(),
                               .head_dim_v = attention.stored_dim_v(),
                               .values_in_keys = attention.latent.has_value()};
-      kv = kv + size(pages_of(attention, sequences, options)) * page.page_bytes();
+      const auto divided = of_tokens && options.segments ? sequences : 0;  // a page that the prompt does not fill
+      kv = kv + size(pages_of(attention, sequences, options) + divided) * page.page_bytes();
+      const bool coded = of_tokens && page.coded() && options.residual_tokens > 0;
+      page.dtype = coded ? options.residual_type : page.dtype;
+      const auto newest = residual_pages(options.residual_tokens, options.rollback_tokens, options.page_tokens);
+      if (coded) kv = kv + size(sequences * newest) * page.page_bytes();
+      page.dtype = dtype;
       if (of_tokens) per_token = per_token + size(options.heads_per_group) * page.token_bytes();
     }
   };
@@ -115,8 +122,9 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   plan.recurrent =
       (size(options.sequences) * recurrent_bytes(spec, options.checkpoint_interval, options.checkpoints)).value();
   plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
-  plan.stream = options.backend->stream_bytes(
-      stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types, expert_types));
+  auto limits = stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types, expert_types);
+  limits.earlier = options.residual_tokens > 0 || options.segments;
+  plan.stream = options.backend->stream_bytes(limits);
 }
 
 void check_total(const MemoryPlan& plan) {

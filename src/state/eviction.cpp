@@ -8,6 +8,7 @@
 #include <skald/core/spec_string.hpp>
 #include <skald/state/drop_gates.hpp>
 #include <skald/state/policies.hpp>
+#include <skald/state/release.hpp>
 
 namespace skald::inline v0 {
 
@@ -104,6 +105,17 @@ AnyEviction learned_gates(SpecString& spec) {
   return policy;
 }
 
+AnyEviction adaptive_release(SpecString& spec) {
+  AdaptiveRelease policy;
+  policy.budget = spec.integer("budget", policy.budget, 1, most);
+  policy.rebuild = spec.integer("rebuild", policy.rebuild, 0, most);
+  policy.interval = static_cast<std::int32_t>(spec.integer("interval", policy.interval, 1, 256));
+  policy.sinks = spec.integer("sinks", policy.sinks, 0, most);
+  policy.fade = static_cast<std::int32_t>(spec.integer("fade", policy.fade, 0, 100));
+  policy.reach = static_cast<std::int32_t>(spec.integer("reach", policy.reach, 0, 256));
+  return policy;
+}
+
 constexpr EvictionInfo infos[] = {
     {"none", "", "everything"},
     {"recent_pages", "sinks=1,recent=8", "the first and the last pages"},
@@ -116,6 +128,8 @@ constexpr EvictionInfo infos[] = {
     {"streaming", "sinks=4,window=512", "as window, with the distances of the cache"},
     {"d2o", "budget=512", "as h2o, similar tokens merged"},
     {"dcp", "file=PATH", "what learned gates have not closed"},
+    {"adore", "budget=512,rebuild=64,interval=1,sinks=4,fade=10,reach=6",
+     "the first and the newest tokens; computes released ones again that later tokens repeat"},
 };
 using Make = AnyEviction (*)(SpecString&);
 constexpr Make makers[] = {[](SpecString&) { return AnyEviction(); },
@@ -127,7 +141,8 @@ constexpr Make makers[] = {[](SpecString&) { return AnyEviction(); },
                            reasoning_path,
                            streaming,
                            discriminative_merge,
-                           learned_gates};
+                           learned_gates,
+                           adaptive_release};
 static_assert(std::size(infos) == std::size(makers));
 
 }  // namespace

@@ -38,7 +38,7 @@ DType AnyKvFormat::parse(std::string_view name) {
   const auto type = dtype_from_name(name);
   if (!type || !KvPageLayout::supports(*type))
     throw UnsupportedError(where, "KV format '" + printable(std::string(name)) +
-                                      "' is not one of f32, f16, bf16, q8_0, q4_0");
+                                      "' is not one of f32, f16, bf16, q8_0, q4_0, q4_1");
   return *type;
 }
 
@@ -79,6 +79,24 @@ void AnyKvFormat::add_rule(std::string_view text) {
   const auto right = trimmed(text.substr(equals + 1));
   if (left == "iterations") {
     iterations_ = parse_number(right, text);
+    return;
+  }
+  if (left == "residual") {
+    const auto space = std::min(right.find(' '), right.size());
+    residual_ = parse_number(right.substr(0, space), text);
+    if (residual_ == 0) refuse(text, "a residual has at least a page of tokens");
+    if (space < right.size()) residual_dtype_ = parse(trimmed(right.substr(space)));
+    if (KvPageLayout{.dtype = residual_dtype_}.coded()) refuse(text, "a residual is f32, f16 or bf16");
+    return;
+  }
+  if (left == "values") {
+    fetched_values_ = parse_number(right, text);
+    if (fetched_values_ == 0) refuse(text, "at least one value is fetched");
+    return;
+  }
+  if (left == "segments") {
+    if (right != "prompt") refuse(text, "segments are divided by 'prompt'");
+    segments_ = true;
     return;
   }
   constexpr std::string_view layers = "layers ";
@@ -138,6 +156,12 @@ std::string AnyKvFormat::name() const {
     add(rule.layers.empty() ? "heads " : " heads ", rule.heads);
     text += rule.source < 0 ? "=" + std::string(to_string(rule.dtype)) : "=layer " + std::to_string(rule.source);
   }
+  if (residual_ > 0) {
+    text += ";residual=" + std::to_string(residual_);
+    if (residual_dtype_ != DType::f16) text += " " + std::string(to_string(residual_dtype_));
+  }
+  if (fetched_values_ > 0) text += ";values=" + std::to_string(fetched_values_);
+  if (segments_) text += ";segments=prompt";
   if (iterations_ > 0) text += ";iterations=" + std::to_string(iterations_);
   return text;
 }

@@ -13,11 +13,12 @@ void check_layout(const KvPageLayout& layout) {
   const auto refuse = [](const std::string& what) { throw UsageError("state.kv_pool", what); };
   if (!KvPageLayout::supports(layout.dtype))
     throw UnsupportedError("state.kv_pool", "KV format '" + std::string(to_string(layout.dtype)) +
-                                                "' is not one of f32, f16, bf16, q8_0, q4_0");
+                                                "' is not one of f32, f16, bf16, q8_0, q4_0, q4_1");
   if (layout.page_tokens < KvPageLayout::lane_tokens || layout.page_tokens % KvPageLayout::lane_tokens != 0 ||
       attention_chunk % layout.page_tokens != 0)
     refuse("page_tokens is " + std::to_string(layout.page_tokens) + ", allowed are 16, 32, 64, 128, 256");
-  if (layout.heads < 1 || layout.head_dim_k < 1 || layout.head_dim_v < 1)
+  // Pages with values alone have keys of no elements.
+  if (layout.heads < 1 || layout.head_dim_k < 0 || (layout.head_dim_k == 0 && layout.values_in_keys) || layout.head_dim_v < 1)
     refuse("a page needs at least one head and one dimension");
 }
 
@@ -29,6 +30,20 @@ KvPool::KvPool(AnyBackend backend, const KvPageLayout& layout, std::uint32_t cap
   page_bytes_ = layout.page_bytes();
   buffer_ = backend_->allocate(page_bytes_ * capacity_pages);
   references_.assign(capacity_pages, 0);
+  free_.reserve(capacity_pages);
+}
+
+KvPool::KvPool(AnyBackend backend, const KvPageLayout& layout, std::uint32_t capacity_pages, Buffer memory, bool in_file)
+    : backend_(std::move(backend)),
+      layout_(layout),
+      page_bytes_(layout.page_bytes()),
+      buffer_(std::move(memory)),
+      in_file_(in_file),
+      references_(capacity_pages, 0) {
+  check_layout(layout);
+  if (buffer_.bytes() < page_bytes_ * capacity_pages || !buffer_.host_visible())
+    throw UsageError("state.kv_pool", std::to_string(buffer_.bytes()) + " bytes of memory for " +
+                                          std::to_string(capacity_pages) + " pages of " + std::to_string(page_bytes_));
   free_.reserve(capacity_pages);
 }
 

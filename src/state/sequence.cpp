@@ -8,8 +8,11 @@ namespace skald::inline v0 {
 void SequenceState::append(std::int64_t count) {
   std::size_t done = 0;
   try {
-    for (; done < layers_.size(); ++done)
-      if (layers_[done]) layers_[done]->append(count);
+    for (; done < layers_.size(); ++done) {
+      if (!layers_[done]) continue;
+      layers_[done]->set_prompt_length(prompt_);
+      layers_[done]->append(count);
+    }
   } catch (...) {
     for (std::size_t i = 0; i < done; ++i)
       if (layers_[i]) layers_[i]->remove_last(count);
@@ -145,6 +148,13 @@ std::size_t SequenceState::bytes() const noexcept {
     if (layer) total += layer->bytes();
   for (const auto& layer : source_)
     if (layer) total += layer->bytes();
+  return total;
+}
+
+std::size_t SequenceState::slow_bytes() const noexcept {
+  std::size_t total = 0;
+  for (const auto& layer : layers_)
+    if (layer) total += layer->slow_bytes();
   return total;
 }
 

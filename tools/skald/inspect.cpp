@@ -81,6 +81,9 @@ ordered_json plan_of(const InspectFlags& flags, const skald::ModelFile& file, st
   options.batch_tokens = flags.ubatch;
   const skald::AnyKvFormat format(flags.cache);
   options.kv_type_of = [format](std::int32_t layer, std::int32_t head) { return format.dtype(layer, head); };
+  options.residual_tokens = format.residual();
+  options.residual_type = format.residual_dtype();
+  options.segments = format.segments();
   return ordered_json::parse(skald::plan(file, options).to_json());
 }
 

@@ -115,6 +115,7 @@ struct StreamLimits {
   std::int64_t used = 0;      ///< experts that a token uses
   std::int64_t expert_cols = 0;  ///< inner dimension of any matrix of an ExpertsOp
   std::int64_t head_cols = 0;    ///< inner dimension of any HeadLinearOp
+  bool earlier = false;          ///< AttentionOps with KvLayer::earlier
   /// Formats of the weights that LinearOps and ExpertsOps multiply with; empty: any. Read only during the call.
   std::span<const DType> weight_types{};
   /// Those of them that ExpertsOps multiply with; empty: any of them.

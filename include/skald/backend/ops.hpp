@@ -250,6 +250,10 @@ struct KvLayer {
   KvPageLayout layout{};
   std::int32_t groups = 0;          ///< KV-head groups: kv_heads / layout.heads
   const KvTable* tables = nullptr;  ///< [host] segment_count x groups
+  /// [host] Slots that come before all of `tables`, in pages of another format or pool with the same heads: every row sees the
+  /// `length` slots of its table there, and then those of `tables`, whose first ones may be gone. Nothing is stored to them.
+  /// With the causal mask alone, and neither window nor anything that counts distances or scores.
+  const KvLayer* earlier = nullptr;
 };
 
 /// Normalizes (optional, per head), rotates q and k, and writes k and v to their pages.

@@ -30,12 +30,25 @@ struct AttentionScores {
 };
 
 /// Options of one forward pass.
+/// What is done for one head of a row whose values lie in slow memory, in this order; between request and fetched they are on
+/// their way.
+enum class TransferStep : std::uint8_t { weigh, weighed, request, fetched };
+struct TransferEvent {
+  std::int32_t layer = 0;
+  std::int32_t row = 0;   ///< among the pass's rows that do not fetch everything
+  std::int32_t head = 0;  ///< query head
+  TransferStep step{};
+  std::uint64_t time = 0;  ///< a clock that each event moves on by one; 0: there was none
+};
+
 struct ForwardOptions {
   std::stop_token stop{};
   ProgressCallback progress{};        ///< stage "forward", in rows
   AttentionScores* scores = nullptr;  ///< filled if not null
   /// Filled if not null: the hidden states that the head reads, after the final norm, [rows of the batch, dim].
   std::vector<float>* hidden = nullptr;
+  /// If not null, what was fetched from slow memory is appended.
+  std::vector<TransferEvent>* transfers = nullptr;
 };
 
 namespace detail {

@@ -27,6 +27,8 @@ struct KvOptions {
   /// Tokens that all sessions together can hold; 0: context x parallel. Address space is reserved for them, memory is
   /// used as they come.
   std::int64_t capacity_tokens = 0;
+  /// Of formats with values in slow memory ("f16;values=128"): a directory for files that hold them; empty: host memory.
+  std::string slow_directory{};
   /// Of the format "coupled": keys and values as codes of groups of channels, down to 1 bit per channel. Attention decodes one
   /// layer at a time. @see calibrate_coupled
   std::shared_ptr<const CoupledCodebooks> codebooks{};
@@ -95,12 +97,16 @@ struct DecoderCounters {
   std::uint64_t evicted_pages = 0;   ///< KV pages freed by the eviction policy
   std::uint64_t evicted_tokens = 0;  ///< slots dropped or merged by the eviction policy, over all head groups
   std::uint64_t merged_tokens = 0;   ///< those of them that were merged into others
+  std::uint64_t rebuilt_rows = 0;  ///< keys and values of a token in a layer that were dropped and computed again
   std::uint64_t eviction_rounds = 0;  ///< times that the policy was asked about a sequence
   std::uint64_t kv_bytes_read = 0;    ///< keys and values that attention has read
   std::uint64_t kv_bytes_shared = 0;  ///< of common prefixes, not read again for each sequence
   /// Weights that linear maps have read, each matrix once per pass; stacks of experts do not count. The cpu backend alone
   /// counts them.
   std::uint64_t weight_bytes_read = 0;
+  std::uint64_t value_rows_fetched = 0;   ///< values of a head and token that were fetched from slow memory
+  std::uint64_t value_bytes_fetched = 0;  ///< their bytes
+  std::uint64_t slow_page_bytes_used = 0;  ///< bytes of pages of slow memory in use now, not counted below
   std::uint64_t kv_pages_used = 0;   ///< pages in use now
   std::uint64_t kv_pages_peak = 0;   ///< most pages ever in use
   std::uint64_t kv_page_bytes_used = 0;  ///< bytes of the pages in use now

@@ -88,6 +88,9 @@ class SKALD_API Session {
   /// Bytes of KV memory held, that of an encoded text included; pages shared with forks count in full.
   [[nodiscard]] std::size_t bytes() const noexcept { return state_.bytes(); }
 
+  /// Bytes held in slow memory beside those. @see AnyKvFormat::fetched_values
+  [[nodiscard]] std::size_t slow_bytes() const noexcept { return state_.slow_bytes(); }
+
   /// Everything that is needed to go on, as bytes: self-describing, with a checksum.
   [[nodiscard]] std::vector<std::byte> snapshot() const;
   /// Replaces the contents by a snapshot; on an error the session is unchanged. @throws FormatError for damaged data,

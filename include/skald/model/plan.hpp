@@ -21,9 +21,13 @@ struct PlanOptions {
   WeightLayout layout = WeightLayout::packed;
   std::int64_t context = 0;          ///< tokens of one sequence; 0: the model's context length, at most 4096
   std::int32_t sequences = 4;        ///< sequences that are full at the same time
-  DType kv_type = DType::f16;        ///< f32, f16, bf16, q8_0 or q4_0
+  DType kv_type = DType::f16;        ///< f32, f16, bf16, q8_0, q4_0 or q4_1
   /// Type of a KV head of a layer, if they are not all of kv_type (AnyKvFormat::dtype).
   std::function<DType(std::int32_t layer, std::int32_t head)> kv_type_of{};
+  std::int64_t residual_tokens = 0;  ///< AnyKvFormat::residual: newest tokens of coded heads that are kept beside
+  DType residual_type = DType::f16;  ///< what they are stored as
+  bool segments = false;             ///< AnyKvFormat::segments
+  std::int64_t rollback_tokens = 0;  ///< KvOptions::rollback_tokens, of a residual
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
   std::int64_t batch_tokens = 512;   ///< most tokens that go through the network together
@@ -79,6 +83,13 @@ struct ActivationSizes {
 /// checkpoints, each rounded up to 64 bytes.
 [[nodiscard]] SKALD_API std::uint64_t recurrent_bytes(const ModelSpec& spec, std::int64_t checkpoint_interval,
                                                       std::int32_t checkpoints);
+
+/// Most pages of a head group that a sequence needs for the newest `residual` tokens and those that can be taken back, beside
+/// the coded ones.
+[[nodiscard]] constexpr std::int64_t residual_pages(std::int64_t residual, std::int64_t rollback,
+                                                    std::int64_t page_tokens) noexcept {
+  return residual / page_tokens + (rollback + page_tokens - 1) / page_tokens + 1;
+}
 
 /// Different shapes of keys and values in the encoder's attention. An input that is encoded has pages of each shape for
 /// one layer, which the layers use one after the other; nothing of them is kept.

@@ -57,6 +57,10 @@ struct ComponentTraits {
   /// With reorders_positions: so many tokens at the beginning stay, and their keys are rotated anew at each border so that
   /// they directly precede the oldest other token that is left; distances are then those within the cache.
   std::int32_t sinks = 0;
+  /// With `recall`: so many tokens that were dropped are computed again where the policy asks for them, and are seen beside
+  /// those that stayed. All head groups then drop the same tokens.
+  std::int64_t rebuild = 0;
+  std::int32_t rebuild_interval = 1;  ///< tokens after which it is asked anew; divides the page
   std::int32_t memory_floats = 0;  ///< numbers of the policy's own, kept in the sequence for each head group
   bool concurrent = false;         ///< `evict` may be called for several layers at the same time
 };
@@ -166,6 +170,14 @@ concept GatedPolicy = requires(const P& policy) {
   { policy.gates() } -> std::convertible_to<std::shared_ptr<const DropGates>>;
 };
 
+/// A policy that asks for dropped tokens again: of the ascending positions `dropped` it writes to `wanted` those that the next
+/// tokens need, ascending too, and returns how many. A function of its arguments; `tokens` are the sequence so far.
+template <class P>
+concept RecallPolicy = requires(const P& policy, std::span<const std::int32_t> tokens,
+                                std::span<const std::int32_t> dropped, std::span<std::int32_t> wanted) {
+  { policy.recall(tokens, dropped, wanted) } -> std::same_as<std::size_t>;
+};
+
 /// Keeps everything.
 struct NoEviction {
   [[nodiscard]] std::string name() const { return "none"; }
@@ -208,6 +220,9 @@ class SKALD_API AnyEviction {
   AnyEviction(P policy)  // NOLINT(google-explicit-constructor)
       : name_(policy.name()), traits_(policy.traits()) {
     if constexpr (GatedPolicy<P>) gates_ = policy.gates();
+    if constexpr (RecallPolicy<P>)
+      recall_ = [policy](std::span<const std::int32_t> tokens, std::span<const std::int32_t> dropped,
+                         std::span<std::int32_t> wanted) { return policy.recall(tokens, dropped, wanted); };
     if constexpr (BudgetPolicy<P>)
       budgets_ = [policy](std::span<const EvictionView> views, std::span<std::int64_t> budgets) {
         policy.budgets(views, budgets);
@@ -239,6 +254,11 @@ class SKALD_API AnyEviction {
   void evict(const EvictionView& view, EvictionChoice& choice) const { evict_(view, choice); }
   /// Learned gates that decide which tokens rows no longer see, or null.
   [[nodiscard]] const std::shared_ptr<const DropGates>& gates() const noexcept { return gates_; }
+  /// As RecallPolicy; nothing if the policy asks for none.
+  std::size_t recall(std::span<const std::int32_t> tokens, std::span<const std::int32_t> dropped,
+                     std::span<std::int32_t> wanted) const {
+    return recall_ ? recall_(tokens, dropped, wanted) : 0;
+  }
   [[nodiscard]] bool has_budgets() const noexcept { return static_cast<bool>(budgets_); }
   void budgets(std::span<const EvictionView> views, std::span<std::int64_t> out) const {
     if (budgets_) budgets_(views, out);
@@ -250,6 +270,7 @@ class SKALD_API AnyEviction {
   std::shared_ptr<const DropGates> gates_;
   std::function<void(const EvictionView&, EvictionChoice&)> evict_;
   std::function<void(std::span<const EvictionView>, std::span<std::int64_t>)> budgets_;
+  std::function<std::size_t(std::span<const std::int32_t>, std::span<const std::int32_t>, std::span<std::int32_t>)> recall_;
 };
 static_assert(EvictionPolicy<AnyEviction>);
 

@@ -38,7 +38,11 @@ struct KvQ8 {
 struct KvQ4 {
   [[nodiscard]] constexpr DType dtype() const noexcept { return DType::q4_0; }
 };
-static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat<KvQ8> && KvFormat<KvQ4>);
+/// Four bits per element, a binary16 scale and a binary16 minimum per token and 32 elements: the error is at most half a step.
+struct KvQ4Over {
+  [[nodiscard]] constexpr DType dtype() const noexcept { return DType::q4_1; }
+};
+static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat<KvQ8> && KvFormat<KvQ4> && KvFormat<KvQ4Over>);
 
 /// The type-erased twin, chosen by name, for each layer and KV head if wanted.
 ///
@@ -50,13 +54,16 @@ static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat
 ///   "f16;layers 0-6=layer 7"          layers without keys and values of their own: their queries read those of layer 7
 ///                                     (LCKV, Wu and Tu 2024, arXiv 2405.10637)
 ///   "f16;layers 0-6=layer 7;iterations=3"   see `iterations`
+///   "q4_0;residual=64"                the newest 64 tokens (up to a page more) stay f16; "residual=64 f32": f32
+///   "f16;values=128"                  values in slow memory, of which each head of a token fetches the 128 that weigh most
+///   "f16;segments=prompt"             the prompt in pages of its own, which forks share to the last token
 class SKALD_API AnyKvFormat {
  public:
   AnyKvFormat() : AnyKvFormat(KvF16{}) {}
   template <class F>
     requires(!std::same_as<F, AnyKvFormat>) && KvFormat<F>
   AnyKvFormat(const F& format) : dtype_(format.dtype()) {}  // NOLINT(google-explicit-constructor)
-  /// Formats are "f32", "f16", "bf16", "q8_0" and "q4_0". @throws UnsupportedError listing these; UsageError for rules that
+  /// Formats are "f32", "f16", "bf16", "q8_0", "q4_0" and "q4_1". @throws UnsupportedError listing these; UsageError for rules that
   /// are none.
   explicit AnyKvFormat(std::string_view spec);
   /// Of what no rule is about.
@@ -69,6 +76,15 @@ class SKALD_API AnyKvFormat {
   /// one by one, which is exact; n computes those of a batch together, n times over, each time with the keys and values of
   /// the time before. That is exact from as many iterations on as there are tokens, before that an approximation.
   [[nodiscard]] std::int32_t iterations() const noexcept { return iterations_; }
+  /// Tokens at the end that stay as they are where the format is coded; 0: none. A page is encoded when so many full ones
+  /// follow, counted in tokens: a multiple of the page's.
+  [[nodiscard]] std::int64_t residual() const noexcept { return residual_; }
+  /// What they are stored as: f32, f16 or bf16.
+  [[nodiscard]] DType residual_dtype() const noexcept { return residual_dtype_; }
+  /// Values lie in slow memory, and a token fetches so many for each head; 0: they lie beside the keys.
+  [[nodiscard]] std::int64_t fetched_values() const noexcept { return fetched_values_; }
+  /// True if prompt and answer have pages of their own.
+  [[nodiscard]] bool segments() const noexcept { return segments_; }
   /// The specification in one spelling.
   [[nodiscard]] std::string name() const;
   /// @throws IncompatibleError if a rule is about a layer or head that a model of so many does not have; `kv_heads` is the largest
@@ -94,6 +110,10 @@ class SKALD_API AnyKvFormat {
   DType dtype_;
   std::vector<Rule> rules_{};
   std::int32_t iterations_ = 0;
+  std::int32_t residual_ = 0;
+  std::int32_t fetched_values_ = 0;
+  DType residual_dtype_ = DType::f16;
+  bool segments_ = false;
 };
 static_assert(KvFormat<AnyKvFormat>);
 

@@ -19,6 +19,8 @@ class SKALD_API KvPool {
  public:
   /// @throws OutOfMemoryError, UsageError for a layout that is not one.
   KvPool(AnyBackend backend, const KvPageLayout& layout, std::uint32_t capacity_pages);
+  /// The same over memory that is there already, which the host can see; `in_file`: a file behind it holds what memory does not.
+  KvPool(AnyBackend backend, const KvPageLayout& layout, std::uint32_t capacity_pages, Buffer memory, bool in_file);
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
@@ -30,6 +32,7 @@ class SKALD_API KvPool {
   /// True if the host may read and write pages through their addresses.
   [[nodiscard]] bool host_visible() const noexcept { return buffer_.host_visible(); }
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
+  [[nodiscard]] bool in_file() const noexcept { return in_file_; }
 
   /// A page with one reference; its contents are unspecified. @throws OutOfMemoryError when all pages are taken.
   [[nodiscard]] PageId take();
@@ -50,6 +53,7 @@ class SKALD_API KvPool {
   KvPageLayout layout_;
   std::size_t page_bytes_;
   Buffer buffer_;
+  bool in_file_ = false;
   mutable std::mutex mutex_;
   std::vector<std::uint32_t> references_;
   std::vector<PageId> free_;      // stack of released pages, capacity reserved

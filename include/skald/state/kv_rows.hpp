@@ -69,11 +69,16 @@ inline void copy_kv_slot(const KvPageLayout& layout, const std::byte* from, std:
       copy(keys + layout.key_place(t, d).code, keys + layout.key_place(s, d).code, pair);
     for (std::int32_t d = 0; d < layout.head_dim_k; d += KvPageLayout::block_dims)
       copy(keys + layout.key_place(t, d).scale, keys + layout.key_place(s, d).scale, 2);
+    for (std::int32_t d = 0; layout.block_numbers() > 1 && d < layout.head_dim_k; d += KvPageLayout::block_dims)
+      copy(keys + layout.key_place(t, d).minimum, keys + layout.key_place(s, d).minimum, 2);
     if (layout.values_in_keys) continue;
     copy(values + layout.value_place(t, 0).code, values + layout.value_place(s, 0).code,
          layout.code_bytes(layout.head_dim_v));
     copy(values + layout.value_place(t, 0).scale, values + layout.value_place(s, 0).scale,
          2 * KvPageLayout::blocks(layout.head_dim_v));
+    if (layout.block_numbers() > 1)
+      copy(values + layout.value_place(t, 0).minimum, values + layout.value_place(s, 0).minimum,
+           2 * KvPageLayout::blocks(layout.head_dim_v));
   }
 }
 

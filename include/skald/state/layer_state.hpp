@@ -22,6 +22,8 @@ class SKALD_API LayerState {
 
   /// Kind name, e.g. "paged_kv".
   [[nodiscard]] virtual std::string_view kind() const noexcept = 0;
+  /// Tokens at the beginning that are the prompt, 0 if nobody has told; before every append.
+  virtual void set_prompt_length(std::int64_t /*tokens*/) noexcept {}
   /// Makes room for `count` further tokens, which the next forward pass writes. All or nothing.
   /// @throws OutOfMemoryError.
   virtual void append(std::int64_t count) = 0;
@@ -48,6 +50,8 @@ class SKALD_API LayerState {
   [[nodiscard]] virtual std::int64_t restorable(std::int64_t length) const noexcept { return length; }
   /// Bytes of backend memory that this state holds; shared memory counts in full.
   [[nodiscard]] virtual std::size_t bytes() const noexcept = 0;
+  /// Bytes of slow memory (host memory apart, or a file) beside those.
+  [[nodiscard]] virtual std::size_t slow_bytes() const noexcept { return 0; }
   /// Those of them that share_rows can never share.
   [[nodiscard]] virtual std::size_t unshared_bytes() const noexcept { return 0; }
   /// Writes everything that is needed to go on.

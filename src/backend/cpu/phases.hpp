@@ -48,6 +48,7 @@ struct WorkSizes {
   std::int64_t tile_floats = 0;
   std::size_t panel_offset = 0;
   std::size_t attention_offset = 0;
+  std::size_t carry_offset = 0;  ///< running results of a block of rows, if there are slots in two places
   std::size_t heads_offset = 0;   ///< prepared columns of one head
   std::size_t choice_offset = 0;  ///< scores, and a lone token's experts and shares
   std::size_t participant_bytes = 0;
@@ -132,6 +133,9 @@ struct RowsPlan {
   std::int64_t unit_cols = 0;
   std::int64_t pieces = 1;  ///< pieces of a row
 };
+/// Most rows of a unit of attention.
+inline constexpr std::int32_t most_block_rows = 64;
+
 struct AttentionPlan {
   std::size_t span_begin = 0;
   std::size_t span_count = 0;

@@ -90,6 +90,14 @@ SlotRange slots_of(const AttentionOp& op, std::int32_t segment, std::int32_t gro
   return {first, std::max(first, table.length + rows)};
 }
 
+/// True if any row sees slots in another place.
+bool has_earlier(const AttentionOp& op) noexcept {
+  if (op.kv.earlier == nullptr) return false;
+  const KvTable* tables = op.kv.earlier->tables;
+  return std::any_of(tables, tables + std::int64_t{op.segment_count} * op.kv.groups,
+                     [](const KvTable& table) { return table.length > 0; });
+}
+
 const AttentionSpan& span_of(const Phase& phase, std::int64_t unit) noexcept {
   const AttentionSpan* first = phase.state->spans.data() + phase.attention.span_begin;
   const AttentionSpan* last = first + phase.attention.span_count;
@@ -122,6 +130,17 @@ void run_whole(const PhaseHead& head, std::int64_t unit, Participant& me) noexce
   const std::int32_t rows = std::min(phase.attention.block_rows, op.segments[span.segment].row_count - first);
   AttentionTask task = make_attention_task(op, span.segment, span.group, kv_head, first, rows);
   lend_logits(task, op, span, kv_head, first);
+  if (has_earlier(op)) {
+    AttentionOp before = op;
+    before.kv = *op.kv.earlier;
+    before.mask = AttentionMask::none;
+    auto* carry = reinterpret_cast<float*>(me.memory + phase.state->sizes.carry_offset);
+    AttentionTask earlier = make_attention_task(before, span.segment, span.group, kv_head, first, rows);
+    earlier.visible = nullptr;
+    earlier.carry_out = carry;
+    phase.state->kernels.attention(before.kv.layout.dtype)->whole(earlier, me.memory + phase.state->sizes.attention_offset);
+    task.carry_in = carry;
+  }
   kernel_of(phase).whole(task, me.memory + phase.state->sizes.attention_offset);
 }
 
@@ -269,7 +288,7 @@ void divide_by_rows(StreamState& state, const AttentionOp& op, const Load& load,
   const std::int64_t per_row =
       load.longest * (op.kv.layout.head_dim_k + op.kv.layout.head_dim_v) * (op.heads / op.kv_heads);
   AttentionPlan& plan = phase.attention;
-  plan.block_rows = 64;
+  plan.block_rows = most_block_rows;
   while (plan.block_rows > 1 && plan.block_rows * per_row > most_products) plan.block_rows /= 2;
   while (plan.block_rows > 8 &&
          load.rows * op.kv.layout.heads / plan.block_rows < std::int64_t{4} * state.participants) {
@@ -289,6 +308,12 @@ void divide_by_rows(StreamState& state, const AttentionOp& op, const Load& load,
 void count_reads(StreamState& state, const AttentionOp& op, const Load& load) noexcept {
   state.kv_bytes_read += static_cast<std::uint64_t>(load.slots * op.kv.layout.heads) *
                          (op.kv.layout.head_bytes() / static_cast<std::size_t>(op.kv.layout.page_tokens));
+  if (op.kv.earlier == nullptr) return;
+  std::int64_t earlier = 0;
+  for (std::int32_t s = 0; s < op.segment_count; ++s)
+    for (std::int32_t g = 0; g < op.kv.groups && op.segments[s].row_count > 0; ++g)
+      earlier += op.kv.earlier->tables[std::int64_t{s} * op.kv.groups + g].length;
+  state.kv_bytes_read += static_cast<std::uint64_t>(earlier * op.kv.layout.heads) * op.kv.earlier->layout.token_bytes();
 }
 
 void plan_heads(StreamState& state, const Op& whole, const AttentionOp& op, std::vector<Phase>& phases) {
@@ -301,8 +326,9 @@ void plan_heads(StreamState& state, const Op& whole, const AttentionOp& op, std:
   add_spans(state, op, phase.attention);
   const AttentionKernel& kernel = *state.kernels.attention(op.kv.layout.dtype);
   const bool few = load.spans * op.kv.layout.heads < std::int64_t{4} * state.participants;
-  const bool split = state.participants > 1 && few && load.most_rows <= 8 && load.longest > attention_chunk;
-  const bool shared = plan_shared_attention(state, whole, op, phases);
+  const bool earlier = has_earlier(op);
+  const bool split = !earlier && state.participants > 1 && few && load.most_rows <= 8 && load.longest > attention_chunk;
+  const bool shared = !earlier && plan_shared_attention(state, whole, op, phases);
   if (!shared) keep_logits(state, op, phase.attention);
   if (shared) {
     // The rows are done; what is left are the scores.

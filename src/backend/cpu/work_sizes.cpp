@@ -87,6 +87,7 @@ Matmuls measure_matmuls(const KernelSet& kernels, const StreamLimits& limits, Wo
 struct Attentions {
   std::size_t scratch = 0;
   std::size_t partials = 0;
+  std::size_t carry = 0;
 };
 
 Attentions measure_attention(const KernelSet& kernels, const StreamLimits& limits, int participants) {
@@ -104,6 +105,9 @@ Attentions measure_attention(const KernelSet& kernels, const StreamLimits& limit
     task.heads = 1;
     task.layout.head_dim_k = dim;
     task.layout.head_dim_v = dim;
+    if (limits.earlier)
+      most.carry = std::max(most.carry, positive(std::min<std::int64_t>(limits.tokens, most_block_rows)) *
+                                            positive(limits.heads) * kernel.partial_bytes(task));
     // One row of one sequence over the whole context, or as much of several.
     const std::size_t chunks = positive(limits.context) / attention_chunk + 1;
     const std::size_t one = chunks * positive(limits.heads) * aligned(kernel.partial_bytes(task));
@@ -147,6 +151,7 @@ WorkSizes work_sizes(const KernelSet& kernels, const StreamLimits& limits, int p
     sizes.heads_offset = place(matmuls.heads);
   }
   sizes.attention_offset = place(attention.scratch);
+  sizes.carry_offset = place(attention.carry);
   sizes.choice_offset = place(positive(choice_scores(limits.experts)) * sizeof(double) +
                               positive(limits.used) * (sizeof(std::int32_t) + sizeof(float)));
   sizes.participant_bytes = at;

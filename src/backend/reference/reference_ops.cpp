@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <numbers>
 #include <vector>
 
@@ -296,15 +297,22 @@ class HeadCache {
       : layout_(kv.layout),
         pool_(kv.pool),
         head_(kv_head % kv.layout.heads),
-        table_(kv.tables[segment * kv.groups + kv_head / kv.layout.heads]) {}
+        table_(kv.tables[segment * kv.groups + kv_head / kv.layout.heads]) {
+    if (kv.earlier == nullptr) return;
+    earlier_ = std::make_shared<const HeadCache>(*kv.earlier, segment, kv_head);
+  }
 
   [[nodiscard]] std::int32_t length() const { return table_.length; }
   [[nodiscard]] std::int32_t first() const { return table_.first; }
   [[nodiscard]] const KvTable& table() const { return table_; }
+  /// Slots in another place have the numbers -earlier() to -1.
+  [[nodiscard]] std::int32_t earlier() const { return earlier_ ? earlier_->length() : 0; }
   [[nodiscard]] float key(std::int32_t slot, std::int32_t d) const {
+    if (slot < 0) return earlier_->key(slot + earlier(), d);
     return kv_key_element(layout_, keys(slot), slot % layout_.page_tokens, d);
   }
   [[nodiscard]] float value(std::int32_t slot, std::int32_t d) const {
+    if (slot < 0) return earlier_->value(slot + earlier(), d);
     return kv_value_element(layout_, values(slot), slot % layout_.page_tokens, d);
   }
   void store(std::int32_t slot, const float* k, const float* v) const {
@@ -323,6 +331,7 @@ class HeadCache {
   std::byte* pool_;
   std::int32_t head_;
   KvTable table_;
+  std::shared_ptr<const HeadCache> earlier_;
 };
 
 void rotate(float* x, const float* table, RopeKind kind, std::int32_t dims) {
@@ -378,6 +387,7 @@ std::vector<std::int32_t> visible_slots(const AttentionOp& op, const Segment& se
   const std::int32_t end = op.mask == AttentionMask::causal ? own + 1
                            : op.mask == AttentionMask::full ? length + segment.row_count
                                                             : length;
+  for (std::int32_t slot = -cache.earlier(); slot < 0; ++slot) slots.push_back(slot);
   for (std::int32_t slot = cache.first(); slot < end; ++slot) {
     if (op.window > 0 && own - slot >= op.window) continue;
     const std::int32_t j = slot - length;

@@ -64,6 +64,7 @@ struct Block {
   float* sums;                ///< [chunk_slots]
   bool stored;                ///< the logits are in task->logits
   float* value_scales;        ///< [part_slots][blocks_of(dims_v)] scales of coded values
+  float* value_minimums;      ///< as value_scales
 
   /// The slot where row r of the block is stored.
   SKALD_INLINE int own(int r) const noexcept { return task->slot_base + row + r; }
@@ -132,7 +133,7 @@ SKALD_INLINE ScratchSizes scratch_sizes(int dims_k, int dims_v, int heads, int r
           std::size_t{part_slots} * part_dims,
           queries * state_floats(dims_v),
           chunk_slots,
-          static_cast<std::size_t>(part_slots * blocks_of(dims_v))};
+          static_cast<std::size_t>(part_slots * blocks_of(dims_v)) * 2};
 }
 
 std::size_t scratch_bytes(std::int32_t dims_k, std::int32_t dims_v, std::int32_t heads, std::int32_t rows) noexcept {
@@ -190,7 +191,10 @@ void pack_queries(const Block& b) noexcept {
       const float* q =
           b.q + (query / b.heads) * task.q_stride + static_cast<std::ptrdiff_t>(query % b.heads) * b.dims_k;
       if (is_coded(task.layout.dtype)) {
-        const int offset = task.layout.dtype == DType::q4_0 ? Four::offset : Eight::offset;
+        // Codes over a minimum: the minimum is multiplied by the sum itself.
+        const int offset = task.layout.dtype == DType::q4_0 ? Four::offset
+                           : task.layout.dtype == DType::q4_1 ? -1
+                                                              : Eight::offset;
         pack_codes(q, b.dims_k, task.scale, offset, reinterpret_cast<std::int32_t*>(tile), width, i);
       } else {
         for (int d = 0; d < b.dims_k; ++d) tile[static_cast<std::ptrdiff_t>(d) * width + i] = q[d];
@@ -232,6 +236,7 @@ Block make_block(const AttentionTask& task, int begin, std::byte* scratch) noexc
   b.partial = b.state + n.states;
   b.sums = b.partial + n.states;
   b.value_scales = b.sums + n.sums;
+  b.value_minimums = b.value_scales + n.scales / 2;
   pack_queries(b);
   return b;
 }
@@ -481,6 +486,7 @@ struct ValueSlice {
   const std::byte* next;  ///< memory that is needed later, or null
   std::ptrdiff_t step;    ///< how much of it to fetch with each token
   const float* scales = nullptr;  ///< of slot `begin`, if the values are coded
+  const float* minimums = nullptr;  ///< as scales
 };
 
 /// Adds the weighted values of slots [begin, end) for queries [first, last), all of which see all of them.
@@ -501,6 +507,7 @@ void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int
   if constexpr (Element::coded) {
     piece.scale_stride = blocks_of(b.dims_v);
     piece.scales = slice.scales + (begin - slice.begin) * piece.scale_stride;
+    piece.minimums = slice.minimums + (begin - slice.begin) * piece.scale_stride;
   }
   const typename Element::Stored* values = slice.values + (begin - slice.begin) * slice.stride;
   for (int width; first < last; first += width) {
@@ -586,14 +593,14 @@ void prefetch_scales(const Block& b, int begin, int end) noexcept {
   }
 }
 
-/// Converts the scales of coded values in slots [from, to).
-void read_scales(const Block& b, int from, int to) noexcept {
+/// Converts the scales of coded values in slots [from, to), or with `minimums` these.
+void read_scales(const Block& b, int from, int to, bool minimums) noexcept {
   const int blocks = blocks_of(b.dims_v);
   const int page = b.task->layout.page_tokens;
   for (int slot = from, stop; slot < to; slot = stop) {
     stop = least(to, (slot / page + 1) * page);
-    const std::uint16_t* scales = b.scales_of(slot);
-    float* out = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks;
+    const std::uint16_t* scales = b.scales_of(slot) + (minimums ? std::ptrdiff_t{page} * blocks : 0);
+    float* out = (minimums ? b.value_minimums : b.value_scales) + static_cast<std::ptrdiff_t>(slot - from) * blocks;
     const int count = (stop - slot) * blocks;
     for (int i = 0; i < count; i += 16) {
       const int n = least(16, count - i);
@@ -613,7 +620,13 @@ void stage_values(const Block& b, int from, int to, int dim, int dims) noexcept 
     if constexpr (Element::coded) {
       const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
       for (int d = 0; d < dims; d += 16) {
-        store(row + d, to_f32(Element::value(values, (dim + d) / 16)) * set1(scales[(dim + d) / 32]));
+        const f32x16 code = to_f32(Element::value(values, (dim + d) / 16));
+        if constexpr (Element::minimums) {
+          const float* minimums = b.value_minimums + (scales - b.value_scales);
+          store(row + d, fma(code, set1(scales[(dim + d) / 32]), set1(minimums[(dim + d) / 32])));
+        } else {
+          store(row + d, code * set1(scales[(dim + d) / 32]));
+        }
       }
     } else {
       int d = 0;
@@ -648,7 +661,10 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
       }
       continue;
     }
-    if constexpr (Element::coded) read_scales(b, from, to);
+    if constexpr (Element::coded) {
+      read_scales(b, from, to, false);
+      if (Element::minimums) read_scales(b, from, to, true);
+    }
     if (Element::coded || b.dims_v % 16 == 0) {
       if (!(Element::converts && b.many_queries())) {
         for (int slot = from, stop; slot < to; slot = stop) {
@@ -656,7 +672,8 @@ void value_chunk(const Block& b, int base, int begin, int end, const std::byte* 
           const Stored* values = b.values<Stored>(slot);
           const auto stride = static_cast<std::ptrdiff_t>(b.value_bytes / sizeof(Stored));
           const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
-          value_slice(b, ValueSlice<Element>{values, stride, base, slot, stop, 0, padded, next, row_bytes, scales});
+          value_slice(b, ValueSlice<Element>{values, stride, base, slot, stop, 0, padded, next, row_bytes, scales,
+                                             b.value_minimums + (scales - b.value_scales)});
         }
         continue;
       }
@@ -806,18 +823,28 @@ SKALD_INLINE void clear_state(const Block& b) noexcept {
   }
 }
 
+SKALD_INLINE void copy_floats(float* to, const float* from, std::ptrdiff_t count) noexcept {
+  for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
 template <class Element>
 void whole(const AttentionTask& task, std::byte* scratch) noexcept {
   const int dims = task.layout.head_dim_v;
   for (int begin = 0; begin < task.rows; begin += rows_per_block(task.heads)) {
     const Block b = make_block(task, begin, scratch);
-    clear_state(b);
+    const std::ptrdiff_t carried = std::ptrdiff_t{begin} * task.heads * b.state_stride;
+    if (task.carry_in != nullptr) copy_floats(b.state, task.carry_in + carried, b.queries * b.state_stride);
+    else clear_state(b);
     const int end = b.high(b.rows - 1);
     for (int base = b.low(0) / chunk_slots * chunk_slots; base < end; base += chunk_slots) {
       const bool more = base + chunk_slots < end;
       const auto* next = more ? b.keys<typename Element::Stored>(base + chunk_slots) : nullptr;
       block_chunk<Element>(b, base, reinterpret_cast<const std::byte*>(next));
       merge_block(b, true);
+    }
+    if (task.carry_out != nullptr) {
+      copy_floats(task.carry_out + carried, b.state, b.queries * b.state_stride);
+      continue;
     }
     merge_sinks(b, true);
     for (int query = 0; query < b.queries; ++query) {
@@ -890,7 +917,7 @@ constexpr AttentionKernel make_kernel() noexcept {
   }
 }
 constexpr AttentionKernel table[] = {make_kernel<Single>(), make_kernel<Half>(), make_kernel<Brain>(),
-                                     make_kernel<Eight>(), make_kernel<Four>()};
+                                     make_kernel<Eight>(), make_kernel<Four>(), make_kernel<FourOver>()};
 
 }  // namespace
 

@@ -2,6 +2,8 @@
 
 #include <map>
 
+#include <skald/kernels/kv_codes.hpp>
+
 #include "fixture.hpp"
 
 using namespace skald;
@@ -47,6 +49,22 @@ double stored_number(double value, DType type) {
 /// What pages give back of a vector: numbers rounded one by one, or codes with a scale for each block of 32.
 std::vector<double> stored(std::vector<double> x, DType type) {
   const bool eight = type == DType::q8_0;
+  if (type == DType::q4_1) {
+    for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+      const std::size_t end = std::min(begin + 32, x.size());
+      double low = end - begin < 32 ? 0 : x[begin];
+      double top = low;
+      for (std::size_t d = begin; d < end; ++d) {
+        low = std::min(low, x[d]);
+        top = std::max(top, x[d]);
+      }
+      low = static_cast<double>(f16_to_f32(skald::detail::f16_below(static_cast<float>(low))));
+      const double scale = static_cast<double>(f16_to_f32(skald::detail::f16_above(static_cast<float>((top - low) / 15))));
+      for (std::size_t d = begin; d < end; ++d)
+        x[d] = low + scale * std::clamp(scale == 0 ? 0.0 : std::nearbyint((x[d] - low) / scale), 0.0, 15.0);
+    }
+    return x;
+  }
   if (!eight && type != DType::q4_0) {
     for (double& v : x) v = stored_number(v, type);
     return x;
@@ -400,7 +418,7 @@ double tolerance_for(const Shape& shape) {
 TEST_CASE("backend.attention: equals the definition for every KV format, head grouping and page size", "[backend]") {
   for (const Subject& subject : subjects()) {
     unsigned seed = 100;
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1}) {
       for (const std::int32_t page_tokens : {16, 64, 256}) {
         for (const Shape& base :
              {Shape{.heads = 4, .kv_heads = 4, .group_heads = 2}, Shape{.heads = 6, .kv_heads = 2, .group_heads = 1},
@@ -537,7 +555,7 @@ TEST_CASE("backend.attention: without the slots before a window gives the same b
 TEST_CASE("backend.attention: values that are the leading elements of the keys", "[backend]") {
   for (const Subject& subject : subjects()) {
     unsigned seed = 600;
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1}) {
       for (const Shape& base :
            {Shape{.heads = 16, .kv_heads = 1, .dim_k = 72, .dim_v = 64},
             Shape{.heads = 3, .kv_heads = 1, .dim_k = 40, .dim_v = 33, .page_tokens = 64},

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <skald/core/half.hpp>
+#include <skald/kernels/kv_codes.hpp>
 #include <skald/simd/isa.hpp>
 
 #include "kernels/kernel_table.hpp"
@@ -121,6 +122,20 @@ inline float rounded(DType type, float x) {
 inline void round_vector(DType type, float* x, int dims) {
   if (!skald::KvPageLayout{.dtype = type}.coded()) {
     for (int d = 0; d < dims; ++d) x[d] = rounded(type, x[d]);
+    return;
+  }
+  if (type == DType::q4_1) {
+    for (int begin = 0; begin < dims; begin += 32) {
+      const int end = std::min(begin + 32, dims);
+      float low = end - begin < 32 ? std::min(0.0F, *std::min_element(x + begin, x + end)) : *std::min_element(x + begin, x + end);
+      const float top = end - begin < 32 ? std::max(0.0F, *std::max_element(x + begin, x + end)) : *std::max_element(x + begin, x + end);
+      low = skald::f16_to_f32(skald::detail::f16_below(low));
+      const float scale = skald::f16_to_f32(skald::detail::f16_above((top - low) / 15.0F));
+      for (int d = begin; d < end; ++d) {
+        const float code = scale == 0 ? 0.0F : std::nearbyint((x[d] - low) * (1.0F / scale));
+        x[d] = low + scale * std::clamp(code, 0.0F, 15.0F);
+      }
+    }
     return;
   }
   for (int begin = 0; begin < dims; begin += 32) {

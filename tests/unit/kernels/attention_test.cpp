@@ -23,8 +23,8 @@ Shape random_shape(std::mt19937& random, int longest) {
   const auto pick = [&](std::initializer_list<int> list) { return list.begin()[random() % list.size()]; };
   Shape s;
   s.type = std::initializer_list<DType>{DType::f16,  DType::f16,  DType::f32, DType::bf16,
-                                        DType::q8_0, DType::q8_0, DType::q4_0}
-               .begin()[random() % 7];
+                                        DType::q8_0, DType::q8_0, DType::q4_0, DType::q4_1}
+               .begin()[random() % 8];
   s.page_tokens = pick({16, 64, 256});
   s.kv_heads = pick({1, 1, 2, 3});
   s.heads = pick({1, 2, 3, 4, 5, 6, 7, 8});
@@ -293,7 +293,7 @@ TEST_CASE("kernels.attention: stores codes where the layout says, and touches no
   std::mt19937 random(8);
   std::normal_distribution<float> normal;
   for (const IsaKernels& isa : available_kernels()) {
-    for (const DType type : {DType::q8_0, DType::q4_0}) {
+    for (const DType type : {DType::q8_0, DType::q4_0, DType::q4_1}) {
       for (const int dims : {32, 64, 80, 7, 128}) {
         for (const bool in_keys : {false, true}) {
           const int dims_v = in_keys ? dims / 2 : dims + 3;
@@ -311,6 +311,11 @@ TEST_CASE("kernels.attention: stores codes where the layout says, and touches no
             std::uint16_t scale;
             std::memcpy(&scale, page.data() + offset + place.scale, 2);
             const auto byte = std::to_integer<std::uint8_t>(page[offset + place.code]);
+            if (type == DType::q4_1) {
+              std::uint16_t minimum;
+              std::memcpy(&minimum, page.data() + offset + place.minimum, 2);
+              return skald::f16_to_f32(minimum) + skald::f16_to_f32(scale) * static_cast<float>(byte >> place.shift & 15);
+            }
             const int code = type == DType::q8_0 ? static_cast<std::int8_t>(byte) : (byte >> place.shift & 15) - 8;
             return skald::f16_to_f32(scale) * static_cast<float>(code);
           };
