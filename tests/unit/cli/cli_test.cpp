@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 
 #include <nlohmann/json.hpp>
@@ -413,4 +414,63 @@ TEST_CASE("cli.inspect: spec, plan, tensors and metadata", "[cli]") {
   const auto half = json::parse(output_of({"inspect", "-m", model, "--json", "-c", "256", "-np", "2", "-ctk", "f16"}));
   CHECK(all.at("plan").at("kv").get<std::uint64_t>() == 2 * half.at("plan").at("kv").get<std::uint64_t>());
   CHECK(all.at("plan").at("weights") == half.at("plan").at("weights"));
+}
+
+TEST_CASE("cli.embed: texts become vectors, a query needs a classifier", "[cli]") {
+  const Folder folder;
+  const auto found = json::parse(output_of({"embed", "-m", model, "-q", "--dims", "32", "The fox ran.", "A hen sat."}));
+  CHECK(found.at("pooling") == "mean");
+  CHECK(found.at("dims") == 32);
+  REQUIRE(found.at("embeddings").size() == 2);
+  for (const auto& vector : found.at("embeddings")) {
+    double square = 0;
+    for (const auto& value : vector) square += value.get<double>() * value.get<double>();
+    CHECK(square == Approx(1.0).margin(1e-5));
+  }
+  const auto lines = folder.file("lines", "The fox ran.\n\nA hen sat.\n");
+  CHECK(json::parse(output_of({"embed", "-m", model, "-q", "--dims", "32", "-f", lines})) == found);
+  check_error({"embed", "-m", model, "--query", "Who ran?", "The fox."}, "classifier", "unsupported");
+  check_error({"embed", "-m", model, "--pooling", "sum", "x"}, "mean, cls, last or rank", "usage");
+  check_error({"embed", "-m", model}, "give texts", "usage");
+}
+
+TEST_CASE("cli.convert: numbers that no kernel reads are named by inspect and become f32", "[cli]") {
+  const Folder folder;
+  const auto source = skald::open_gguf(model);
+  skald::GgufWriter writer;
+  writer.set_all(source.metadata());
+  for (const auto& tensor : source.tensors()) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(tensor.bytes));
+    source.read(tensor, bytes);
+    auto type = tensor.type;
+    if (tensor.name == "output_norm.weight") {
+      type = skald::DType::f64;
+      std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
+      std::memcpy(values.data(), bytes.data(), bytes.size());
+      const std::vector<double> wide(values.begin(), values.end());
+      const auto view = std::as_bytes(std::span(wide));
+      bytes.assign(view.begin(), view.end());
+    }
+    writer.add_tensor(tensor.name, type, {tensor.dims.begin(), tensor.dims.begin() + static_cast<std::ptrdiff_t>(tensor.rank)},
+                      bytes);
+  }
+  const auto wide = folder.file("wide.gguf");
+  writer.write_file(wide);
+  const auto type_in = [](const std::string& path) {
+    const auto inspected = json::parse(output_of({"inspect", "-m", path, "--json"}));
+    for (const auto& tensor : inspected.at("tensors"))
+      if (tensor.at("name") == "output_norm.weight") return tensor.at("type").get<std::string>();
+    return std::string();
+  };
+  CHECK(type_in(wide) == "f64");
+  const auto back = folder.file("back.gguf");
+  (void)output_of({"convert", "-m", wide, "-o", back, "-q"});
+  CHECK(type_in(back) == "f32");
+  const std::vector<std::string> more{"-n", "8", "--temp", "0", "-q", "-p", "Once upon a time"};
+  const auto text_of = [&](const std::string& path) {
+    std::vector<std::string> arguments{"generate", "-m", path};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return output_of(arguments);
+  };
+  CHECK(text_of(wide) == text_of(model));
 }
