@@ -130,7 +130,7 @@ TEST_CASE("integration.adore: rows see what was rebuilt as if it had stayed") {
   CHECK(all.counters().rebuilt_rows > 0);
 }
 
-TEST_CASE("integration.adore: chunks, batches and threads change no bit; sessions fork, go back and are saved") {
+TEST_CASE("integration.adore: chunks, batches and threads change no bit, sessions fork, go back and are saved") {
   const auto model = tiny_model(shape, {.backend = cpu_with(3)});
   for (const std::string policy : {"adore:budget=64,rebuild=16", "adore:budget=64,rebuild=20,interval=8,reach=2"}) {
     const auto expected = rows_of(model, policy, 150);

@@ -60,7 +60,7 @@ TEST_CASE("integration.segments: two segments give what one gives, to rounding")
   }
 }
 
-TEST_CASE("integration.segments: chunks, batches and threads change no bit; without a prompt there is one segment") {
+TEST_CASE("integration.segments: chunks, batches and threads change no bit, without a prompt there is one segment") {
   const auto model = tiny_model(shape, {.backend = cpu_with(3)});
   const skald::Decoder decoder(model, with("q8_0;segments=prompt"));
   const auto expected = answer_to(decoder, 50, 70);

@@ -119,7 +119,7 @@ TEST_CASE("integration.kcache: multiplies the largest weights of the softmax, as
   for (std::size_t i = 0; i < found.size(); ++i) REQUIRE(std::abs(found[i] - expected[i]) < 0.01F);
 }
 
-TEST_CASE("integration.kcache: chunks, batches, threads and files change no bit; sessions fork, go back and are saved") {
+TEST_CASE("integration.kcache: chunks, batches, threads and files change no bit, sessions fork, go back and are saved") {
   const auto model = tiny_model(shape, {.backend = cpu_with(3)});
   const auto expected = rows_of(model, "f16;values=32");
   CHECK(same_bits(rows_of(model, "f16;values=32", 1), expected));

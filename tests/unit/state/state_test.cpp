@@ -221,7 +221,7 @@ TEST_CASE("state.kv_format: names give formats, others are refused by name", "[s
   CHECK(skald::AnyKvFormat("q8_0").dtype() == skald::DType::q8_0);
   CHECK(skald::AnyKvFormat(skald::KvQ4{}).dtype() == skald::DType::q4_0);
   CHECK(skald::AnyKvFormat(skald::KvF16{}).dtype() == skald::DType::f16);
-  CHECK_THROWS_AS(skald::AnyKvFormat("q4_1"), skald::UnsupportedError);
+  CHECK_THROWS_AS(skald::AnyKvFormat("q5_1"), skald::UnsupportedError);
 }
 
 TEST_CASE("state.kv_format: rules choose formats for layers and heads, later ones first", "[state]") {
@@ -244,5 +244,5 @@ TEST_CASE("state.kv_format: rules choose formats for layers and heads, later one
     if (std::string(bad) == "f16;") CHECK_NOTHROW(skald::AnyKvFormat(bad));
     else CHECK_THROWS_AS(skald::AnyKvFormat(bad), skald::UsageError);
   }
-  CHECK_THROWS_AS(skald::AnyKvFormat("f16;layers 0=q4_1"), skald::UnsupportedError);
+  CHECK_THROWS_AS(skald::AnyKvFormat("f16;layers 0=q5_1"), skald::UnsupportedError);
 }
