@@ -451,6 +451,7 @@ ContextLoadReport ContextFile::load(Session& session, const ContextLoadOptions& 
         }
       ready[static_cast<std::size_t>(choice)] = true;
       file.restore(fresh, kv, prepared, choice, c, executor, options.stop, bytes);
+      fresh.state().set_approximate();
     }
     if (options.progress)
       options.progress({"context", static_cast<std::uint64_t>(chunk.first + chunk.tokens), file.tokens.size()});

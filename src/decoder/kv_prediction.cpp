@@ -185,6 +185,7 @@ Session KvPredictor::predict(std::span<const TokenId> tokens) const {
     }
   }
   session.state().commit();
+  session.state().set_approximate();
   detail::ContextAccess::tokens(session).assign(tokens.begin(), tokens.end());
   return session;
 }

@@ -494,6 +494,9 @@ PrefixHandle PrefixCache::insert(const Session& session, std::string_view scope)
   if (tokens.empty()) return {};
   if (std::find(tokens.begin(), tokens.end(), TokenId{-1}) != tokens.end())
     throw UsageError("decoder.prefix_cache", "the session holds embeddings; only tokens can be looked up");
+  if (session.state().approximate() && scope.empty())
+    throw UsageError("decoder.prefix_cache", "the session's keys and values were predicted or stored with a loss: they are not "
+                                             "what its tokens give, give it a scope of its own");
   PrefixHandle handle(tree.insert(scope_of(session, scope), tokens, session.state()));
   (void)tree.shrink(tree.options.fast_bytes);
   return handle;

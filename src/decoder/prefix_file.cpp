@@ -12,7 +12,7 @@ namespace skald::inline v0 {
 namespace {
 
 constexpr std::string_view magic = "skald-prefixes";
-constexpr std::uint32_t format_version = 1;
+constexpr std::uint32_t format_version = 2;
 constexpr std::size_t checksum_bytes = 8;
 constexpr const char* where = "decoder.prefix_cache";
 

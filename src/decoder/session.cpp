@@ -15,7 +15,7 @@ namespace skald::inline v0 {
 namespace {
 
 constexpr std::string_view magic = "skald-session";
-constexpr std::uint32_t format_version = 3;
+constexpr std::uint32_t format_version = 4;
 constexpr std::size_t checksum_bytes = 8;
 
 using detail::checksum;

@@ -94,6 +94,7 @@ SequenceState SequenceState::fork() const {
   for (const auto& layer : source_) copy.source_.push_back(layer ? layer->fork() : nullptr);
   copy.length_ = length_;
   copy.prompt_ = prompt_;
+  copy.approximate_ = approximate_;
   return copy;
 }
 
@@ -174,6 +175,7 @@ std::int64_t SequenceState::source_length() const noexcept {
 void SequenceState::save(ArchiveWriter& out) const {
   out.value(length_);
   out.value(std::min(prompt_, length_));  // a prompt that was cancelled is not all there
+  out.value(static_cast<std::uint8_t>(approximate_));
   out.value(static_cast<std::uint32_t>(layers_.size()));
   for (const auto& layer : layers_) {
     out.text(layer ? layer->kind() : std::string_view("none"));
@@ -188,6 +190,8 @@ void SequenceState::load(ArchiveReader& in) {
   try {
     const auto length = in.value<std::int64_t>("length");
     const auto prompt = in.value<std::int64_t>("prompt");
+    const auto approximate = in.value<std::uint8_t>("approximate");
+    if (approximate > 1) in.refuse("approximate", "neither 0 nor 1");
     const auto layers = in.value<std::uint32_t>("layers");
     if (prompt < 0 || prompt > length) in.refuse("prompt", "the prompt is longer than the sequence");
     if (length < 0) in.refuse("length", "negative");
@@ -210,6 +214,7 @@ void SequenceState::load(ArchiveReader& in) {
     }
     length_ = length;
     prompt_ = prompt;
+    approximate_ = approximate != 0;
   } catch (...) {
     clear();
     throw;
@@ -224,6 +229,7 @@ void SequenceState::clear() noexcept {
   length_ = 0;
   pending_ = 0;
   prompt_ = 0;
+  approximate_ = false;
 }
 
 bool SequenceState::row_wise() const noexcept {
@@ -235,6 +241,7 @@ bool SequenceState::row_wise() const noexcept {
 void SequenceState::save_rows(ArchiveWriter& out, std::int64_t from) const {
   out.value(from);
   out.value(length_);
+  out.value(static_cast<std::uint8_t>(approximate_));
   for (const auto& layer : layers_)
     if (layer) layer->save_rows(out, from);
 }
@@ -242,7 +249,9 @@ void SequenceState::save_rows(ArchiveWriter& out, std::int64_t from) const {
 void SequenceState::load_rows(ArchiveReader& in) {
   const auto from = in.value<std::int64_t>("from");
   const auto length = in.value<std::int64_t>("length");
+  const auto approximate = in.value<std::uint8_t>("approximate");
   if (from != length_ || length < from) in.refuse("from", "the rows do not continue this sequence");
+  if (approximate > 1) in.refuse("approximate", "neither 0 nor 1");
   append(length - from);
   try {
     for (const auto& layer : layers_)
@@ -251,6 +260,7 @@ void SequenceState::load_rows(ArchiveReader& in) {
     rollback();
     throw;
   }
+  approximate_ = approximate_ || approximate != 0;
   commit();
 }
 

@@ -103,7 +103,7 @@ class SKALD_API PrefixCache {
   std::int64_t prefetch(std::span<const TokenId> tokens, std::string_view scope = {});
   /// Remembers all that a session holds, apart for every set of adapters, and returns a handle to it. Sessions with
   /// embeddings in place of tokens cannot be remembered. Those with predicted keys and values or a compressed context are
-  /// not what their tokens give: they need a scope of their own. @throws UsageError.
+  /// not what their tokens give: they need a scope of their own, without one they are refused. @throws UsageError.
   PrefixHandle insert(const Session& session, std::string_view scope = {});
   /// Gives a handle a name, or takes the name away from an empty handle; the name holds on to it.
   void set_name(std::string_view name, const PrefixHandle& handle);

@@ -52,6 +52,10 @@ class SKALD_API SequenceState {
   /// Tokens at the beginning that a policy is to take for the prompt; 0: not told.
   [[nodiscard]] std::int64_t prompt_length() const noexcept { return prompt_; }
   void set_prompt_length(std::int64_t tokens) noexcept { prompt_ = tokens; }
+  /// True if what is remembered is not what the tokens give, but was predicted or stored with a loss. Forks and saved sequences
+  /// are as well.
+  [[nodiscard]] bool approximate() const noexcept { return approximate_; }
+  void set_approximate() noexcept { approximate_ = true; }
   /// A second sequence with the same contents; memory is shared until one of them writes. @throws UsageError while
   /// tokens are appended but not committed.
   [[nodiscard]] SequenceState fork() const;
@@ -112,6 +116,7 @@ class SKALD_API SequenceState {
   std::int64_t length_ = 0;
   std::int64_t pending_ = 0;
   std::int64_t prompt_ = 0;
+  bool approximate_ = false;
   std::vector<EvictionView> views_;  // of all layers, kept so that evictions allocate nothing
   std::vector<std::exception_ptr> failures_;  // of each layer
   std::vector<std::int64_t> budgets_;

@@ -1,8 +1,12 @@
 // Keys and values of a big model made of a small one's (Horton et al. 2024, arXiv 2410.08391).
+#include <skald/core/byte_source.hpp>
+#include <skald/decoder/context_file.hpp>
 #include <skald/decoder/kv_prediction.hpp>
+#include <skald/decoder/prefix_cache.hpp>
 #include <skald/state/kv_rows.hpp>
 #include <skald/state/paged_kv.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 #include "helpers.hpp"
@@ -60,6 +64,42 @@ TEST_CASE("integration.kv_prediction: with the base model as its own auxiliary a
     CHECK(same_bits(next_row(session, 4), next_row(plain, 4)));
     CHECK(equals_fresh(base, session));
   }
+}
+
+TEST_CASE("integration.kv_prediction: a prefix cache takes sessions that were predicted or stored with a loss only under a scope") {
+  const auto model = tiny_model(big, {.backend = cpu_with(1)});
+  const skald::Decoder decoder(model, {});
+  const auto tokens = some_tokens(80, big.vocabulary);
+  const auto first = std::span(tokens).first(70);
+  const skald::KvPredictor predictor(decoder, decoder, {{0}, {1}, {2}});
+  auto predicted = predictor.predict(first);
+  auto computed = decoder.new_session();
+  (void)computed.forward(first);
+  const skald::AnyExecutor serial(std::make_shared<skald::SerialExecutor>());
+  auto stored = decoder.new_session();
+  const auto bytes = skald::compress_context(computed, {.executor = serial});
+  const skald::CallbackSource source(bytes.size(), [&](std::uint64_t offset, std::span<std::byte> out) {
+    std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), out.size(), out.begin());
+  });
+  (void)skald::ContextFile({source, "context"}).load(stored, {.executor = serial});
+  auto restored = decoder.new_session();
+  restored.restore(predicted.snapshot());
+
+  skald::PrefixCache cache(decoder);
+  for (const auto* session : {&predicted, &stored, &restored}) {
+    CHECK_THROWS_AS(cache.insert(*session), skald::UsageError);
+    CHECK_THROWS_AS(cache.insert(session->fork()), skald::UsageError);
+    CHECK(cache.insert(*session, "guessed"));
+  }
+  CHECK(cache.match(tokens) == 0);
+  const auto hit = cache.new_session(tokens, "guessed");
+  CHECK(hit.length() == 70);
+  CHECK_THROWS_AS(cache.insert(hit), skald::UsageError);
+  // Cleared and computed, a session is like any other.
+  predicted.clear();
+  (void)predicted.forward(first);
+  CHECK(cache.insert(predicted));
+  CHECK(cache.match(tokens) == 70);
 }
 
 TEST_CASE("integration.kv_prediction: a small model's cache becomes one of the big model's shape, on which it goes on") {
