@@ -68,7 +68,7 @@ TEST_CASE("integration.kv_prediction: with the base model as its own auxiliary a
 
 TEST_CASE("integration.kv_prediction: a prefix cache takes sessions that were predicted or stored with a loss only under a scope") {
   const auto model = tiny_model(big, {.backend = cpu_with(1)});
-  const skald::Decoder decoder(model, {});
+  const skald::Decoder decoder(model);
   const auto tokens = some_tokens(80, big.vocabulary);
   const auto first = std::span(tokens).first(70);
   const skald::KvPredictor predictor(decoder, decoder, {{0}, {1}, {2}});
