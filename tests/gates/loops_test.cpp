@@ -22,12 +22,14 @@ struct Instruction {
   std::string operands;
 };
 
-/// A disassembled line is "address:<tab>mnemonic operands".
+/// A disassembled line is "  address:<blanks>mnemonic<blanks>operands"; GNU's and LLVM's objdump differ in the blanks.
 bool parse(const std::string& line, Instruction& out) {
-  const auto tab = line.find(":\t");
-  if (tab == std::string::npos || line.empty() || line[0] != ' ') return false;
-  out.address = std::strtoul(line.c_str(), nullptr, 16);
-  const auto begin = tab + 2;
+  if (line.empty() || line[0] != ' ') return false;
+  char* colon = nullptr;
+  out.address = std::strtoul(line.c_str(), &colon, 16);
+  if (colon == line.c_str() || *colon != ':') return false;
+  const auto begin = line.find_first_not_of(" \t", static_cast<std::size_t>(colon + 1 - line.c_str()));
+  if (begin == std::string::npos) return false;
   const auto blank = line.find_first_of(" \t", begin);
   out.mnemonic = line.substr(begin, blank == std::string::npos ? blank : blank - begin);
   const auto rest = blank == std::string::npos ? blank : line.find_first_not_of(" \t", blank);
@@ -130,26 +132,33 @@ std::vector<std::string> disassemble(const std::string& object) {
 }  // namespace
 
 TEST_CASE("gates.loops: calls and spilled vectors are found", "[gates]") {
-  std::vector<std::string> lines{"0000000000000010 <hot(int)>:"};
-  const auto add = [&](int address, const std::string& text) {
-    std::array<char, 32> number{};
-    std::snprintf(number.data(), number.size(), "  %x:\t", static_cast<unsigned>(address));
-    lines.push_back(number.data() + text);
+  struct Style {
+    const char* after_address;
+    const char* after_mnemonic;
+    const char* target;
   };
-  add(0x10, "vmovaps %zmm0,0x40(%rsp)");  // before the loop: not counted
-  add(0x20, "vmovaps 0x40(%rsp),%zmm1");
-  for (int i = 0; i < 8; ++i) add(0x21 + i, "vfmadd231ps %zmm1,%zmm2,%zmm3");
-  add(0x30, "mov    0x8(%rsp),%rax");  // no vector
-  add(0x31, "call   1234 <other>");
-  add(0x32, "jne    20 <hot(int)+0x10>");
-  add(0x33, "jne    10 <hot(int)>");  // the loop around it
-  const auto loops = loops_of(lines);
-  REQUIRE(loops.size() == 1);
-  CHECK(loops[0].function == "<hot(int)>:");
-  CHECK(loops[0].instructions == 12);
-  CHECK(loops[0].products == 8);
-  CHECK(loops[0].calls == 1);
-  CHECK(loops[0].spills == 1);
+  for (const Style& style : {Style{"\t", " ", ""}, Style{"      \t", "\t", "0x"}}) {  // GNU's and LLVM's objdump
+    std::vector<std::string> lines{"", "Disassembly of section .text:", "0000000000000010 <hot(int)>:"};
+    const auto add = [&](int address, const std::string& mnemonic, const std::string& operands) {
+      std::array<char, 32> number{};
+      std::snprintf(number.data(), number.size(), "  %x:", static_cast<unsigned>(address));
+      lines.push_back(number.data() + (style.after_address + mnemonic) + style.after_mnemonic + operands);
+    };
+    add(0x10, "vmovaps", "%zmm0,0x40(%rsp)");  // before the loop: not counted
+    add(0x20, "vmovaps", "0x40(%rsp),%zmm1");
+    for (int i = 0; i < 8; ++i) add(0x21 + i, "vfmadd231ps", "%zmm1,%zmm2,%zmm3");
+    add(0x30, "mov", "0x8(%rsp),%rax");  // no vector
+    add(0x31, "call", "1234 <other>");
+    add(0x32, "jne", style.target + std::string("20 <hot(int)+0x10>"));
+    add(0x33, "jne", style.target + std::string("10 <hot(int)>"));  // the loop around it
+    const auto loops = loops_of(lines);
+    REQUIRE(loops.size() == 1);
+    CHECK(loops[0].function == "<hot(int)>:");
+    CHECK(loops[0].instructions == 12);
+    CHECK(loops[0].products == 8);
+    CHECK(loops[0].calls == 1);
+    CHECK(loops[0].spills == 1);
+  }
 }
 
 #if !SKALD_SANITIZED && defined(NDEBUG) && defined(__x86_64__)

@@ -1,7 +1,6 @@
 #pragma once
 
-// Counts what the program allocates with operator new. The definitions are in allocation_counter.ipp, which one
-// source file of a test program that needs them includes.
+// Counts what the program allocates with operator new, in the test programs that tests/CMakeLists.txt names.
 
 #include <cstddef>
 #include <cstdint>

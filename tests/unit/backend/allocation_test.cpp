@@ -1,30 +1,10 @@
 // Counts heap allocations of the whole program.
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
 #include "executors.hpp"
 #include "fixture.hpp"
+#include "support/allocation_counter.hpp"
 
 #include <skald/simd/isa.hpp>
-
-namespace {
-std::atomic<long> allocations{0};
-void* count_and_allocate(std::size_t bytes) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
-  throw std::bad_alloc();
-}
-}  // namespace
-
-void* operator new(std::size_t bytes) { return count_and_allocate(bytes); }
-void* operator new[](std::size_t bytes) { return count_and_allocate(bytes); }
-// Not inlined, or GCC takes the pair of an inlined delete and a new that is not for a mismatch.
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 using namespace skald;
 using namespace skald_test;
@@ -80,12 +60,12 @@ TEST_CASE("backend.cpu: a step in the steady state allocates nothing", "[backend
         stream->synchronize();
       };
       for (int i = 0; i < 50; ++i) step();
-      const long before = allocations.load();
+      const AllocationCounter counter;
       for (int i = 0; i < 50; ++i) {
         table.length = 900 + i;
         step();
       }
-      CHECK(allocations.load() - before == 0);
+      CHECK(counter.calls() == 0);
     }
   }
 }
@@ -124,8 +104,8 @@ TEST_CASE("backend.cpu: experts allocate nothing in the steady state", "[backend
       stream->synchronize();
     };
     for (int i = 0; i < 50; ++i) step();
-    const long before = allocations.load();
+    const AllocationCounter counter;
     for (int i = 0; i < 50; ++i) step();
-    CHECK(allocations.load() - before == 0);
+    CHECK(counter.calls() == 0);
   }
 }

@@ -6,7 +6,6 @@
 
 #include "samples.hpp"
 #include "support/allocation_counter.hpp"
-#include "support/allocation_counter.ipp"
 #include "support/catch.hpp"
 #include "support/gguf_defects.hpp"
 #include "support/shared_data.hpp"

@@ -4,7 +4,6 @@
 #include <cstdlib>
 
 #include "malloc_counter.hpp"
-#include "support/allocation_counter.ipp"
 
 namespace {
 std::atomic<std::uint64_t> malloc_count{0};

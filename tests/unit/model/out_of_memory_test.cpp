@@ -5,7 +5,6 @@
 #include <skald/model/model.hpp>
 
 #include "support/allocation_counter.hpp"
-#include "support/allocation_counter.ipp"
 #include "support/catch.hpp"
 #include "support/model_parts.hpp"
 

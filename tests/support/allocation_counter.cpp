@@ -1,4 +1,5 @@
-// Definitions of allocation_counter.hpp: replaces the global operator new of the program.
+// Replaces the global operator new of the program. A file of its own: inlined next to its callers, GCC would take the pair of
+// malloc in new and free in delete for a mismatch.
 
 #include <atomic>
 #include <cstdlib>
