@@ -10,6 +10,7 @@ namespace skald::inline v0::detail {
 namespace {
 
 constexpr std::int64_t default_context = 4096;
+constexpr std::int64_t most_tokens = std::int64_t{1} << 46;  // of all sessions that the options above allow
 
 [[noreturn]] void refuse(const std::string& message) { throw UsageError("decoder.decoder", message); }
 
@@ -52,8 +53,8 @@ std::shared_ptr<DecoderCore> DecoderCore::create(Model model, const DecoderOptio
   const bool coupled = options.kv.format == "coupled";
   if (coupled != (options.kv.codebooks != nullptr))
     refuse(coupled ? "kv.format 'coupled' needs kv.codebooks" : "kv.codebooks are for kv.format 'coupled'");
-  return create(std::move(model), AnyEviction::from_spec(options.kv.eviction),
-                coupled ? AnyKvFormat(KvF32{}) : AnyKvFormat(options.kv.format), options, backend);
+  return make(std::move(model), AnyEviction::from_spec(options.kv.eviction),
+              coupled ? AnyKvFormat(KvF32{}) : AnyKvFormat(options.kv.format), options, backend);
 }
 
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction eviction, AnyKvFormat format,
@@ -63,11 +64,25 @@ std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction evicti
 
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, AnyEviction eviction, AnyKvFormat format,
                                                  const DecoderOptions& options, std::string_view backend) {
+  const auto clash = [](const std::string& chosen, const std::string& given) {
+    throw IncompatibleError("decoder.decoder", chosen + " names another part than the one given, '" + given + "'");
+  };
+  const KvOptions unsaid;
+  if (options.kv.eviction != unsaid.eviction && AnyEviction::from_spec(options.kv.eviction).name() != eviction.name())
+    clash("kv.eviction '" + options.kv.eviction + "'", eviction.name());
+  if (options.kv.codebooks != nullptr) clash("kv.codebooks '" + options.kv.codebooks->name() + "'", format.name());
+  if (options.kv.format != unsaid.format && AnyKvFormat(options.kv.format).name() != format.name())
+    clash("kv.format '" + options.kv.format + "'", format.name());
+  return make(std::move(model), std::move(eviction), std::move(format), options, backend);
+}
+
+std::shared_ptr<DecoderCore> DecoderCore::make(Model model, AnyEviction eviction, AnyKvFormat format,
+                                               const DecoderOptions& options, std::string_view backend) {
   const auto name = model.backend()->info().name;
   if (!backend.empty() && backend != name)
     throw IncompatibleError("decoder.decoder", "the decoder is composed for backend '" + std::string(backend) +
                                                    "', the model was loaded on '" + name + "'");
-  return std::make_shared<DecoderImpl>(std::move(model), std::move(eviction), format, options);
+  return std::make_shared<DecoderImpl>(std::move(model), std::move(eviction), std::move(format), options);
 }
 
 DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options)
@@ -83,10 +98,15 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
     refuse("batch_tokens is " + std::to_string(options_.batch_tokens) + ", 1 to 65536 are allowed");
   if (options_.parallel < 1 || options_.parallel > 65536)
     refuse("parallel is " + std::to_string(options_.parallel) + ", 1 to 65536 are allowed");
-  const auto page = std::max(1, options_.kv.page_tokens);
+  const auto page = options_.kv.page_tokens;
+  if (page < KvPageLayout::lane_tokens || page % KvPageLayout::lane_tokens != 0 || attention_chunk % page != 0)
+    refuse("kv.page_tokens is " + std::to_string(page) + ", allowed are 16, 32, 64, 128, 256");
   if (options_.kv.capacity_tokens == 0)
     options_.kv.capacity_tokens = (options_.context + page - 1) / page * page * options_.parallel;
-  if (options_.kv.capacity_tokens < 1) refuse("kv.capacity_tokens must be positive");
+  if (options_.kv.capacity_tokens < 1 || options_.kv.capacity_tokens > most_tokens)
+    refuse("kv.capacity_tokens is " + std::to_string(options_.kv.capacity_tokens) + ", 0 to 2^46 are allowed");
+  if (options_.kv.rollback_tokens < 0 || options_.kv.rollback_tokens > most_tokens)
+    refuse("kv.rollback_tokens is " + std::to_string(options_.kv.rollback_tokens) + ", 0 to 2^46 are allowed");
   options_.batch_tokens = std::min(options_.batch_tokens, options_.context * options_.parallel);
   if (options_.recurrent.checkpoint_interval < 0 || options_.recurrent.checkpoints < 0 ||
       options_.recurrent.checkpoints > (1 << 20))
@@ -208,6 +228,8 @@ void DecoderImpl::check_sources() const {
     if (reader->window > 0 || owner->window > 0) clash("one of them has a sliding window");
     if (!reader->causal) clash("its tokens see later ones");
   }
+  if (format_.iterations() > 0 && !reads_ahead_)
+    throw IncompatibleError("decoder.decoder", "KV format '" + format_.name() + "' has iterations, but no layer reads a later one");
   if (reads_ahead_ && eviction_.traits().drops_tokens)
     throw IncompatibleError("decoder.decoder", "KV format '" + format_.name() + "' lets layers read a later one, and eviction '" +
                                                    eviction_.name() + "' takes the slots of all rows of a pass for filled");
@@ -215,7 +237,7 @@ void DecoderImpl::check_sources() const {
 
 void DecoderImpl::make_pools() {
   const auto& spec = model_.spec();
-  const std::int64_t page = std::max(1, options_.kv.page_tokens);
+  const std::int64_t page = options_.kv.page_tokens;
   std::int32_t most_heads = 0;
   for (const auto& layer : spec.layers)
     if (layer.attention) most_heads = std::max(most_heads, layer.attention->kv_heads);

@@ -20,7 +20,7 @@
 
 namespace skald::inline v0 {
 
-/// Attention probabilities of a forward pass (R5): per entry, layer and KV-head group one value per KV slot, collected
+/// Attention probabilities of a forward pass: per entry, layer and KV-head group one value per KV slot, collected
 /// by the attention kernels themselves.
 struct AttentionScores {
   ScoreKind kind = ScoreKind::sum;
@@ -29,7 +29,6 @@ struct AttentionScores {
   std::vector<std::vector<std::vector<std::vector<float>>>> values{};
 };
 
-/// Options of one forward pass.
 /// What is done for one head of a row whose values lie in slow memory, in this order; between request and fetched they are on
 /// their way.
 enum class TransferStep : std::uint8_t { weigh, weighed, request, fetched };
@@ -41,6 +40,7 @@ struct TransferEvent {
   std::uint64_t time = 0;  ///< a clock that each event moves on by one; 0: there was none
 };
 
+/// Options of one forward pass.
 struct ForwardOptions {
   std::stop_token stop{};
   ProgressCallback progress{};        ///< stage "forward", in rows
@@ -99,6 +99,8 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
   static Session make_session(std::shared_ptr<DecoderCore> core, SequenceState state) {
     return Session(std::move(core), std::move(state));
   }
+  static std::shared_ptr<DecoderCore> make(Model model, AnyEviction eviction, AnyKvFormat format,
+                                           const DecoderOptions& options, std::string_view backend);
   static std::vector<TokenId>& tokens(Session& session) noexcept { return session.tokens_; }
   static std::vector<TokenId>& pending_tokens(Session& session) noexcept { return session.pending_tokens_; }
   Batch single_;
@@ -122,7 +124,7 @@ class Decoder {
   Decoder(Model model, const DecoderOptions& options)
     requires(std::same_as<E, AnyEviction> && std::same_as<K, AnyKvFormat>)
       : core_(detail::DecoderCore::create(std::move(model), options, backend_name())) {}
-  /// Components by type; `options.kv.eviction` and `options.kv.format` are ignored in favour of those given.
+  /// Components by type. `options.kv.eviction` and `options.kv.format` are left at their defaults, or name the same ones.
   Decoder(Model model, E eviction, K format = K{})
       : core_(detail::DecoderCore::create(std::move(model), AnyEviction(std::move(eviction)), AnyKvFormat(format),
                                           backend_name())) {}

@@ -12,7 +12,7 @@ namespace skald::inline v0 {
 
 /// The KV cache of a decoder.
 struct KvOptions {
-  /// Element format: "f32", "f16", "bf16", "q8_0" or "q4_0", and rules for layers and KV heads that differ:
+  /// Element format: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1", and rules for layers and KV heads that differ:
   /// "q4_0;layers 0-1=f16;heads 3=q8_0". @see AnyKvFormat. Or "coupled", with `codebooks`.
   std::string format = "f16";
   /// Eviction policy by name: "none", "recent_pages:sinks=1,recent=8", "h2o:budget=512", ... (see docs/kv-cache.md).
@@ -20,7 +20,7 @@ struct KvOptions {
   /// Tokens per page: 16, 32, 64, 128 or 256.
   std::int32_t page_tokens = 64;
   /// Tokens that can be taken back in layers with a sliding window, on top of the window. Truncating by more is refused once
-  /// tokens have left the window.
+  /// tokens have left the window. 0 or more.
   std::int64_t rollback_tokens = 0;
   /// KV heads that share a page table; must divide the KV heads of every layer. 1: each head evicts for itself.
   std::int32_t heads_per_group = 1;

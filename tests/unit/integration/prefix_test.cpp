@@ -58,7 +58,7 @@ struct Folder {
 
 }  // namespace
 
-TEST_CASE("A017: a prompt reuses the documents it shares with an earlier one, bit for bit") {
+TEST_CASE("integration.prefix: a prompt reuses the documents it shares with an earlier one, bit for bit") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   for (const std::string eviction : {"none", "window:sinks=4,window=60", "h2o:budget=400", "h2o:budget=64"}) {
     INFO(eviction);
@@ -168,7 +168,7 @@ TEST_CASE("integration.prefix: scopes are apart, handles pin, names hold, foreig
   CHECK_THROWS_AS(skald::PrefixCache(decoder, {.replacement = "fifo"}), skald::UsageError);
 }
 
-TEST_CASE("A094: within its time to live a turn's memory stays, after it the pages can be had back") {
+TEST_CASE("integration.prefix: within its time to live a turn's memory stays, after it the pages can be had back") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   const skald::Decoder decoder(model, small_pages());
   double now = 100;
@@ -188,7 +188,7 @@ TEST_CASE("A094: within its time to live a turn's memory stays, after it the pag
   CHECK(decoder.counters().kv_pages_used == 0);
 }
 
-TEST_CASE("A017: under pressure the leaf worth least moves to the slow tier first, never a parent before its child") {
+TEST_CASE("integration.prefix: under pressure the leaf worth least moves to the slow tier first, never a parent before its child") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   const Folder folder;
   for (const bool files : {false, true}) {
@@ -380,7 +380,7 @@ TEST_CASE("integration.prefix: a file read under a hash that is always equal nev
   }
 }
 
-TEST_CASE("A017: a speculative start with a right guess hides the search, with a wrong one the output is still correct") {
+TEST_CASE("integration.prefix: a speculative start with a right guess hides the search, with a wrong one the output is still correct") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   for (const std::string eviction : {"none", "h2o:budget=400", "h2o:budget=64"}) {
     const skald::Decoder decoder(model, small_pages(eviction));
