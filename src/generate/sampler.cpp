@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include <fmt/format.h>
+
 #include <skald/core/error.hpp>
 #include <skald/core/random.hpp>
 #include <skald/decoder/session.hpp>
@@ -187,7 +189,7 @@ SamplerChain make_sampler(const SamplerOptions& options) {
   const auto check = [](bool ok, const char* name, double value, const char* allowed) {
     if (!ok)
       throw UsageError("generate.sampler",
-                       std::string(name) + " is " + std::to_string(value) + ", allowed is " + allowed);
+                       fmt::format("{} is {:.6g}, allowed is {}", name, value, allowed));
   };
   const auto finite = [](float value) { return std::isfinite(value); };
   check(finite(options.temperature) && options.temperature >= 0.0F, "temperature", options.temperature, "0 or more");

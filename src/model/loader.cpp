@@ -118,20 +118,10 @@ void ModelLoader::check() {
 }
 
 void ModelLoader::load_text() {
-  const Metadata& metadata = file_->metadata();
   if (!options_.tokenizer) return;
-  // What a converted folder's file says in GGUF's own form is for other engines: this is exact.
-  if (metadata.contains("tokenizer.huggingface.json")) return load_tokenizer_json();
-  if (!metadata.contains("tokenizer.ggml.model")) return;
-  const std::string_view kind = metadata.get_string("tokenizer.ggml.model");
-  if (kind == "no_vocab" || kind == "none") return;  // how GGUF says that there is none
-  impl_->tokenizer = std::make_shared<const Tokenizer>(vocabulary_from_metadata(metadata));
-  throw_if_stopped(options_.stop, where);
-  load_chat_template();
-}
-
-void ModelLoader::load_tokenizer_json() {
-  impl_->tokenizer = std::make_shared<const Tokenizer>(folder_tokenizer(file_->metadata()));
+  auto tokenizer = tokenizer_from_metadata(file_->metadata());
+  if (!tokenizer) return;
+  impl_->tokenizer = std::make_shared<const Tokenizer>(std::move(*tokenizer));
   throw_if_stopped(options_.stop, where);
   load_chat_template();
 }

@@ -59,7 +59,6 @@ class ModelLoader {
  private:
   void check();  // all that metadata and shapes can tell
   void load_text();
-  void load_tokenizer_json();
   void load_chat_template();
   void load_vectors();
   void load_classifier();

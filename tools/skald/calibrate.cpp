@@ -52,7 +52,7 @@ void add_calibrate(CLI::App& app, Global& global, std::vector<Command>& commands
       ->check(CLI::Range(1, 12))
       ->capture_default_str();
   command->add_option("--tokens", flags->options.tokens, "Most tokens to learn from")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }

@@ -19,6 +19,18 @@
 
 namespace skald_cli {
 
+CLI::Validator at_least(std::int64_t least) {
+  return CLI::Validator(
+      [least](const std::string& text) {
+        std::int64_t value = 0;
+        const char* end = text.data() + text.size();
+        const auto [stopped, error] = std::from_chars(text.data(), end, value);
+        if (error != std::errc() || stopped != end) return fmt::format("'{}' is not an integer", text);
+        return value < least ? fmt::format("{} is less than {}", value, least) : std::string();
+      },
+      fmt::format("at least {}", least));
+}
+
 void ForeignFlags::add_to(CLI::App& app, bool flash) {
   app.add_option("--ngl,--gpu-layers,--n-gpu-layers", gpu_layers, "Layers on a GPU: only 0, there is no GPU backend");
   if (flash) app.add_option("--fa,--flash-attn", flash_attention, "Tiled attention: on or auto (it is always on)");
@@ -38,7 +50,7 @@ void ForeignFlags::check() const {
 }
 
 void ModelFlags::add_to(CLI::App& app) {
-  app.add_option("-m,--model", path, "GGUF model file (of a split model, any part)")->required();
+  app.add_option("-m,--model", path, "GGUF file (of a split model, any part) or Hugging Face folder")->required();
   app.add_option("-t,--threads", threads, "Threads; 0 or -1: all that this process may use")
       ->check(CLI::Range(-1, 1024))
       ->capture_default_str();
@@ -77,7 +89,11 @@ skald::Model ModelFlags::load(const Global& global, bool tokenizer) const {
   options.tokenizer = tokenizer;
   options.progress = progress.callback("loading");
   options.stop = stop_on_interrupt();
-  return skald::Model::load(path, options);
+  auto model = skald::Model::load(path, options);
+  const auto& info = model.info();
+  if (!global.quiet && !packed_cache.empty() && info.packed_cache == "unused")
+    fmt::print(stderr, "warning: --packed-cache has no effect: {}\n", skald::printable(info.packed_cache_reason, 400));
+  return model;
 }
 
 std::int64_t choose_context(const std::optional<std::int64_t>& given, const skald::ModelSpec& spec,
@@ -90,14 +106,14 @@ std::int64_t choose_context(const std::optional<std::int64_t>& given, const skal
 void DecoderFlags::add_to(CLI::App& app) {
   app.add_option("-c,--ctx-size", context,
                  "Tokens of context; 0: the model's own (default: the model's own, at most 4096)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   app.add_option("-b,--batch-size", batch, "Most tokens per call; a smaller one lowers -ub")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   app.add_option("--ub,--ubatch-size", ubatch, "Most tokens that go through the network together")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
-  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0, coupled")
+  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0, q4_1, coupled; 'q4_0;layers 0-1=f16;heads 3=q8_0' by layer and KV head")
       ->capture_default_str();
   app.add_option("--ctv,--cache-type-v", cache_v, "Must equal -ctk");
   std::string policies = "Eviction policy, one of";

@@ -14,6 +14,9 @@
 
 namespace skald_cli {
 
+/// A number of at least `least`. (The parser's own checks tell the largest floating-point number as the limit.)
+[[nodiscard]] CLI::Validator at_least(std::int64_t least);
+
 /// Exit codes of the program.
 enum ExitCode : int { exit_ok = 0, exit_error = 1, exit_usage = 2 };
 

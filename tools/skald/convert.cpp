@@ -1,6 +1,8 @@
 // skald convert: a model in another form, GGUF or a Hugging Face folder, as one GGUF file.
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -31,7 +33,20 @@ skald::ModelFile with_adapter(const skald::ModelFile& file, const std::string& t
   return skald::merged(file, skald::read_adapter(path, file.metadata()), scale);
 }
 
+/// The output replaces what has its name: never the model itself, which it could be the only copy of.
+void check_output(const ConvertFlags& flags) {
+  std::error_code error;
+  std::vector<std::string> inputs{flags.path};
+  for (const auto& adapter : flags.adapters) inputs.push_back(split_scale(adapter).first);
+  for (const auto& input : inputs)
+    if (std::filesystem::equivalent(input, flags.output, error))
+      throw skald::UsageError("cli.convert", "the output is an input; give -o another name", {.file = flags.output});
+  if (std::filesystem::is_directory(flags.output, error))
+    throw skald::UsageError("cli.convert", "the output is a folder; give the name of a file", {.file = flags.output});
+}
+
 int run(const ConvertFlags& flags, const Global& global) {
+  check_output(flags);
   auto file = skald::in_usual_forms(skald::open_model(flags.path, false));
   const auto before = file.tensor_bytes();
   for (const auto& adapter : flags.adapters) file = with_adapter(file, adapter);

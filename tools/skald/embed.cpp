@@ -93,7 +93,7 @@ void add_embed(CLI::App& app, Global& global, std::vector<Command>& commands) {
   flags->decoder.add_to(*command);
   command->add_option("-f,--file", flags->file, "File with one text per line; -: standard input");
   command->add_option("--pooling", flags->pooling, "mean, cls, last or rank (default: what the model was trained for)");
-  command->add_option("--dims", flags->dims, "Keep only the first n elements (Matryoshka)")->check(CLI::NonNegativeNumber);
+  command->add_option("--dims", flags->dims, "Keep only the first n elements (Matryoshka)")->check(at_least(0));
   command->add_flag("--raw", flags->raw, "Do not scale vectors to length 1");
   command->add_option("--query", flags->query, "Order the texts by the model's classifier over this query and each");
   command->add_option("--label", flags->label, "Number of the classifier's label that means relevant, from 0");

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <map>
 
@@ -172,7 +174,7 @@ int run(const EvalFlags& flags, const Global& global, bool tasks_chosen) {
   const auto write = [&](const std::string& line) {
     if (flags.csv.empty()) return;
     csv << line << std::flush;  // the file can be read while it grows
-    if (!csv) throw skald::IoError("cli.eval", "cannot write", {.file = flags.csv});
+    if (!csv) throw skald::IoError("cli.eval", std::string("cannot write: ") + std::strerror(errno), {.file = flags.csv});
   };
   if (!flags.csv.empty()) csv.open(flags.csv);
   write(csv_header);

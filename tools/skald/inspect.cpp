@@ -193,6 +193,8 @@ int run(const InspectFlags& flags) {
   if (flags.isas) return list_isas();
   if (flags.path.empty()) throw skald::UsageError("cli.inspect", "give a model with -m, or --isas");
   if (skald::is_adapter(flags.path)) return inspect_adapter(flags);
+  if (!flags.base.empty())
+    throw skald::UsageError("cli.inspect", "--base goes with an adapter, and this is none", {.file = flags.path});
   const auto file = skald::open_model(flags.path);
   ordered_json json{{"file", flags.path}, {"tensor_count", file.tensors().size()}};
   if (flags.metadata || flags.json) json["metadata"] = metadata_list(file.metadata());
@@ -233,12 +235,12 @@ void add_inspect(CLI::App& app, Global&, std::vector<Command>& commands) {
   command
       ->add_option("-c,--ctx-size", flags->context,
                    "Tokens of context for the plan; 0: the model's own (default: the model's own, at most 4096)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   command->add_option("--np,--parallel", flags->parallel, "Sequences for the plan")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--ub,--ubatch-size", flags->ubatch, "Batch tokens for the plan")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--ctk,--cache-type-k", flags->cache, "KV format for the plan")->capture_default_str();
   commands.push_back({command, [flags] { return run(*flags); }});

@@ -42,6 +42,7 @@ bool is_one_dash_word(const std::string& text) {
 struct Arguments {
   std::vector<std::string> reversed;
   std::vector<std::string> changed;  // what got a second dash
+  std::string unknown_command{};     // what stands where a subcommand should
 };
 
 Arguments normalized(const CLI::App& app, int argc, char** argv) {
@@ -59,10 +60,11 @@ Arguments normalized(const CLI::App& app, int argc, char** argv) {
       }
       const auto name = argument.substr(0, argument.find('='));
       const auto* option = command->get_option_no_throw(name);
-      is_value = option != nullptr && option->get_type_size() > 0 && name.size() == argument.size();
+      is_value = option != nullptr && option->get_items_expected_min() > 0 && name.size() == argument.size();
     } else if (command == &app) {
       for (const auto* candidate : app.get_subcommands([](const CLI::App*) { return true; }))
         if (candidate->get_name() == argument) command = candidate;
+      if (command == &app && result.unknown_command.empty()) result.unknown_command = argument;
     }
     result.reversed.push_back(std::move(argument));
   }
@@ -81,14 +83,17 @@ int report(const Global& global, const std::string& line, const std::string& jso
   return exit_code;
 }
 
-int usage_error(const Global& global, const CLI::App& app, std::string message,
-                const std::vector<std::string>& changed) {
+int usage_error(const Global& global, const CLI::App& app, std::string message, const std::vector<std::string>& changed,
+                const std::string& unknown_command) {
   for (const auto& argument : changed) {  // as it was written
     const auto at = message.find(argument);
     if (at != std::string::npos) message.erase(at, 1);
   }
   const auto chosen = app.get_subcommands();
   const std::string help = chosen.empty() ? "skald --help" : "skald " + chosen.front()->get_name() + " --help";
+  if (!unknown_command.empty()) message = "there is no subcommand '" + unknown_command + "'";
+  else if (message.find("was not expected: ") != std::string::npos && message.find("was not expected: -") == std::string::npos)
+    message += "; options begin with -, a model is given with -m";
   message = skald::printable(message, 600);
   return report(global, message + " (see " + help + ")", error_json("usage", message), skald_cli::exit_usage);
 }
@@ -146,7 +151,7 @@ int main(int argc, char** argv) {
     // The parser may have stopped before it came to this flag.
     const auto& all = arguments.reversed;
     global.json_errors = std::find(all.begin(), all.end(), "--json-errors") != all.end();
-    return usage_error(global, app, error.what(), arguments.changed);
+    return usage_error(global, app, error.what(), arguments.changed, arguments.unknown_command);
   }
   const InterruptGuard guard;
   return run(global, commands);

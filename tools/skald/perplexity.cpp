@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 
 #include <fmt/format.h>
@@ -72,7 +74,7 @@ class CsvFile {
   void write(const std::string& line) {
     if (path_.empty()) return;
     file_ << line << std::flush;
-    if (!file_) throw skald::IoError("cli.perplexity", "cannot write", {.file = path_});
+    if (!file_) throw skald::IoError("cli.perplexity", std::string("cannot write: ") + std::strerror(errno), {.file = path_});
   }
 
  private:

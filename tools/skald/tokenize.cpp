@@ -3,7 +3,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <skald/model/gguf/vocabulary.hpp>
+#include <skald/model/huggingface/directory.hpp>
+#include <skald/model/huggingface/gguf_vocabulary.hpp>
 
 #include "common.hpp"
 
@@ -22,7 +23,9 @@ struct TokenizeFlags {
 };
 
 skald::Tokenizer tokenizer_of(const std::string& path) {
-  return skald::Tokenizer(skald::vocabulary_from_metadata(skald::open_gguf(path).metadata()));
+  const auto file = skald::open_model(path);
+  if (auto tokenizer = skald::tokenizer_from_metadata(file.metadata())) return *std::move(tokenizer);
+  throw skald::UnsupportedError("cli", "the model has no tokenizer", {.file = path});
 }
 
 std::string input(const TokenizeFlags& flags) {
@@ -63,7 +66,7 @@ int detokenize(const TokenizeFlags& flags) {
 }
 
 void add_input(CLI::App& command, TokenizeFlags& flags, const char* text_names, const char* text_help) {
-  command.add_option("-m,--model", flags.model, "GGUF model or vocabulary file")->required();
+  command.add_option("-m,--model", flags.model, "GGUF model or vocabulary file, or a Hugging Face folder")->required();
   auto* group = command.add_option_group("Input", "exactly one of");
   group->add_option(text_names, flags.text, text_help);
   group->add_option("-f,--file", flags.file, "File with the input; -: standard input")

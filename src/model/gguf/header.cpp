@@ -67,7 +67,7 @@ void HeaderParser::read_preamble() {
   const auto found = in_.scalar<std::uint32_t>("magic");
   if (found == __builtin_bswap32(magic))
     in_.fail(0, "found a big-endian GGUF file, supported is little-endian", ErrorCode::unsupported);
-  if (found != magic) in_.fail(0, "not a GGUF file: the first four bytes are not 'GGUF'");
+  if (found != magic) in_.fail(0, "not a GGUF file: the first four bytes are not 'GGUF'; a Hugging Face model is given as its folder");
   const auto version = in_.scalar<std::uint32_t>("version");
   if (version < oldest_version || version > newest_version) {
     if ((version & 0xFFFFu) == 0 && version != 0)
@@ -302,7 +302,7 @@ void HeaderParser::place_tensors() {
         __builtin_add_overflow(tensor.offset, tensor.bytes, &end) || end > in_.size())
       in_.fail(at, "the data of " + std::to_string(tensor.bytes) + " bytes at " + std::to_string(relative) +
                        " of the data section (byte " + std::to_string(data) + ") ends beyond the file of " +
-                       std::to_string(in_.size()) + " bytes");
+                       std::to_string(in_.size()) + " bytes; is the file complete?");
   }
   check_overlap();
 }

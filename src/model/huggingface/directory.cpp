@@ -58,7 +58,7 @@ class FolderReader {
   FolderReader(const std::string& folder, const HuggingFaceOptions& options)
       : folder_(folder),
         config_file_((fs::path(folder) / "config.json").string()),
-        root_(json::parse_file(config_file_)),
+        root_(parse_config(folder, config_file_)),
         file_(open_safetensors(folder, {.map = options.map})) {}
 
   ModelFile run() && {
@@ -90,6 +90,21 @@ class FolderReader {
   }
 
  private:
+  /// A folder that is none of a model is a common mistake: the error says what is in it instead.
+  static json::Value parse_config(const std::string& folder, const std::string& file) {
+    std::error_code error;
+    if (fs::exists(file, error)) return json::parse_file(file);
+    std::vector<std::string> others;
+    for (fs::directory_iterator at(folder, error), end; !error && at != end && others.size() < 8; at.increment(error))
+      if (const std::string name = at->path().filename().string(); name.ends_with(".gguf")) others.push_back(printable(name, 80));
+    std::ranges::sort(others);
+    throw FormatError(place,
+                      others.empty() ? std::string("the folder has no config.json, so it is not a Hugging Face model")
+                                     : fmt::format("the folder has no config.json; give one of its GGUF files: {}",
+                                                   fmt::join(others, ", ")),
+                      {.file = folder});
+  }
+
   static const hf::Family& find(const hf::Config& config, const std::string& outer, const std::string& inner) {
     for (const std::string& type : {inner, outer})
       if (const hf::Family* family = hf::find_family(type)) return *family;

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <skald/core/error.hpp>
+#include <skald/model/gguf/vocabulary.hpp>
 #include <skald/text/tokenizer_json.hpp>
 
 #include "model/json.hpp"
@@ -306,6 +307,15 @@ Tokenizer folder_tokenizer(const Metadata& metadata) {
   if (const auto begin = metadata.find_u32("tokenizer.ggml.bos_token_id", 0, INT32_MAX))
     files.bos_token_id = static_cast<TokenId>(*begin);
   return read_tokenizer_json(files);
+}
+
+std::optional<Tokenizer> tokenizer_from_metadata(const Metadata& metadata) {
+  // What a converted folder's file says in GGUF's own form is for other engines: this is exact.
+  if (metadata.contains(json_key)) return folder_tokenizer(metadata);
+  if (!metadata.contains("tokenizer.ggml.model")) return {};
+  const std::string_view kind = metadata.get_string("tokenizer.ggml.model");
+  if (kind == "no_vocab" || kind == "none") return {};  // how GGUF says that there is none
+  return Tokenizer(vocabulary_from_metadata(metadata));
 }
 
 std::string add_gguf_vocabulary(Metadata& metadata, std::int64_t rows) {

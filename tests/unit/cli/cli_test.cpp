@@ -11,6 +11,7 @@
 #include <skald/model/gguf/writer.hpp>
 
 #include "program.hpp"
+#include "support/huggingface_folder.hpp"
 
 namespace {
 
@@ -75,7 +76,12 @@ TEST_CASE("cli: help, version and instruction sets are told", "[cli]") {
 
 TEST_CASE("cli: wrong usage gives one line and exit code 2", "[cli]") {
   check_usage({}, "subcommand");
-  check_usage({"bogus"}, "subcommand");
+  check_usage({"bogus"}, "no subcommand 'bogus'");
+  check_usage({"-q", "bogus", "--model", model}, "no subcommand 'bogus'");
+  check_usage({"inspect", model}, "a model is given with -m");
+  check_usage({"generate", "-m", model, "-c", "-1"}, "-1 is less than 0 (see");
+  check_usage({"generate", "-m", model, "-b", "0"}, "0 is less than 1 (see");
+  check_usage({"generate", "-m", model, "-b", "1.5"}, "'1.5' is not an integer");
   check_usage({"generate"}, "--model is required");
   check_usage({"generate", "-m", model, "--bogus"}, "--bogus");
   check_usage({"generate", "-m", model, "-p", "x", "-n", "many"}, "many");
@@ -93,11 +99,12 @@ TEST_CASE("cli: wrong usage gives one line and exit code 2", "[cli]") {
 TEST_CASE("cli: errors give one line and exit code 1", "[cli]") {
   const Folder folder;
   check_error({"generate", "-m", folder.file("none.gguf"), "-p", "x"}, "none.gguf", "io");
-  check_error({"generate", "-m", folder.file("."), "-p", "x"}, "config.json", "io");
+  check_error({"generate", "-m", folder.file("."), "-p", "x"}, "config.json", "format");
   check_error({"generate", "-m", folder.file("bad.gguf", "no model"), "-p", "x"}, "bad.gguf", "format");
+  check_error({"generate", "-m", folder.file("."), "-p", "x"}, "one of its GGUF files: bad.gguf", "format");
   check_error({"generate", "-m", model, "-f", folder.file("none.txt")}, "none.txt", "io");
   check_error({"generate", "-m", model, "-f", folder.file(".")}, "directory", "io");
-  check_error({"generate", "-m", model, "-p", "x", "--temp", "-3"}, "temperature", "usage");
+  check_error({"generate", "-m", model, "-p", "x", "--temp", "-3"}, "temperature is -3, allowed", "usage");
   check_error({"generate", "-m", model, "-p", "x", "-n", "-7"}, "-7", "usage");
   check_error({"generate", "-m", model, "-p", std::string(400, 'z'), "-c", "64"}, "64", "usage");
   check_error({"generate", "-m", model, "-p", "x", "--load-session", folder.file("bad.session", "no session")},
@@ -123,12 +130,47 @@ TEST_CASE("cli: errors give one line and exit code 1", "[cli]") {
   check_error({"perplexity", "-m", model, "-f", folder.file("short.txt"), "--csv", folder.file("none/x")}, "none/x",
               "io");
   check_error({"inspect"}, "-m", "usage");
+  check_error({"inspect", "-m", model, "--base", model}, "--base", "usage");
   check_error({"bench", "-m", folder.file("none.gguf"), "-o", "csv"}, "none.gguf", "io");
   check_error({"bench", "-m", model, "-p", "5-"}, "5-", "usage");
   check_error({"bench", "-m", model, "-p", "1-8*1"}, "1-8*1", "usage");
   check_error({"bench", "-m", model, "-pg", "5"}, "512,128", "usage");
   check_error({"bench", "-m", model, "-p", "0", "-n", "0"}, "nothing", "usage");
   CHECK(folder.files() == 3);  // no half-written or temporary file
+}
+
+TEST_CASE("cli: tokenize and detokenize take Hugging Face folders", "[cli]") {
+  const skald_test::TemporaryFolder folder("tokenize");
+  folder.write("config.json", R"({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2,
+    "num_hidden_layers": 1, "max_position_embeddings": 16, "vocab_size": 4})");
+  skald_test::write_tensors(folder, {{"model.norm.weight", {{8}, std::vector<float>(8, 1.0F)}}});
+  check_error({"tokenize", "-m", folder.path(), "--text", "x"}, "no tokenizer", "unsupported");
+  const auto file = skald_test::source_path("tests/unit/text/tokenizer_json/falcon.json");
+  folder.write("tokenizer.json", json::parse(skald_test::read_text(file)).at("tokenizer").dump());
+  const auto ids = output_of({"tokenize", "-m", folder.path(), "--text", "Hello, world"});
+  CHECK(json::parse(ids).size() > 1);
+  CHECK(output_of({"detokenize", "-m", folder.path(), "--text", ids}) == "Hello, world");
+}
+
+TEST_CASE("cli: convert does not replace its own input", "[cli]") {
+  const Folder folder;
+  const auto copy = folder.file("copy.gguf");
+  std::filesystem::copy_file(model, copy);
+  const auto size = std::filesystem::file_size(copy);
+  check_error({"convert", "-m", copy, "-o", copy, "--type", "q4_0"}, "give -o another name", "usage");
+  check_error({"convert", "-m", copy, "-o", folder.file("./copy.gguf")}, "give -o another name", "usage");
+  check_error({"convert", "-m", copy, "-o", folder.file(".")}, "a folder", "usage");
+  CHECK(std::filesystem::file_size(copy) == size);
+  CHECK(folder.files() == 1);
+}
+
+TEST_CASE("cli: a packed cache that cannot be written is told", "[cli]") {
+  const Folder folder;
+  const auto outcome =
+      run_program({"generate", "-m", model, "-p", "x", "-n", "1", "--packed-cache", folder.file("none/x")});
+  CHECK(outcome.code == 0);
+  CHECK(outcome.err.find("warning: --packed-cache has no effect: ") != std::string::npos);
+  CHECK(outcome.err.find("No such file") != std::string::npos);
 }
 
 TEST_CASE("cli: flags of llama.cpp mean the same or are refused", "[cli]") {
