@@ -248,7 +248,7 @@ constexpr std::array formats = {DType::f32, DType::f16, DType::q8_0, DType::q4_0
 }  // namespace
 
 TEST_CASE("backend.cpu: a layer's bits depend neither on threads nor on how a prompt is cut", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     for (const DType type : formats) {
       INFO(to_string(isa) << ", " << to_string(type));
       Layer one(cpu(isa, 1), type);
@@ -274,7 +274,7 @@ TEST_CASE("backend.cpu: a layer's bits depend neither on threads nor on how a pr
 }
 
 TEST_CASE("backend.cpu: attention's variants depend neither on threads nor on how a prompt is cut", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     for (const bool distances : {false, true}) {
       INFO(to_string(isa) << ", distances " << distances);
       Layer one(cpu(isa, 1), DType::f32);
@@ -298,7 +298,7 @@ TEST_CASE("backend.cpu: attention's variants depend neither on threads nor on ho
 }
 
 TEST_CASE("backend.cpu: sequences run together give the bits of each alone", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     for (const DType type : {DType::f32, DType::q4_0, DType::q4_k}) {
       INFO(to_string(isa) << ", " << to_string(type));
       Layer layer(cpu(isa, 3), type);
@@ -311,7 +311,7 @@ TEST_CASE("backend.cpu: sequences run together give the bits of each alone", "[b
 }
 
 TEST_CASE("backend.cpu: rows in file order give the bits of packed panels", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     for (const DType type : formats) {
       INFO(to_string(isa) << ", " << to_string(type));
       Layer packed(cpu(isa, 2), type);
@@ -342,7 +342,7 @@ TEST_CASE("backend.cpu: any executor gives the same bits", "[backend]") {
 }
 
 TEST_CASE("backend.cpu: long contexts are split by chunks without changing a bit", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     INFO(to_string(isa));
     Layer one(cpu(isa, 1), DType::q8_0);
     Layer four(cpu(isa, 4, AnyExecutor(std::make_shared<ThreadExecutor>(4))), DType::q8_0);

@@ -290,7 +290,7 @@ TEST_CASE("backend.experts: logits that are not numbers spoil their own row only
 }
 
 TEST_CASE("backend.experts: a row's bits depend neither on the batch nor on threads nor on the layout", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     for (const DType type : {DType::f32, DType::bf16, DType::q8_0, DType::q5_1, DType::q4_k, DType::q6_k}) {
       INFO(to_string(isa) << ", " << to_string(type));
       std::mt19937 random(15);
@@ -543,7 +543,7 @@ TEST_CASE("backend.experts: the gate of rows multiplies each row by the sigmoid 
 }
 
 TEST_CASE("kernels.matmul: activations of several columns take no more bytes than as many alone", "[backend]") {
-  for (const Isa isa : available_isas()) {
+  for (const Isa isa : tested_isas()) {
     const cpu::KernelSet kernels(isa);
     for (const auto& kernel : kernels.all_matmul()) {
       INFO(to_string(isa) << ", " << to_string(kernel.type));

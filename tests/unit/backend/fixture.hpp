@@ -18,6 +18,7 @@
 #include <skald/core/error.hpp>
 #include <skald/core/half.hpp>
 #include <skald/quant/row_codec.hpp>
+#include <skald/simd/isa.hpp>
 
 namespace skald_test {
 
@@ -33,7 +34,11 @@ struct Subject {
   [[nodiscard]] bool bf16_activations() const { return backend->info().isa == "avx512bf16"; }
 };
 
-/// The reference backend and the cpu backend on every instruction set of this machine.
+/// The instruction sets of this machine. Under the thread sanitizer the best one alone: it slows tests down so much that all
+/// of them would take an hour, and threads meet in the code around the kernels, which is the same for all.
+std::vector<Isa> tested_isas();
+
+/// The reference backend and the cpu backend on every instruction set.
 std::vector<Subject> subjects();
 
 /// Row-major numbers in double, as the oracle sees them.
