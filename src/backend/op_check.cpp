@@ -252,6 +252,7 @@ struct ShapeCheck {
       return fmt::format("{} of {} groups of {} experts for {} used", op.groups_used, op.groups, experts, op.used);
     }
     if (op.groups > 1 && experts / op.groups < 2) return "groups of one expert";
+    if (op.group_best != 1 && op.group_best != 2) return fmt::format("group_best is {}; allowed: 1, 2", op.group_best);
     if (!(op.gate_limit >= 0.0F)) return fmt::format("gate_limit is {}", op.gate_limit);
     if (op.activation > Activation::sigmoid) return "unknown activation";
     if (op.logits.rows != op.x.rows) return fmt::format("logits has {} rows, x has {}", op.logits.rows, op.x.rows);

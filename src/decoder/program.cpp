@@ -392,6 +392,7 @@ void DecoderImpl::emit_experts(int layer, std::int64_t rows, OpSink sink) {
   experts.selection_bias = model_.vector(Role::expert_selection_bias, layer);
   experts.groups = chosen.groups;
   experts.groups_used = chosen.groups_used;
+  experts.group_best = chosen.group_best;
   experts.gate_bias = model_.vector(Role::expert_gate_bias, layer);
   experts.up_bias = model_.vector(Role::expert_up_bias, layer);
   experts.down_bias = model_.vector(Role::expert_down_bias, layer);

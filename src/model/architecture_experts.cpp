@@ -217,6 +217,8 @@ ModelSpec read_deepseek2(HyperParameters& parameters) {
     experts.scale = read_scale(parameters, "expert_weights_scale", 1.0);
     experts.groups = static_cast<std::int32_t>(parameters.integer_or("expert_group_count", 1, 0, experts.count));
     experts.groups_used = static_cast<std::int32_t>(parameters.integer_or("expert_group_used_count", 1, 0, experts.count));
+    // Files that do not say it are read as other engines read them.
+    experts.group_best = static_cast<std::int32_t>(parameters.integer_or("expert_group_best_count", 2, 1, 2));
     if (experts.groups <= 1) experts.groups = experts.groups_used = 1;
   }
   for (std::int64_t i = 0; i < layers; ++i) {

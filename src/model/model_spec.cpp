@@ -387,6 +387,7 @@ class Checker {
       fail(fmt::format("{} expert groups, allowed are equal groups of at least 2 of the {} experts", experts.groups,
                        experts.count));
     within("expert groups used", experts.groups_used, 1, experts.groups);
+    within("best experts of a group", experts.group_best, 1, 2);
     within("experts used", experts.used, 1, experts.count / experts.groups * experts.groups_used);
     not_negative("expert gate_limit", experts.gate_limit);
     not_negative("expert gate_alpha", experts.gate_alpha);

@@ -88,6 +88,7 @@ std::string json_of(const ExpertsSpec& experts) {
       .add("selection_bias", experts.selection_bias)
       .add("groups", experts.groups)
       .add("groups_used", experts.groups_used)
+      .add("group_best", experts.group_best)
       .add("gate_alpha", experts.gate_alpha)
       .add("gate_limit", experts.gate_limit)
       .add("shared_width", experts.shared_width)

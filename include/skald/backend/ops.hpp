@@ -170,10 +170,11 @@ struct ExpertsOp {
   Matrix products{};              ///< [tokens * used, dim], work memory
   Matrix out{};                   ///< [tokens, dim]; may be x
   const float* selection_bias = nullptr;  ///< [device] experts elements or null: added to the scores for choosing only
-  /// The experts are this many equal groups; only experts of the `groups_used` groups with the largest sums of their two
-  /// largest scores (of equal ones the lower) can be chosen.
+  /// The experts are this many equal groups; only experts of the `groups_used` groups with the largest sums of their
+  /// `group_best` (1 or 2) largest scores (of equal ones the lower) can be chosen.
   std::int32_t groups = 1;
   std::int32_t groups_used = 1;
+  std::int32_t group_best = 2;
   const float* gate_bias = nullptr;  ///< [device] experts x width, or null
   const float* up_bias = nullptr;    ///< [device] experts x width, or null
   const float* down_bias = nullptr;  ///< [device] experts x dim, or null

@@ -198,6 +198,7 @@ struct ExpertsSpec {
   bool selection_bias = false;   ///< added to the scores for choosing only
   std::int32_t groups = 1;       ///< equal groups of experts
   std::int32_t groups_used = 1;  ///< of which a token uses experts
+  std::int32_t group_best = 2;   ///< a group counts as much as this many (1 or 2) of its best experts
   float gate_alpha = 0.0F;       ///< the clamped gate of ExpertsOp, if gate_limit > 0
   float gate_limit = 0.0F;
   std::int64_t shared_width = 0;  ///< of a network that every token uses beside its experts; 0: none

@@ -33,7 +33,7 @@ void keep_best_groups(const ExpertsOp& op, std::int32_t experts, double* scores,
       second = std::max(second, std::min(first, scores[e]));
       first = std::max(first, scores[e]);
     }
-    sums[g] = first + second;
+    sums[g] = op.group_best == 1 ? first : first + second;
   }
   for (std::int32_t g = 0; g < op.groups; ++g) {
     std::int32_t better = 0;

@@ -196,7 +196,7 @@ std::vector<std::int64_t> chosen_experts(const ExpertsOp& op, VectorXd scores) {
   for (std::int64_t g = 0; op.groups > 1 && g < op.groups; ++g) {
     std::vector<double> of(scores.begin() + g * each, scores.begin() + (g + 1) * each);
     std::partial_sort(of.begin(), of.begin() + 2, of.end(), std::greater<>());
-    group_scores[g] = of[0] + of[1];
+    group_scores[g] = op.group_best == 1 ? of[0] : of[0] + of[1];
   }
   std::vector<std::int64_t> left;
   for (auto groups = up_to(op.groups); left.size() < static_cast<std::size_t>(op.groups_used * each);) {

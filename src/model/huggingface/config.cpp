@@ -210,10 +210,11 @@ class Translator {
     set("expert_gating_func", scoring == "sigmoid" ? 2 : 1, "scoring_func");
     const std::string choice = config_.text_or({"topk_method"}, third ? "noaux_tc" : "greedy");
     const bool grouped = config_.integer_or({"n_group"}, 1) > 1;
-    // Groups by their best expert alone, not by their two best ones.
-    if (choice != "noaux_tc" && choice != "greedy" && grouped)
-      config_.unsupported("topk_method", fmt::format("'{}' of several groups is not implemented; known are noaux_tc and greedy",
-                                                     printable(choice, 40)));
+    // Groups count as much as their best expert alone, or as their two best ones together.
+    if (choice == "group_limited_greedy" && grouped) set("expert_group_best_count", 1, "topk_method");
+    else if (choice != "noaux_tc" && choice != "greedy" && choice != "group_limited_greedy" && grouped)
+      config_.unsupported("topk_method", fmt::format("'{}' of several groups is not implemented; known are noaux_tc, "
+                                                     "group_limited_greedy and greedy", printable(choice, 40)));
     if (choice == "greedy") {
       set("expert_group_count", 1, "n_group");
       set("expert_group_used_count", 1, "topk_group");

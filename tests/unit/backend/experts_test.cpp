@@ -375,6 +375,8 @@ TEST_CASE("backend.experts: contradictory, oversized and overlapping ops are ref
     refused("an unknown gating", [](ExpertsOp& op) { op.gating = static_cast<ExpertGating>(9); });
     refused("groups that do not divide", [](ExpertsOp& op) { op.groups = 3; });
     refused("more groups used than there are", [](ExpertsOp& op) { op.groups_used = 2; });
+    refused("a group of no experts", [](ExpertsOp& op) { op.group_best = 0; });
+    refused("a group of three best experts", [](ExpertsOp& op) { op.group_best = 3; });
     refused("too few experts in the groups", [](ExpertsOp& op) { op.groups = 4; });
     refused("a negative gate limit", [](ExpertsOp& op) { op.gate_limit = -1.0F; });
     const auto not_queued = [&](const char* what, auto change) {
@@ -430,7 +432,7 @@ std::vector<std::pair<std::int64_t, double>> oracle_gating(const ExpertsOp& op, 
   for (std::int64_t g = 0; g < op.groups; ++g) {
     std::vector<double> of(score.begin() + g * each, score.begin() + (g + 1) * each);
     std::sort(of.rbegin(), of.rend());
-    groups.emplace_back(op.groups > 1 ? -(of[0] + of[1]) : 0.0, g);
+    groups.emplace_back(op.groups > 1 ? -(op.group_best == 1 ? of[0] : of[0] + of[1]) : 0.0, g);
   }
   std::sort(groups.begin(), groups.end());
   groups.resize(static_cast<std::size_t>(op.groups_used));
@@ -467,7 +469,7 @@ TEST_CASE("backend.experts: every gating, group limit, bias and clamped gate equ
     const DeviceMatrix up_bias(backend, count, 21, random, 1.0F, 0);
     const DeviceMatrix down_bias(backend, count, 37, random, 1.0F, 0);
     for (const ExpertGating gating : {ExpertGating::softmax, ExpertGating::softmax_selected, ExpertGating::sigmoid}) {
-      for (const int options : {0, 1, 2, 3, 4, 5, 6, 7}) {
+      for (const int options : {0, 1, 2, 3, 4, 5, 6, 7, 12, 14}) {
         for (const std::int64_t tokens : {1, 5, 60}) {
           INFO(subject.name << ", gating " << static_cast<int>(gating) << ", options " << options << ", tokens " << tokens);
           const DeviceMatrix x(backend, tokens, 37, random, 2.0F);
@@ -483,6 +485,7 @@ TEST_CASE("backend.experts: every gating, group limit, bias and clamped gate equ
           if ((options & 4) != 0) {
             op.groups = 4;
             op.groups_used = 2;
+            op.group_best = (options & 8) != 0 ? 1 : 2;
             op.gate_bias = gate_bias.data();
             op.up_bias = up_bias.data();
             op.down_bias = down_bias.data();

@@ -245,7 +245,9 @@ TEST_CASE("huggingface.config: options of gpt-oss and DeepSeek models are read o
                                 {"max_position_embeddings", 64}};
   CHECK(with(deepseek, "topk_method", "noaux_tc") == "accepted");
   CHECK(open_huggingface(folder.path()).metadata().get_u64("deepseek2.attention.key_length") == 40);
-  CHECK(with(deepseek, "topk_method", "group_limited_greedy").find("topk_method") != std::string::npos);
+  CHECK(with(deepseek, "topk_method", "group_limited_greedy") == "accepted");
+  CHECK(open_huggingface(folder.path()).metadata().get_u64("deepseek2.expert_group_best_count") == 1);
+  CHECK(with(deepseek, "topk_method", "random").find("topk_method") != std::string::npos);
   CHECK(with(deepseek, "scoring_func", "relu").find("scoring_func") != std::string::npos);
   CHECK(with(deepseek, "moe_layer_freq", 2).find("moe_layer_freq") != std::string::npos);
   CHECK(with(deepseek, "kv_lora_rank", -1).find("kv_lora_rank") != std::string::npos);

@@ -212,6 +212,7 @@ TEST_CASE("model.experts: a spec with impossible experts is refused") {
   refused("expert groups", [](FfnSpec& ffn) { ffn.experts->groups = 4; });
   refused("expert groups", [](FfnSpec& ffn) { ffn.experts->groups = 0; });
   refused("expert groups used", [](FfnSpec& ffn) { ffn.experts->groups_used = 2; });
+  refused("best experts of a group", [](FfnSpec& ffn) { ffn.experts->group_best = 3; });
   refused("experts used", [](FfnSpec& ffn) {
     ffn.experts->groups = 2;
     ffn.experts->used = 3;
