@@ -202,7 +202,11 @@ class Translator {
     copy_integer("expert_group_count", {"n_group"});
     copy_integer("expert_group_used_count", {"topk_group"});
     copy_number("expert_weights_scale", {"routed_scaling_factor"});
-    set_flag("expert_weights_norm", config_.flag_or({"norm_topk_prob"}, third));
+    const bool norm = config_.flag_or({"norm_topk_prob"}, third);
+    // The published code of the second generation then leaves the factor out, later code the division.
+    if (norm && !third && config_.number_or({"routed_scaling_factor"}, 1.0) != 1.0)
+      config_.unsupported("norm_topk_prob", "true is not implemented together with a routed_scaling_factor");
+    set_flag("expert_weights_norm", norm);
     if (config_.integer_or({"moe_layer_freq"}, 1) != 1) config_.unsupported("moe_layer_freq", "only 1 is implemented");
     const std::string scoring = config_.text_or({"scoring_func"}, third ? "sigmoid" : "softmax");
     if (scoring != "softmax" && scoring != "sigmoid")

@@ -247,6 +247,20 @@ TEST_CASE("huggingface.config: options of gpt-oss and DeepSeek models are read o
   CHECK(open_huggingface(folder.path()).metadata().get_u64("deepseek2.attention.key_length") == 40);
   CHECK(with(deepseek, "topk_method", "group_limited_greedy") == "accepted");
   CHECK(open_huggingface(folder.path()).metadata().get_u64("deepseek2.expert_group_best_count") == 1);
+  for (const int best : {1, 2}) {
+    nlohmann::json all = deepseek;
+    all["first_k_dense_replace"] = 0;
+    CHECK(with(all, "topk_method", best == 1 ? "group_limited_greedy" : "noaux_tc") == "accepted");
+    const ModelSpec spec = read_spec(open_huggingface(folder.path()));
+    REQUIRE(spec.layers.at(0).ffn->experts);
+    CHECK(spec.layers[0].ffn->experts->groups_used == 2);
+    CHECK(spec.layers[0].ffn->experts->group_best == best);
+  }
+  nlohmann::json second = deepseek;
+  second["model_type"] = "deepseek_v2";
+  second["routed_scaling_factor"] = 16.0;
+  CHECK(with(second, "norm_topk_prob", false) == "accepted");
+  CHECK(with(second, "norm_topk_prob", true).find("norm_topk_prob") != std::string::npos);
   CHECK(with(deepseek, "topk_method", "random").find("topk_method") != std::string::npos);
   CHECK(with(deepseek, "scoring_func", "relu").find("scoring_func") != std::string::npos);
   CHECK(with(deepseek, "moe_layer_freq", 2).find("moe_layer_freq") != std::string::npos);
