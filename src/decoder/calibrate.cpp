@@ -1,6 +1,7 @@
 #include <skald/decoder/calibrate.hpp>
 
 #include <algorithm>
+#include <cmath>
 
 #include <skald/decoder/decoder.hpp>
 
@@ -124,6 +125,37 @@ CoupledCodebooks calibrate_coupled(const Model& model, std::span<const std::vect
     if (options.progress) options.progress({"k-means", l + 1, layers.size()});
   }
   return {options.shape, std::move(layers)};
+}
+
+std::vector<std::int32_t> measure_chunk_tokens(const Model& model, std::span<const std::vector<TokenId>> texts,
+                                               const ChunkedKvOptions& options, std::stop_token stop) {
+  if (options.least_tokens < 1 || options.most_tokens < options.least_tokens || !(options.mass > 0.0 && options.mass <= 1.0))
+    throw UsageError(where, "chunks of " + std::to_string(options.least_tokens) + " to " +
+                                std::to_string(options.most_tokens) + " tokens by a mass of " + std::to_string(options.mass));
+  const auto& spec = model.spec();
+  const auto context = std::min<std::int64_t>(spec.context_length, 4096);
+  const Decoder decoder(model, DecoderOptions{.context = context, .parallel = 1});
+  std::vector<double> halvings(spec.layers.size(), 0.0);
+  std::size_t counted = 0;
+  for (const auto& text : texts) {
+    if (text.empty()) continue;
+    auto session = decoder.new_session();
+    Batch batch;
+    batch.add(session, std::span(text).first(std::min(text.size(), static_cast<std::size_t>(context))), LogitsWanted::none);
+    AttentionScores scores;
+    ForwardOptions forward;
+    forward.stop = stop;
+    forward.scores = &scores;
+    (void)decoder.forward(batch, forward);
+    for (std::size_t l = 0; l < halvings.size(); ++l)
+      halvings[l] += std::log2(static_cast<double>(options.most_tokens) / chunk_tokens_for(scores.values[0][l], options));
+    ++counted;
+  }
+  if (counted == 0) throw UsageError(where, "there are no tokens to learn from");
+  std::vector<std::int32_t> sizes;
+  for (std::size_t l = 0; l < halvings.size(); ++l)
+    sizes.push_back(options.most_tokens >> std::lround(halvings[l] / static_cast<double>(counted)));
+  return sizes;
 }
 
 }  // namespace skald::inline v0

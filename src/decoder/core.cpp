@@ -51,6 +51,10 @@ std::shared_ptr<DecoderCore> DecoderCore::create(Model model, std::string_view b
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, const DecoderOptions& options,
                                                  std::string_view backend) {
   const bool coupled = options.kv.format == "coupled";
+  if (options.kv.format.starts_with("coupled;"))
+    throw IncompatibleError("decoder.decoder", "KV format '" + printable(options.kv.format) +
+                                                   "': 'coupled' takes no rules. Its codes are read layer by layer, and neither "
+                                                   "chunks nor values, residuals or segments are made of codes");
   if (coupled != (options.kv.codebooks != nullptr))
     refuse(coupled ? "kv.format 'coupled' needs kv.codebooks" : "kv.codebooks are for kv.format 'coupled'");
   return make(std::move(model), AnyEviction::from_spec(options.kv.eviction),
@@ -127,6 +131,7 @@ DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, 
   check_two_parts();
   make_residual_pools();
   make_slow_pools();
+  make_summary_pools();
   make_rebuild();
   make_buffers();
   make_positions();
@@ -283,7 +288,12 @@ void DecoderImpl::make_pools() {
     add(encoder_kv_[i], shapes[i], one_kv_part(shapes[i], spec.layers.size()), options_.context);
   for (const auto& [layout, pages] : needed) {
     if (pages > 0x7FFFFFFF) refuse("kv.capacity_tokens needs more than 2^31 pages");
-    pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, static_cast<std::uint32_t>(pages)));
+    const auto count = static_cast<std::uint32_t>(pages);
+    if (format_.read_tokens() > 0 && !options_.kv.slow_directory.empty())
+      pools_.push_back(std::make_shared<KvPool>(
+          model_.backend(), layout, count, make_file_memory(options_.kv.slow_directory, layout.page_bytes() * count), true));
+    else
+      pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, count));
   }
   const auto place = [&](LayerKv& kv, const AttentionSpec& attention) {
     for (auto& part : kv.parts)
@@ -358,7 +368,7 @@ void DecoderImpl::make_buffers() {
   std::vector<DType> types(model_.weight_types().begin(), model_.weight_types().end());
   if (eviction_.gates() && !types.empty()) types.push_back(DType::f32);
   auto limits =
-      stream_limits(spec, rows, options_.context, reads_ahead_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types());
+      stream_limits(spec, rows, options_.context, reads_ahead_ || chunk_reads_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types());
   limits.earlier = has_two_parts();
   limits.tokens = std::max(limits.tokens, eviction_.traits().rebuild * options_.parallel);
   stream_ = backend.new_stream(limits);
@@ -492,6 +502,11 @@ DecoderCounters DecoderImpl::counters() const {
     result.value_rows_fetched = slow_values_->rows_fetched();
     result.value_bytes_fetched = slow_values_->bytes_fetched();
   }
+  if (chunk_reads_) {
+    result.chunks_read = chunk_reads_->chunks_read();
+    result.chunk_bytes_read = chunk_reads_->bytes_read();
+    result.chunk_bytes_seen = chunk_reads_->bytes_seen();
+  }
   for (const auto& pool : slow_pools_) result.slow_page_bytes_used += pool->used_pages() * pool->page_bytes();
   result.kv_bytes_read = reads.bytes;
   result.kv_bytes_shared = reads.shared_bytes;
@@ -510,7 +525,8 @@ std::size_t DecoderImpl::memory_bytes() const noexcept {
                       relative_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
   for (const auto& table : rope_tables_) bytes += table.bytes();
-  return bytes + (coupled_ ? coupled_->memory_bytes() : 0) + (slow_values_ ? slow_values_->memory_bytes() : 0);
+  return bytes + (coupled_ ? coupled_->memory_bytes() : 0) + (slow_values_ ? slow_values_->memory_bytes() : 0) +
+         (chunk_reads_ ? chunk_reads_->memory_bytes() : 0);
 }
 
 std::size_t DecoderImpl::kv_capacity_bytes() const noexcept {
@@ -567,7 +583,7 @@ void DecoderImpl::check_batch(const Batch& batch) const {
       throw IncompatibleError("decoder.forward",
                               "a token tree cannot be computed by recurrent layers, whose state follows one sequence; give "
                               "the tokens of one path and truncate");
-    if (format_.fetched_values() > 0)
+    if (has_slow_memory())
       throw IncompatibleError("decoder.forward", "a token tree cannot be combined with KV format '" + format_.name() +
                                                      "': how a row attends depends on the tokens before it");
     if (format_.residual() > 0)
@@ -813,6 +829,7 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
   prepare_rebuild(batch);
   prepare_earlier(batch);
   prepare_slow_values(batch);
+  prepare_chunk_reads(batch);
 }
 
 void DecoderImpl::prepare_coupled() {

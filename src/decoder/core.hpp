@@ -10,8 +10,10 @@
 #include <skald/state/drop_gates.hpp>
 #include <skald/state/recurrent.hpp>
 #include <skald/state/split_kv.hpp>
+#include <skald/state/summarized_kv.hpp>
 #include <skald/state/two_part_kv.hpp>
 
+#include "decoder/chunk_reads.hpp"
 #include "decoder/coupled_kv.hpp"
 #include "decoder/slow_values.hpp"
 #include "decoder/spread.hpp"
@@ -34,7 +36,10 @@ struct LayerKv {
   bool rebuilds = false;           // beside dropped tokens that were computed again
   bool segments = false;           // prompt and answer apart, in pages of the one part
   std::shared_ptr<KvPool> values;  // in slow memory, if the part's pages have keys alone
-  [[nodiscard]] bool two_parts() const noexcept { return recent != nullptr || segments || values != nullptr || rebuilds; }
+  std::shared_ptr<KvPool> summaries;  // of chunks, if the part's pages are in slow memory
+  [[nodiscard]] bool two_parts() const noexcept {
+    return recent != nullptr || segments || values != nullptr || summaries != nullptr || rebuilds;
+  }
 };
 
 /// Rows of one entry that go through the network together.
@@ -100,11 +105,16 @@ class DecoderImpl final : public DecoderCore {
   void check_sources() const;
   // Layers in two places (states.cpp).
   [[nodiscard]] bool has_two_parts() const noexcept { 
-    return format_.residual() > 0 || format_.segments() || format_.fetched_values() > 0 || eviction_.traits().rebuild > 0;
+    return format_.residual() > 0 || format_.segments() || has_slow_memory() || eviction_.traits().rebuild > 0;
   }
+  [[nodiscard]] bool has_slow_memory() const noexcept { return format_.fetched_values() > 0 || format_.read_tokens() > 0; }
   void check_two_parts() const;
   void make_residual_pools();
   void make_slow_pools();
+  // Keys and values in slow memory, read in chunks.
+  [[nodiscard]] std::int32_t chunk_tokens(std::size_t layer) const noexcept;
+  void make_summary_pools();
+  void prepare_chunk_reads(const Batch& batch);
   // Dropped tokens that are computed again (rebuild.cpp).
   void check_rebuild() const;
   void make_rebuild();
@@ -200,6 +210,7 @@ class DecoderImpl final : public DecoderCore {
   void emit_store(const StoreKvOp& store, int layer, OpSink sink);
   void emit_attend(const AttentionOp& attend, int layer, OpSink sink);
   void emit_slow_attention(AttentionOp op, int layer, OpSink sink);
+  void emit_chunk_attention(AttentionOp op, int layer, OpSink sink);
   void emit_rebuild(const LinearOp& project, const StoreKvOp& store, int layer, OpSink sink);
   void shape_scores(ScoreSink& sink, std::size_t first_table);
   void emit_gates(int layer, const Matrix& x, const Norm& norm, OpSink sink);
@@ -218,6 +229,7 @@ class DecoderImpl final : public DecoderCore {
   std::vector<LayerKv> kv_;
   std::unique_ptr<CoupledKv> coupled_;           // if the KV format is "coupled"
   std::unique_ptr<SlowValues> slow_values_;      // if values lie in slow memory
+  std::unique_ptr<ChunkReads> chunk_reads_;      // if keys and values lie there
   std::vector<std::shared_ptr<KvPool>> slow_pools_;
   std::vector<TransferEvent>* transfers_ = nullptr;  // where the pass's transfers go, if asked for
   std::vector<std::shared_ptr<KvPool>> pools_;  // one per page layout

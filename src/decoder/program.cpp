@@ -123,6 +123,7 @@ void DecoderImpl::emit_store(const StoreKvOp& store, int layer, OpSink sink) {
     if (coupled_) sink(coupled_->expand(static_cast<std::size_t>(layer)), layer);
     sink(op, layer);
     if (slow_values_ && layer < model_.spec().layer_count()) sink(slow_values_->store(static_cast<std::size_t>(layer), store.v), layer);
+    if (chunk_reads_ && chunk_reads_->busy()) sink(chunk_reads_->summarize(static_cast<std::size_t>(layer)), layer);
     if (coupled_) sink(coupled_->pack(static_cast<std::size_t>(layer)), layer);
   }
 }
@@ -140,6 +141,7 @@ void DecoderImpl::shape_scores(ScoreSink& sink, std::size_t first_table) {
 /// Attention over the pages of each part of the layer, with scores if they are asked for.
 void DecoderImpl::emit_attend(const AttentionOp& attend, int layer, OpSink sink) {
   if (slow_values_ && layer < model_.spec().layer_count()) return emit_slow_attention(attend, layer, sink);
+  if (chunk_reads_ && chunk_reads_->busy()) return emit_chunk_attention(attend, layer, sink);
   const auto shared = attend.heads / attend.kv_heads;
   const int owner = format_.source(layer);
   std::size_t sink_index = 0;

@@ -26,6 +26,7 @@ PagedKvOptions DecoderImpl::layer_options(std::size_t layer, const KvPart& part)
   if (gate_weights_[layer]) options.gate_width = eviction_.gates()->width;
   options.score_shape = traits.score_shape;
   options.noise_stream = (static_cast<std::uint64_t>(layer) << 20) + static_cast<std::uint64_t>(part.first_group);
+  options.codes = coupled_ != nullptr;
   options.counts = traits.drops_tokens && traits.counts_merged;
   options.memory_floats = traits.memory_floats;
   const auto& attention = *model_.spec().layers[layer].attention;
@@ -76,18 +77,20 @@ void DecoderImpl::count_evictions(const Session& session, std::int64_t sign) noe
 
 /// Whether a residual or segments go with the model and the other components.
 void DecoderImpl::check_two_parts() const {
-  if (!options_.kv.slow_directory.empty() && format_.fetched_values() == 0)
-    throw UsageError("decoder.decoder", "kv.slow_directory is for formats with values in slow memory, as 'f16;values=128'");
+  if (!options_.kv.slow_directory.empty() && !has_slow_memory())
+    throw UsageError("decoder.decoder",
+                     "kv.slow_directory is for formats with slow memory, as 'f16;values=128' and 'f16;chunks=256'");
   if (eviction_.traits().rebuild > 0) check_rebuild();
-  if (format_.residual() == 0 && !format_.segments() && format_.fetched_values() == 0) return;
+  if (format_.residual() == 0 && !format_.segments() && !has_slow_memory()) return;
   const auto clash = [&](const std::string& what, int layer = -1) {
     ErrorContext place{};
     if (layer >= 0) place.layer = layer;
     throw IncompatibleError("decoder.decoder", "KV format '" + format_.name() + "' " + what, place);
   };
-  if ((format_.residual() > 0) + format_.segments() + (format_.fetched_values() > 0) > 1)
-    clash("has several of residual, segments and values apart: what a layer keeps can lie in two places, not more");
-  if (format_.fetched_values() > 0 && !model_.backend()->info().host_visible)
+  if ((format_.residual() > 0) + format_.segments() + (format_.fetched_values() > 0) + (format_.read_tokens() > 0) > 1)
+    clash("has several of residual, segments, values apart and chunks: what a layer keeps can lie in two places, not more");
+  if (coupled_) clash("cannot be combined with codebooks of coupled channels, whose codes are read layer by layer");
+  if (has_slow_memory() && !model_.backend()->info().host_visible)
     clash("needs memory that the host can see; backend '" + model_.backend()->info().name + "' has none");
   if (format_.residual() % options_.kv.page_tokens != 0)
     clash("keeps tokens until whole pages can be encoded: the residual must be a multiple of kv.page_tokens " +
@@ -110,8 +113,17 @@ void DecoderImpl::check_two_parts() const {
       clash(attention.latent ? "has values apart from keys, but with latent attention they are parts of them"
                              : "reads keys alone, which must not be coded",
             layer);
-    for (int other = 0; format_.fetched_values() > 0 && other < model_.spec().layer_count(); ++other)
-      if (other != layer && format_.source(other) == layer) clash("has values apart in a layer that others read", layer);
+    if (format_.read_tokens() > 0) {
+      const auto chunk = chunk_tokens(i);
+      if (chunk % options_.kv.page_tokens != 0)
+        clash("has chunks of " + std::to_string(chunk) + " tokens, which are not whole pages of kv.page_tokens " +
+                  std::to_string(options_.kv.page_tokens),
+              layer);
+      if (format_.read_tokens() < 2 * chunk)
+        clash("reads less than two chunks of " + std::to_string(chunk) + " tokens, the newest of which is always read", layer);
+    }
+    for (int other = 0; has_slow_memory() && other < model_.spec().layer_count(); ++other)
+      if (other != layer && format_.source(other) == layer) clash("keeps slow memory for a layer that others read", layer);
     if (kv_[i].parts.size() > 1) clash("has heads of different formats in a layer that lies in two places", layer);
     if (model_.spec().layers[i].attention->window > 0)
       clash("cannot be used in a layer with a sliding window, which keeps the newest tokens alone", layer);
@@ -159,6 +171,11 @@ std::unique_ptr<LayerState> DecoderImpl::two_part_state(std::size_t layer, std::
   }
   if (kv.values)
     return std::make_unique<KeysFirstKv>(std::move(part), std::make_unique<PagedKv>(kv.values, kv.groups, options));
+  if (kv.summaries) {
+    const auto chunk = chunk_tokens(layer);
+    options.max_tokens = options.max_tokens / chunk + 1;
+    return std::make_unique<SummarizedKv>(std::make_unique<PagedKv>(kv.summaries, kv.groups, options), std::move(part), chunk);
+  }
   if (kv.segments)
     return std::make_unique<SegmentedKv>(std::move(part), std::make_unique<PagedKv>(kv.parts.front().pool, kv.groups, options));
   options.window = format_.residual() + 1;
@@ -168,7 +185,7 @@ std::unique_ptr<LayerState> DecoderImpl::two_part_state(std::size_t layer, std::
 
 /// Tables of the slots that lie in the other place, one for each of tables_.
 void DecoderImpl::prepare_earlier(const Batch& batch) {
-  if (!has_two_parts() || slow_values_) return;
+  if (!has_two_parts() || slow_values_ || chunk_reads_) return;
   earlier_tables_.assign(tables_.size(), KvTable{});
   std::size_t at = 0;
   for (std::size_t l = 0; l < kv_.size(); ++l) {
@@ -193,7 +210,7 @@ void DecoderImpl::prepare_earlier(const Batch& batch) {
 /// Where the pages of a layer in two places are; the rows go to `op.kv`.
 void DecoderImpl::set_earlier(AttentionOp& op, int layer) {
   const auto& kv = kv_[static_cast<std::size_t>(layer)];
-  if (!kv.two_parts() || kv.values) return;
+  if (!kv.two_parts() || kv.values || kv.summaries) return;
   auto& earlier = earlier_kv_[static_cast<std::size_t>(layer)];
   const auto& pool = *kv.parts.front().pool;
   earlier = {pool.base(), pool.layout(), kv.groups, earlier_tables_.data() + first_table(layer)};
@@ -207,7 +224,7 @@ std::int64_t DecoderImpl::rows_until_divided(const Session& session) const noexc
   if (format_.residual() > 0) return std::max(format_.residual() + page, (length / page + 1) * page) - length;
   if (const auto every = eviction_.traits().rebuild_interval; eviction_.traits().rebuild > 0)
     return wants_rebuild(session) ? every - length % every : options_.batch_tokens;
-  if (const auto all = format_.fetched_values(); all > 0) return length < all ? all - length : options_.batch_tokens;
+  if (const auto all = std::max(format_.fetched_values(), format_.read_tokens()); all > 0) return length < all ? all - length : options_.batch_tokens;
   const auto prompt = session.state().prompt_length();
   return format_.segments() && length < prompt ? prompt - length : options_.batch_tokens;
 }
@@ -268,6 +285,70 @@ void DecoderImpl::emit_slow_attention(AttentionOp op, int layer, OpSink sink) {
     sink(op, layer);
   }
   sink(slow_values_->attend(index, op), layer);
+}
+
+/// Tokens of a layer's chunks.
+std::int32_t DecoderImpl::chunk_tokens(std::size_t layer) const noexcept {
+  const auto size = format_.chunk_tokens(static_cast<std::int32_t>(layer));
+  return size > 0 ? size : options_.kv.page_tokens;
+}
+
+/// The pools made so far lie in slow memory; those of summaries do not.
+void DecoderImpl::make_summary_pools() {
+  if (format_.read_tokens() == 0 || pools_.empty()) return;
+  slow_pools_ = std::move(pools_);
+  pools_.clear();
+  chunk_reads_ = std::make_unique<ChunkReads>(format_.read_tokens(), kv_.size());
+  std::vector<std::pair<KvPageLayout, std::int64_t>> needed;
+  for (std::size_t i = 0; i < kv_.size(); ++i) {
+    if (kv_[i].parts.empty()) continue;
+    const auto layout = ChunkReads::summaries_of(kv_[i].parts.front().pool->layout());
+    auto it = std::find_if(needed.begin(), needed.end(), [&](const auto& n) { return n.first == layout; });
+    if (it == needed.end()) it = needed.insert(needed.end(), {layout, 0});
+    // A session that has a page of summaries of its own has at least a page of keys and values of its own. Address space.
+    it->second += (options_.kv.capacity_tokens + options_.kv.page_tokens - 1) / options_.kv.page_tokens * kv_[i].groups;
+  }
+  for (const auto& [layout, pages] : needed)
+    pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, static_cast<std::uint32_t>(pages)));
+  for (auto& kv : kv_)
+    for (const auto& pool : pools_)
+      if (!kv.parts.empty() && pool->layout() == ChunkReads::summaries_of(kv.parts.front().pool->layout())) kv.summaries = pool;
+}
+
+void DecoderImpl::prepare_chunk_reads(const Batch& batch) {
+  if (!chunk_reads_) return;
+  chunk_reads_->begin(segments_);
+  for (std::size_t l = 0; l < kv_.size(); ++l) {
+    if (kv_[l].parts.empty()) continue;
+    value_tables_.clear();
+    for (const auto& piece : pieces_) {
+      auto& state = static_cast<TwoPartKv&>(*entries(batch)[piece.entry].session->state().layer(static_cast<int>(l)));
+      for (int g = 0; g < kv_[l].groups; ++g)
+        value_tables_.push_back({state.front().pages(g).data(), static_cast<std::int32_t>(state.front().slots(g)), 0});
+    }
+    chunk_reads_->add(l, *kv_[l].parts.front().pool, *kv_[l].summaries, kv_[l].groups, chunk_tokens(l),
+                      tables_.data() + first_table(static_cast<int>(l)), value_tables_);
+  }
+  chunk_reads_->end();
+}
+
+void DecoderImpl::emit_chunk_attention(AttentionOp op, int layer, OpSink sink) {
+  const auto index = static_cast<std::size_t>(layer);
+  op.kv = kv_layer(layer, kv_[index].parts.front());
+  if (const auto all = chunk_reads_->whole_segments(); !all.empty()) {
+    op.kv.tables = chunk_reads_->whole_tables(index);
+    op.segments = all.data();
+    op.segment_count = static_cast<std::int32_t>(all.size());
+    sink(op, layer);
+  }
+  const auto rows = chunk_reads_->row_segments();
+  if (rows.empty()) return;
+  op.kv.tables = chunk_reads_->row_tables(index);
+  op.segments = rows.data();
+  op.segment_count = static_cast<std::int32_t>(rows.size());
+  op.mask = AttentionMask::none;  // what a row sees are the slots of its table
+  sink(chunk_reads_->choose(index, op), layer);
+  sink(op, layer);
 }
 
 }  // namespace skald::inline v0::detail

@@ -9,6 +9,7 @@
 
 #include <skald/core/file.hpp>
 #include <skald/core/half.hpp>
+#include <skald/state/summarized_kv.hpp>
 
 #include "state/context_codec.hpp"
 
@@ -70,9 +71,15 @@ ChunkedKv::ChunkedKv(const SequenceState& state, const std::string& path,
     if (layer->kind() != "paged_kv")
       throw IncompatibleError(where, "layer state '" + std::string(layer->kind()) + "' is not keys and values",
                               {.layer = static_cast<int>(l)});
+    if (static_cast<const PagedKv*>(layer)->pool().layout().values_in_keys)
+      throw IncompatibleError(where, "latent attention has its values in the keys", {.layer = static_cast<int>(l)});
+    if (static_cast<const PagedKv*>(layer)->options().codes)
+      throw IncompatibleError(where, "KV format 'coupled' keeps codes, whose bounds are not those of keys",
+                              {.layer = static_cast<int>(l)});
     layers_[l].chunk_tokens = l < attention.size() ? chunk_tokens_for(attention[l], options) : options.most_tokens;
     write_layer(state, l, bytes);
   }
+  if (bytes.empty() && tokens_ > 0) throw IncompatibleError(where, "no layer has keys and values");
   write_file_atomically(path, bytes);
   source_ = open_file(path);
 }
@@ -142,11 +149,7 @@ float ChunkedKv::bound(std::size_t index, std::int32_t head, std::size_t chunk, 
       query.size() != static_cast<std::size_t>(layer.dims_k))
     throw UsageError(where, "there is no such head or chunk, or the query has another size");
   const std::size_t at = (static_cast<std::size_t>(head) * layer.chunks + chunk) * query.size();
-  // Term by term at least as great as any key's, added in the same order: rounding keeps the order.
-  float sum = 0.0F;
-  for (std::size_t d = 0; d < query.size(); ++d)
-    sum += std::max(query[d] * layer.least[at + d], query[d] * layer.greatest[at + d]);
-  return sum;
+  return chunk_bound(query, layer.least.data() + at, layer.greatest.data() + at);
 }
 
 std::vector<std::size_t> ChunkedKv::select(std::size_t index, std::int32_t head, std::span<const float> query,

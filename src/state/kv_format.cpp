@@ -72,6 +72,24 @@ std::int32_t AnyKvFormat::parse_number(std::string_view text, std::string_view r
   return ranges[0].first;
 }
 
+AnyKvFormat::AnyKvFormat(const KvChunks& format)
+    : dtype_(format.type), read_tokens_(format.tokens), chunk_tokens_(format.sizes) {
+  if (format.tokens < 1 || std::any_of(format.sizes.begin(), format.sizes.end(), [](auto size) { return size < 1; }))
+    throw UsageError(where, "a token reads " + std::to_string(format.tokens) + " tokens in chunks; at least 1, and none empty");
+}
+
+void AnyKvFormat::parse_chunks(std::string_view text, std::string_view rule) {
+  constexpr std::string_view of = " of ";
+  const auto split = text.find(of);
+  read_tokens_ = parse_number(trimmed(text.substr(0, split)), rule);
+  chunk_tokens_.clear();
+  auto sizes = split == std::string_view::npos ? std::string_view{} : trimmed(text.substr(split + of.size()));
+  if (split != std::string_view::npos && sizes.empty()) refuse(rule, "a number is missing");
+  while (!sizes.empty()) chunk_tokens_.push_back(parse_number(trimmed(take(sizes, ',')), rule));
+  if (read_tokens_ == 0 || std::find(chunk_tokens_.begin(), chunk_tokens_.end(), 0) != chunk_tokens_.end())
+    refuse(rule, "at least one token is read, and chunks are not empty");
+}
+
 void AnyKvFormat::add_rule(std::string_view text) {
   const auto equals = text.find('=');
   if (equals == std::string_view::npos) refuse(text, "'=' and a format are missing");
@@ -94,6 +112,7 @@ void AnyKvFormat::add_rule(std::string_view text) {
     if (fetched_values_ == 0) refuse(text, "at least one value is fetched");
     return;
   }
+  if (left == "chunks") return parse_chunks(right, text);
   if (left == "segments") {
     if (right != "prompt") refuse(text, "segments are divided by 'prompt'");
     segments_ = true;
@@ -161,6 +180,10 @@ std::string AnyKvFormat::name() const {
     if (residual_dtype_ != DType::f16) text += " " + std::string(to_string(residual_dtype_));
   }
   if (fetched_values_ > 0) text += ";values=" + std::to_string(fetched_values_);
+  if (read_tokens_ > 0) {
+    text += ";chunks=" + std::to_string(read_tokens_);
+    for (std::size_t i = 0; i < chunk_tokens_.size(); ++i) text += (i == 0 ? " of " : ",") + std::to_string(chunk_tokens_[i]);
+  }
   if (segments_) text += ";segments=prompt";
   if (iterations_ > 0) text += ";iterations=" + std::to_string(iterations_);
   return text;

@@ -113,7 +113,7 @@ void DecoderFlags::add_to(CLI::App& app) {
   app.add_option("--ub,--ubatch-size", ubatch, "Most tokens that go through the network together")
       ->check(at_least(1))
       ->capture_default_str();
-  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0, q4_1, coupled; 'q4_0;layers 0-1=f16;heads 3=q8_0' by layer and KV head")
+  app.add_option("--ctk,--cache-type-k", cache_k, "Format of keys and values: f32, f16, bf16, q8_0, q4_0, q4_1, coupled; 'q4_0;layers 0-1=f16;heads 3=q8_0' by layer and KV head; 'f16;values=128' and 'f16;chunks=256' in slow memory")
       ->capture_default_str();
   app.add_option("--ctv,--cache-type-v", cache_v, "Must equal -ctk");
   std::string policies = "Eviction policy, one of";
@@ -123,6 +123,7 @@ void DecoderFlags::add_to(CLI::App& app) {
   app.add_option("--kv-eviction", eviction, policies)
       ->capture_default_str();
   app.add_option("--kv-codebooks", codebooks, "Codebooks of -ctk coupled, from 'skald calibrate'");
+  app.add_option("--kv-directory", directory, "Directory for the slow memory of -ctk 'f16;values=128' or 'f16;chunks=256'");
   app.add_option("--kv-page", page_tokens, "Tokens per KV page: 16, 32, 64, 128 or 256")->capture_default_str();
   app.add_option("--np,--parallel", parallel, "Sessions at the same time: only 1 here")->capture_default_str();
 }
@@ -144,6 +145,7 @@ skald::DecoderOptions DecoderFlags::options(const skald::ModelSpec& spec, const 
   result.parallel = 1;
   result.kv.format = cache_k;
   result.kv.eviction = eviction;
+  result.kv.slow_directory = directory;
   if (!codebooks.empty())
     result.kv.codebooks = std::make_shared<const skald::CoupledCodebooks>(skald::CoupledCodebooks::load(codebooks));
   result.kv.page_tokens = page_tokens;

@@ -72,6 +72,7 @@ struct DecoderFlags {
   std::string cache_v;
   std::string eviction = "none";
   std::string codebooks;
+  std::string directory;
   int parallel = 1;
   int page_tokens = 64;
 

@@ -8,6 +8,7 @@
 #include <skald/core/executor.hpp>
 #include <skald/core/progress.hpp>
 #include <skald/model/model.hpp>
+#include <skald/state/chunked_kv.hpp>
 #include <skald/state/coupled.hpp>
 #include <skald/text/vocabulary.hpp>
 
@@ -31,5 +32,13 @@ struct CalibrateOptions {
 [[nodiscard]] SKALD_API CoupledCodebooks calibrate_coupled(const Model& model,
                                                            std::span<const std::vector<TokenId>> texts,
                                                            const CalibrateOptions& options = {});
+
+/// Tokens of each layer's chunks, for KV formats with chunks ("f16;chunks=256 of 64,32"): few where attention falls on few
+/// tokens, powers of two between `least_tokens` and `most_tokens`. Means over texts, of which each begins anew. `least_tokens`
+/// is to be kv.page_tokens or a power of two times that. @see chunk_tokens_for @throws UsageError, IncompatibleError, CancelledError.
+[[nodiscard]] SKALD_API std::vector<std::int32_t> measure_chunk_tokens(const Model& model,
+                                                                       std::span<const std::vector<TokenId>> texts,
+                                                                       const ChunkedKvOptions& options = {},
+                                                                       std::stop_token stop = {});
 
 }  // namespace skald::inline v0

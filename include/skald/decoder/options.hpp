@@ -27,7 +27,7 @@ struct KvOptions {
   /// Tokens that all sessions together can hold; 0: context x parallel. Address space is reserved for them, memory is
   /// used as they come.
   std::int64_t capacity_tokens = 0;
-  /// Of formats with values in slow memory ("f16;values=128"): a directory for files that hold them; empty: host memory.
+  /// Of formats with values, or keys and values, in slow memory ("f16;values=128", "f16;chunks=256"): a directory for files that hold them; empty: host memory.
   std::string slow_directory{};
   /// Of the format "coupled": keys and values as codes of groups of channels, down to 1 bit per channel. Attention decodes one
   /// layer at a time. @see calibrate_coupled
@@ -106,6 +106,9 @@ struct DecoderCounters {
   std::uint64_t weight_bytes_read = 0;
   std::uint64_t value_rows_fetched = 0;   ///< values of a head and token that were fetched from slow memory
   std::uint64_t value_bytes_fetched = 0;  ///< their bytes
+  std::uint64_t chunks_read = 0;       ///< chunks that rows have chosen, over all layers and head groups
+  std::uint64_t chunk_bytes_read = 0;  ///< keys and values read from slow memory, each row's anew
+  std::uint64_t chunk_bytes_seen = 0;  ///< those, and those that rows saw and did not choose
   std::uint64_t slow_page_bytes_used = 0;  ///< bytes of pages of slow memory in use now, not counted below
   std::uint64_t kv_pages_used = 0;   ///< pages in use now
   std::uint64_t kv_pages_peak = 0;   ///< most pages ever in use

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <string>
@@ -42,6 +43,13 @@ struct KvQ4 {
 struct KvQ4Over {
   [[nodiscard]] constexpr DType dtype() const noexcept { return DType::q4_1; }
 };
+/// Any of these in slow memory, of which a token reads `tokens`, in chunks of so many tokens per layer. @see AnyKvFormat
+struct KvChunks {
+  DType type = DType::f16;
+  std::int32_t tokens = 0;
+  std::vector<std::int32_t> sizes{};  ///< of layer 0, 1, ..., the last one of all that follow; empty: a page. As from measure_chunk_tokens
+  [[nodiscard]] DType dtype() const noexcept { return type; }
+};
 static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat<KvQ8> && KvFormat<KvQ4> && KvFormat<KvQ4Over>);
 
 /// The type-erased twin, chosen by name, for each layer and KV head if wanted.
@@ -56,6 +64,9 @@ static_assert(KvFormat<KvF32> && KvFormat<KvF16> && KvFormat<KvBF16> && KvFormat
 ///   "f16;layers 0-6=layer 7;iterations=3"   see `iterations`
 ///   "q4_0;residual=64"                the newest 64 tokens (up to a page more) stay f16; "residual=64 f32": f32
 ///   "f16;values=128"                  values in slow memory, of which each head of a token fetches the 128 that weigh most
+///   "f16;chunks=256"                  keys and values in slow memory, of which a token reads 256 tokens: the chunks whose
+///                                     summaries promise most (LeoAM, Sun et al. 2025, arXiv 2506.20187)
+///   "f16;chunks=256 of 64,32"         chunks of 64 tokens in layer 0, of 32 in all others; a page if nothing is said
 ///   "f16;segments=prompt"             the prompt in pages of its own, which forks share to the last token
 class SKALD_API AnyKvFormat {
  public:
@@ -63,6 +74,8 @@ class SKALD_API AnyKvFormat {
   template <class F>
     requires(!std::same_as<F, AnyKvFormat>) && KvFormat<F>
   AnyKvFormat(const F& format) : dtype_(format.dtype()) {}  // NOLINT(google-explicit-constructor)
+  /// @throws UsageError if no token is read or chunks are empty.
+  AnyKvFormat(const KvChunks& format);  // NOLINT(google-explicit-constructor)
   /// Formats are "f32", "f16", "bf16", "q8_0", "q4_0" and "q4_1". @throws UnsupportedError listing these; UsageError for rules that
   /// are none.
   explicit AnyKvFormat(std::string_view spec);
@@ -83,6 +96,14 @@ class SKALD_API AnyKvFormat {
   [[nodiscard]] DType residual_dtype() const noexcept { return residual_dtype_; }
   /// Values lie in slow memory, and a token fetches so many for each head; 0: they lie beside the keys.
   [[nodiscard]] std::int64_t fetched_values() const noexcept { return fetched_values_; }
+  /// Keys and values lie in slow memory, and a token that sees more than so many reads the chunks that promise most, this many
+  /// tokens at the most; 0: no.
+  [[nodiscard]] std::int64_t read_tokens() const noexcept { return read_tokens_; }
+  /// Tokens of a layer's chunks; 0: a page.
+  [[nodiscard]] std::int32_t chunk_tokens(std::int32_t layer) const noexcept {
+    if (chunk_tokens_.empty()) return 0;
+    return chunk_tokens_[std::min(static_cast<std::size_t>(layer), chunk_tokens_.size() - 1)];
+  }
   /// True if prompt and answer have pages of their own.
   [[nodiscard]] bool segments() const noexcept { return segments_; }
   /// The specification in one spelling.
@@ -104,6 +125,7 @@ class SKALD_API AnyKvFormat {
     std::int32_t source = -1;  // if not negative, the rule is about this and not about a type
   };
   void add_rule(std::string_view text);
+  void parse_chunks(std::string_view text, std::string_view rule);
   static std::int32_t parse_number(std::string_view text, std::string_view rule);
   static std::vector<Range> parse_ranges(std::string_view text, std::string_view rule);
   static DType parse(std::string_view name);
@@ -112,6 +134,8 @@ class SKALD_API AnyKvFormat {
   std::int32_t iterations_ = 0;
   std::int32_t residual_ = 0;
   std::int32_t fetched_values_ = 0;
+  std::int32_t read_tokens_ = 0;
+  std::vector<std::int32_t> chunk_tokens_{};
   DType residual_dtype_ = DType::f16;
   bool segments_ = false;
 };

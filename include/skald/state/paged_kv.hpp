@@ -29,6 +29,7 @@ struct PagedKvOptions {
   ScoreShape score_shape{};      ///< whose noise is kept for each slot
   std::uint64_t noise_stream = 0;  ///< of group 0
   std::int32_t gate_width = 0;   ///< elements of the gate key kept for each slot; all groups then drop the same slots
+  bool codes = false;            ///< what lies in the pages are codes of a codebook that is known elsewhere
   bool counts = false;           ///< slots weigh in attention as many tokens as were merged into them
   std::int32_t memory_floats = 0;  ///< a policy's own numbers per head group
   /// So many first tokens get their keys rotated, at each border, to directly precede the oldest token after them.

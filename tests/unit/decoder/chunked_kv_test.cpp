@@ -128,6 +128,11 @@ TEST_CASE("decoder.leoam: chunk sizes differ by layer, a small share is read and
   for (std::size_t l = 0; l < kv.layers(); ++l) sizes.push_back(kv.chunk_tokens(l));
   INFO("chunks of " << sizes[0] << ", " << sizes[1] << ", " << sizes[2] << ", " << sizes[3] << " tokens");
   CHECK(*std::max_element(sizes.begin(), sizes.end()) > *std::min_element(sizes.begin(), sizes.end()));
+  // The same from texts, for decoders that read chunks.
+  const std::vector<std::vector<TokenId>> texts{tokens};
+  const auto measured = measure_chunk_tokens(model, texts, {.least_tokens = 8, .most_tokens = 128});
+  CHECK(measured == sizes);
+  CHECK_THROWS_AS(measure_chunk_tokens(model, {}), UsageError);
   CHECK(chunk_tokens_for(std::vector<std::vector<float>>{std::vector<float>(1000, 1.0F)}, {}) == 256);
   std::vector<float> skewed(1000, 0.001F);
   skewed[500] = 100.0F;

@@ -1,8 +1,11 @@
 // Every pair of registered components either works or is refused when the pipeline is built, with the reason; the
 // table in docs/compositions.md is this test's output.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <sstream>
@@ -12,6 +15,7 @@
 #include <skald/decoder/kv_prediction.hpp>
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/decoder/speculative_start.hpp>
+#include <skald/state/chunked_kv.hpp>
 
 #include "support/catch.hpp"
 #include "support/gates_file.hpp"
@@ -35,6 +39,7 @@ struct Pipeline {
   std::string prefix = "none";
   std::string start = "plain";
   std::string search = "single";
+  std::string file = "none";
 };
 
 struct Component {
@@ -54,7 +59,7 @@ const std::vector<Component>& components() {
     add("weights", &Pipeline::weights,
         {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"});
     add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_0;residual=32", "f16;segments=prompt",
-                                 "f16;values=48", "f16;heads 1=q8_0", "f16;layers 1=layer 0", "f16;layers 0=layer 1",
+                                 "f16;values=48", "f16;chunks=48", "q8_0;chunks=64 of 32,16", "f16;heads 1=q8_0", "f16;layers 1=layer 0", "f16;layers 0=layer 1",
                                  "f16;layers 0=layer 1;iterations=3", "coupled"});
     add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2", "window:sinks=4,window=60", "h2o:budget=64,recent=50",
                                              "snapkv:budget=64,window=8,pool=5", "rpc:interval=32,window=8,percent=25",
@@ -70,6 +75,8 @@ const std::vector<Component>& components() {
     // a compressed context; computed while the search for its documents runs.
     add("start", &Pipeline::start, {"plain", "predicted", "compressed", "speculative"});
     add("search", &Pipeline::search, {"single", "beams"});
+    // Where the session's keys and values are when all is computed: where they were, or in a file of chunks too.
+    add("file", &Pipeline::file, {"none", "chunks"});
     return all;
   }();
   return list;
@@ -171,6 +178,29 @@ Row beams(const skald::Decoder<>& decoder, const skald::Session& session) {
   return step({&second, &second}, {8, 9});
 }
 
+struct Removed {
+  std::string path;
+  ~Removed() { std::filesystem::remove(path); }
+};
+
+/// Writes a session into a file of chunks, and reads them all.
+void read_chunks(const skald::Session& session) {
+  const auto path = (std::filesystem::temp_directory_path() / ("skald_compositions_" + std::to_string(::getpid()))).string();
+  const Removed removed{path};
+  skald::ChunkedKv kv(session.state(), path, {}, {.most_tokens = 32});
+  std::size_t layer = 0;
+  while (kv.chunks(layer) == 0) ++layer;  // it may read what another one has
+  REQUIRE(kv.chunks(layer) == 4);
+  const auto dims = static_cast<std::size_t>(session.model().spec().layers[0].attention->head_dim_k);
+  const std::vector<float> query(dims, 0.1F);
+  std::vector<float> out(dims);
+  const std::vector<std::size_t> all{0, 1, 2, 3};
+  REQUIRE(kv.bound(layer, 0, 0, query) > -1e30F);
+  kv.attend(layer, 0, query, 0.1F, all, out);
+  REQUIRE(std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); }));
+  REQUIRE(kv.counters().bytes_read == kv.head_bytes(layer));
+}
+
 /// Logits of the last of 120 tokens, or of what beams, or the tokens in `after`, make of them.
 Row last_row(const skald::Decoder<>& decoder, const Pipeline& parts, skald::AttentionScores* scores, const Tokens& after = {}) {
   auto tokens = skald_test::some_tokens(120, decoder.model().spec().vocabulary);
@@ -194,6 +224,7 @@ Row last_row(const skald::Decoder<>& decoder, const Pipeline& parts, skald::Atte
     const auto logits = decoder.forward(batch, {.scores = scores});
     row.assign(logits.last().begin(), logits.last().end());
   }
+  if (parts.file == "chunks") read_chunks(session);
   return parts.search == "beams" ? beams(decoder, session) : row;
 }
 
