@@ -218,6 +218,7 @@ TEST_CASE("integration.leoam: what it cannot go with is refused with the reason"
   refused(model, "f16;chunks=60 of 32", "none", "less than two chunks");
   refused(model, "f16;chunks=64;layers 1=layer 0", "none", "that others read");
   refused(model, "f16;chunks=64;heads 1=q8_0", "none", "different formats");
+  refused(model, "coupled;chunks=64", "none", "takes no rules");
   refused(tiny_attention_model("window", shape, {}), "f16;chunks=64", "none", "sliding window");
   CHECK_THROWS_AS(skald::AnyKvFormat("f16;chunks=0"), skald::UsageError);
   CHECK_THROWS_AS(skald::AnyKvFormat("f16;chunks=64 of 16,,"), skald::UsageError);
