@@ -288,12 +288,7 @@ void DecoderImpl::make_pools() {
     add(encoder_kv_[i], shapes[i], one_kv_part(shapes[i], spec.layers.size()), options_.context);
   for (const auto& [layout, pages] : needed) {
     if (pages > 0x7FFFFFFF) refuse("kv.capacity_tokens needs more than 2^31 pages");
-    const auto count = static_cast<std::uint32_t>(pages);
-    if (format_.read_tokens() > 0 && !options_.kv.slow_directory.empty())
-      pools_.push_back(std::make_shared<KvPool>(
-          model_.backend(), layout, count, make_file_memory(options_.kv.slow_directory, layout.page_bytes() * count), true));
-    else
-      pools_.push_back(std::make_shared<KvPool>(model_.backend(), layout, count));
+    pools_.push_back(make_pool(layout, static_cast<std::uint32_t>(pages)));
   }
   const auto place = [&](LayerKv& kv, const AttentionSpec& attention) {
     for (auto& part : kv.parts)

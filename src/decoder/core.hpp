@@ -113,6 +113,7 @@ class DecoderImpl final : public DecoderCore {
   void make_slow_pools();
   // Keys and values in slow memory, read in chunks.
   [[nodiscard]] std::int32_t chunk_tokens(std::size_t layer) const noexcept;
+  [[nodiscard]] std::shared_ptr<KvPool> make_pool(const KvPageLayout& layout, std::uint32_t pages) const;
   void make_summary_pools();
   void prepare_chunk_reads(const Batch& batch);
   // Dropped tokens that are computed again (rebuild.cpp).

@@ -293,6 +293,13 @@ std::int32_t DecoderImpl::chunk_tokens(std::size_t layer) const noexcept {
   return size > 0 ? size : options_.kv.page_tokens;
 }
 
+/// A pool of keys and values, in a file if chunks are read from one.
+std::shared_ptr<KvPool> DecoderImpl::make_pool(const KvPageLayout& layout, std::uint32_t pages) const {
+  const auto& directory = options_.kv.slow_directory;
+  if (format_.read_tokens() == 0 || directory.empty()) return std::make_shared<KvPool>(model_.backend(), layout, pages);
+  return std::make_shared<KvPool>(model_.backend(), layout, pages, make_file_memory(directory, layout.page_bytes() * pages), true);
+}
+
 /// The pools made so far lie in slow memory; those of summaries do not.
 void DecoderImpl::make_summary_pools() {
   if (format_.read_tokens() == 0 || pools_.empty()) return;
