@@ -49,7 +49,7 @@ TEST_CASE("integration.leoam: a budget of all tokens reproduces full attention b
     }
 }
 
-TEST_CASE("integration.leoam: bytes read per step are a small, reported share; chunk sizes differ by layer") {
+TEST_CASE("integration.leoam: bytes read per step are a small, reported share and chunk sizes differ by layer") {
   const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   const skald::Decoder decoder(model, with("f16;chunks=64 of 32,16", folder()));
   CHECK(decoder.effective_config().kv_format == "f16;chunks=64 of 32,16");
