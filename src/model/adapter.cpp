@@ -135,6 +135,8 @@ void check(const AdapterDelta& delta) {
             (delta.rows.empty() || delta.rows.size() == size(delta.outputs, 1)) &&
             std::ranges::all_of(delta.rows, [&](std::int32_t row) { return row >= 0 && row < delta.outputs; });
   }
+  if (!delta.magnitude.empty() && (delta.kind != DeltaKind::low_rank || delta.magnitude.size() != size(delta.outputs, 1)))
+    right = false;
   if (!right) fail("the factors do not have the sizes that its rank, outputs and inputs ask for");
   if (!std::isfinite(delta.scale)) throw NumericError(place, "the scale is not finite", {.tensor = delta.tensor});
 }
@@ -155,7 +157,7 @@ class MergeSource {
       const std::uint64_t row = offset / row_size;
       base_.read(row * stored.size(), stored);
       decode_row(base_.type, stored, values);
-      for (const AdapterDelta& delta : deltas_) delta.add_row(static_cast<std::int64_t>(row), scale_, values);
+      for (const AdapterDelta& delta : deltas_) delta.change_row(static_cast<std::int64_t>(row), scale_, values);
       const std::uint64_t within = offset - row * row_size;
       const auto length = static_cast<std::size_t>(std::min<std::uint64_t>(out.size(), row_size - within));
       std::memcpy(out.data(), std::as_bytes(std::span(values)).data() + within, length);
@@ -195,6 +197,11 @@ Adapter Adapter::load(const AdapterFile& file, const Model& model) {
   };
   for (const AdapterDelta& delta : file.deltas) {
     check(delta);
+    if (!delta.magnitude.empty())
+      throw IncompatibleError(place,
+                              "a change with magnitudes (DoRA) replaces the whole matrix, which an adapter cannot do while "
+                              "the model runs; merge it: skald convert --lora, or merged()",
+                              {.file = file.name, .tensor = delta.tensor});
     slices.push_back(finder.find(delta));
     fingerprint.add(delta.tensor);
     fingerprint.add(static_cast<std::uint64_t>(delta.kind));

@@ -163,8 +163,8 @@ class PeftReader {
     std::map<std::string, std::map<std::string, const SafetensorsTensor*>> modules;
     for (const SafetensorsTensor& tensor : file_.tensors()) {
       bool known = false;
-      for (const std::string_view part : {".lora_A.weight", ".lora_B.weight", ".lokr_w1", ".lokr_w2", ".kron_A",
-                                          ".kron_B", ".paca_columns", ".paca_delta"}) {
+      for (const std::string_view part : {".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".lokr_w1", ".lokr_w2",
+                                          ".kron_A", ".kron_B", ".paca_columns", ".paca_delta"}) {
         if (!tensor.name.ends_with(part)) continue;
         modules[tensor.name.substr(0, tensor.name.size() - part.size())][std::string(part)] = &tensor;
         known = true;
@@ -187,7 +187,8 @@ class PeftReader {
     const std::string kind = config_.text_or({"peft_type"}, "LORA");
     for (const char* known : {"LORA", "LOKR", "SOKA", "PACA"})
       if (kind == known) {
-        if (config_.flag_or({"use_dora"}, false)) config_.unsupported("use_dora", "only false is implemented");
+        if (config_.flag_or({"use_dora"}, false) && kind != "LORA")
+          config_.unsupported("use_dora", "only false is implemented for this peft_type");
         if (config_.text_or({"bias"}, "none") != "none") config_.unsupported("bias", "only 'none' is implemented");
         return check_options();
       }
@@ -271,6 +272,14 @@ class PeftReader {
     delta.scale = scale(module, static_cast<double>(delta.rank));
     delta.first = values(a);
     delta.second = values(b);
+    const bool magnitudes = config_.flag_or({"use_dora"}, false);
+    if (!magnitudes && parts.contains(".lora_magnitude_vector"))
+      file_.fail(*parts.at(".lora_magnitude_vector"), "there are magnitudes, but use_dora is not true");
+    if (!magnitudes) return;
+    const auto& lengths = part(parts, module, ".lora_magnitude_vector");
+    if (static_cast<std::int64_t>(lengths.elements()) != delta.outputs)
+      file_.fail(lengths, fmt::format("found {} magnitudes of {} outputs", lengths.elements(), delta.outputs));
+    delta.magnitude = values(lengths);
   }
   void columns(AdapterDelta& delta, const std::string& module, const Parts& parts) {
     const auto& numbers = part(parts, module, ".paca_columns");
@@ -322,6 +331,7 @@ class PeftReader {
                         {.file = file_.name(), .tensor = module});
     if (delta.kind == DeltaKind::kronecker) delta.rows = std::move(order);
     else permute_rows(delta.second, order, static_cast<std::size_t>(delta.rank));
+    if (!delta.magnitude.empty()) permute_rows(delta.magnitude, order, 1);
   }
 
   std::string folder_;
@@ -408,6 +418,16 @@ bool is_adapter(const std::string& path) {
   const auto* entry = file.metadata().find("general.type");
   const auto* type = entry ? std::get_if<std::string>(&entry->value) : nullptr;
   return type && *type == "adapter";
+}
+
+void AdapterDelta::change_row(std::int64_t output, float factor, std::span<float> out) const {
+  add_row(output, factor, out);
+  if (magnitude.empty()) return;
+  double squares = 0;
+  for (const float value : out) squares += static_cast<double>(value) * static_cast<double>(value);
+  if (squares == 0) return;  // a row without direction stays
+  const double stretch = static_cast<double>(magnitude[static_cast<std::size_t>(output)]) / std::sqrt(squares);
+  for (float& value : out) value = static_cast<float>(static_cast<double>(value) * stretch);
 }
 
 void AdapterDelta::add_row(std::int64_t output, float factor, std::span<float> out) const {

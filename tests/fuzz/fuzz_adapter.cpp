@@ -73,7 +73,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         if (delta.kind == skald::DeltaKind::kronecker) continue;
         check(delta.second.size() == static_cast<std::size_t>(delta.outputs) * static_cast<std::size_t>(delta.rank));
         std::vector<float> row(static_cast<std::size_t>(delta.inputs));
-        if (delta.kind == skald::DeltaKind::low_rank) delta.add_row(delta.outputs - 1, 1.0F, row);
+        if (delta.kind == skald::DeltaKind::low_rank) delta.change_row(delta.outputs - 1, 1.0F, row);
       }
     } catch (const skald::Error& error) {
       check(std::string_view(error.what()).size() <= 2048);

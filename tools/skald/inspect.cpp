@@ -137,15 +137,17 @@ ordered_json changes_of(const skald::AdapterFile& adapter) {
                     {"rank", delta.rank},
                     {"outputs", delta.outputs},
                     {"inputs", delta.inputs},
-                    {"scale", delta.scale}});
+                    {"scale", delta.scale},
+                    {"magnitudes", !delta.magnitude.empty()}});
   return list;
 }
 
 void print_changes(const ordered_json& changes) {
   std::string text = "\nchanges:\n";
   for (const auto& each : changes)
-    text += fmt::format("  {:<40} {:<9} rank {:<4} scale {}\n", skald::printable(each["tensor"].get<std::string>(), 60),
-                        each["kind"].get<std::string>(), each["rank"].get<int>(), each["scale"].get<float>());
+    text += fmt::format("  {:<40} {:<9} rank {:<4} scale {}{}\n", skald::printable(each["tensor"].get<std::string>(), 60),
+                        each["kind"].get<std::string>(), each["rank"].get<int>(), each["scale"].get<float>(),
+                        each["magnitudes"].get<bool>() ? ", magnitudes (to be merged)" : "");
   write_out(text);
 }
 

@@ -31,7 +31,13 @@ struct AdapterDelta {
   std::vector<std::int32_t> columns{};
   std::vector<std::int32_t> rows{};  ///< kronecker: row of the product for every output; empty: in order
   std::int32_t a_rows = 0, a_cols = 0, b_rows = 0, b_cols = 0;
+  /// low_rank, of `outputs` elements or empty: the lengths that the rows of the changed matrix get (DoRA, Liu et al. 2024,
+  /// arXiv 2402.09353). Such a change can be merged; it cannot be applied beside the matrix.
+  std::vector<float> magnitude{};
 
+  /// out = row `output` of the changed matrix, where out is that of the matrix; `inputs` elements: add_row, then the
+  /// row's length is made magnitude[output], if there is one.
+  SKALD_API void change_row(std::int64_t output, float factor, std::span<float> out) const;
   /// out += factor * scale * row `output` of the change; `inputs` elements.
   SKALD_API void add_row(std::int64_t output, float factor, std::span<float> out) const;
 };
@@ -44,7 +50,8 @@ struct AdapterFile {
 
 /// Reads an adapter for a model of these hyper-parameters (`Model::metadata()` or those of its file):
 /// - a folder of the PEFT library: adapter_config.json and adapter_model.safetensors with LoRA factors
-///   (`….lora_A.weight`, `….lora_B.weight`; lora_alpha / r, or / sqrt(r) with use_rslora, alpha_pattern, rank_pattern),
+///   (`….lora_A.weight`, `….lora_B.weight`; lora_alpha / r, or / sqrt(r) with use_rslora, alpha_pattern, rank_pattern;
+///   with use_dora `….lora_magnitude_vector` [outputs]),
 ///   LoKr factors (`….lokr_w1`, `….lokr_w2`), sums of Kronecker products (`….kron_A` [terms, p, q], `….kron_B`
 ///   [terms, m, n]) or changed columns (`….paca_columns` [n] of I32, `….paca_delta` [outputs, n]);
 /// - a GGUF file of general.type "adapter" (`….lora_a`, `….lora_b`, adapter.lora.alpha).
@@ -63,7 +70,8 @@ class SKALD_API Adapter {
  public:
   /// @throws as read_adapter; IncompatibleError naming the tensor if the model has no matrix of this name, one of another
   /// shape, or one that a delta cannot enter while it runs: embedding tables, stacks of experts, the absorbed parts of
-  /// latent attention (attn_kv_b, attn_k_b, attn_v_b); all but stacks can be merged instead. OutOfMemoryError.
+  /// latent attention (attn_kv_b, attn_k_b, attn_v_b), or if a delta has magnitudes; all but stacks can be merged instead.
+  /// OutOfMemoryError.
   [[nodiscard]] static Adapter load(const std::string& path, const Model& model);
   [[nodiscard]] static Adapter load(const AdapterFile& file, const Model& model);
 

@@ -403,6 +403,45 @@ TEST_CASE("adapters.peft: Kronecker and column adapters change rotated matrices 
   CHECK(kron->rows[1] == 8);
 }
 
+TEST_CASE("adapters.dora: merging gives every row of W + s B A the length of its magnitude") {
+  const std::vector<std::byte> bytes = skald_test::tiny_gguf(shape());
+  const ModelFile base = read_gguf({SpanSource(bytes), "tiny"});
+  const Model model = skald_test::tiny_model(shape());
+  const auto a = noise(4 * dim, 1, 0.3F), b = noise(static_cast<std::size_t>(heads * head_dim) * 4, 2, 0.3F);
+  auto magnitude = noise(static_cast<std::size_t>(heads * head_dim), 3, 2.0F);
+  Peft peft;
+  peft.config["use_dora"] = true;
+  peft.add("1.self_attn.q_proj.lora_A.weight", {4, dim}, a);
+  peft.add("1.self_attn.q_proj.lora_B.weight", {heads * head_dim, 4}, b);
+  peft.add("1.self_attn.q_proj.lora_magnitude_vector", {heads * head_dim}, magnitude);
+  const AdapterFile file = peft.read(model);
+  const float factor = 0.75F;
+  const ModelFile changed = merged(base, file, factor);
+  const auto values = [](const ModelFile& of) {
+    return skald_test::plain_tensor(of, of.at("blk.1.attn_q.weight")).values;
+  };
+  const auto before = values(base), after = values(changed);
+  for (std::int64_t row = 0; row < heads * head_dim; ++row) {
+    // Pair i of a head is its elements i and i + half, of the factors and of the magnitudes.
+    const std::int64_t i = row % head_dim;
+    const auto from = static_cast<std::size_t>(row - i + i / 2 + (i % 2) * head_dim / 2);
+    std::vector<double> expected;
+    double squares = 0;
+    for (std::size_t c = 0; c < dim; ++c) {
+      double sum = static_cast<double>(before[static_cast<std::size_t>(row) * dim + c]);
+      for (std::size_t k = 0; k < 4; ++k)  // lora_alpha / r = 2
+        sum += 2.0 * static_cast<double>(factor) * static_cast<double>(b[from * 4 + k]) * static_cast<double>(a[k * dim + c]);
+      expected.push_back(sum);
+      squares += sum * sum;
+    }
+    double worst = 0;
+    for (std::size_t c = 0; c < dim; ++c)
+      worst = std::max(worst, std::abs(expected[c] * static_cast<double>(magnitude[from]) / std::sqrt(squares) -
+                                       static_cast<double>(after[static_cast<std::size_t>(row) * dim + c])));
+    CHECK(worst < 1e-6);
+  }
+}
+
 TEST_CASE("adapters.peft: refuses what does not fit, naming it") {
   const Model model = skald_test::tiny_model(shape());
   const auto refusal = [&](auto&& fill) {
@@ -438,7 +477,17 @@ TEST_CASE("adapters.peft: refuses what does not fit, naming it") {
           pair(peft);
           peft.config["use_dora"] = true;
         }),
-        "use_dora");
+        "lora_magnitude_vector");
+  const auto magnitudes = [&](bool dora, std::int64_t count) {
+    return refusal([&](Peft& peft) {
+      pair(peft);
+      peft.config["use_dora"] = dora;
+      peft.add(q + "lora_magnitude_vector", {count}, std::vector<float>(static_cast<std::size_t>(count), 1.0F));
+    });
+  };
+  names(magnitudes(false, 64), "use_dora is not true");
+  names(magnitudes(true, 32), "32 magnitudes of 64 outputs");
+  names(magnitudes(true, 64), "merge it");
   const std::pair<const char*, nlohmann::json> options[] = {
       {"modules_to_save", {"lm_head"}}, {"layer_replication", {{0, 1}}}, {"trainable_token_indices", {1, 2}},
       {"target_parameters", {"mlp.experts.gate_up_proj"}}, {"alora_invocation_tokens", {5}}, {"lora_bias", true},
