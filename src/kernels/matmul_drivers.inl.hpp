@@ -26,8 +26,16 @@ inline constexpr int direct_columns = 4, tile_panels = 0;  // no expanded path
 template <int>
 inline constexpr int tile_columns = 4;
 #endif
-/// Columns from which on panels are expanded first. The result does not depend on it.
+/// Columns from which on panels are expanded first. The result does not depend on it. Expanding waits for memory, which
+/// unpacking again for each group of columns does not; where products are one instruction and unpacking takes few, it
+/// costs no more than reading expanded codes.
+#if SKALD_VEC_REGISTERS == 1 && !defined(SKALD_ISA_avx512)
+template <class F>
+inline constexpr std::int64_t expand_from = F::block_k == 32 || F::bits == 4 ? 192 : 48;
+#else
+template <class F>
 inline constexpr std::int64_t expand_from = 24;
+#endif
 
 /// Where a chunk of columns goes.
 struct Output {
@@ -55,51 +63,62 @@ struct ActsOf<256> {
   using type = Acts256;
 };
 
-/// Walks the blocks of a panel and says what to fetch meanwhile: the panel, and near its end what is read afterwards.
+/// What a walk over a panel's blocks fetches meanwhile, in steps of one block.
+struct Ahead {
+  const std::byte* at;        ///< with the first block
+  std::ptrdiff_t step;        ///< from block to block
+  std::ptrdiff_t afterwards;  ///< added near the panel's end, where what is read then does not follow
+};
+
+/// Walks the blocks of a panel.
 template <class F>
 struct PanelWalk {
   const std::byte* block;
-  std::int64_t left;          ///< blocks
-  std::ptrdiff_t afterwards;  ///< from the panel's end to what is read then
+  std::int64_t left;  ///< blocks
+  const std::byte* later;
+  std::ptrdiff_t step, afterwards;
 
-  SKALD_INLINE PanelWalk(const std::byte* panel, std::int64_t cols, const std::byte* next) noexcept
-      : block(panel), left(cols / F::block_k), afterwards(next == nullptr ? 0 : next - (panel + panel_bytes<F>(cols))) {}
+  SKALD_INLINE PanelWalk(const std::byte* panel, std::int64_t cols, const std::byte* ahead_at, std::ptrdiff_t ahead_step,
+                         std::ptrdiff_t ahead_afterwards) noexcept
+      : block(panel), left(cols / F::block_k), later(ahead_at), step(ahead_step), afterwards(ahead_afterwards) {}
   SKALD_INLINE const std::byte* ahead() const noexcept {
     constexpr std::int64_t reach = (prefetch_distance + F::panel_block_bytes - 1) / F::panel_block_bytes;
-    return block + (prefetch_distance + (left > reach ? 0 : afterwards));
+    return later + (left > reach ? 0 : afterwards);
   }
   SKALD_INLINE void advance() noexcept {
     block += F::panel_block_bytes;
+    later += step;
     --left;
   }
 };
 
-/// One packed panel by N columns, from `column` on, of a group of Width (0: `width`). `next` is read afterwards; null: what
-/// lies behind the panel. Activations are found here: a structure that is handed on in memory is read in wider pieces than
-/// it was written in, which waits until all outputs before have reached the cache.
+/// One packed panel by N columns, from `column` on, of a group of Width (0: `width`). Activations are found here, and what
+/// to fetch comes as numbers: a structure that is handed on in memory is read in wider pieces than it was written in, which
+/// waits until all outputs before have reached the cache.
 template <class F, int N, int Width>
 void direct_chunk(const std::byte* panel, std::int64_t cols, const std::byte* group, int width, int column,
-                  const Output& out, const std::byte* next) noexcept {
+                  const Output& out, const std::byte* ahead, std::ptrdiff_t step, std::ptrdiff_t afterwards) noexcept {
   typename ActsOf<F::block_k>::type acts(group, cols, width, column);
+  PanelWalk<F> walk(panel, cols, ahead, step, afterwards);
   if constexpr (HasRuns<F> && SKALD_VEC_REGISTERS <= 2) {
     f32x16 acc[N];
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { acc[c] = zero_f32(); });
     if constexpr (Width > 0) acts.width = Width;
-    for (PanelWalk<F> walk(panel, cols, next); walk.left > 0; walk.advance(), acts.next())
+    for (; walk.left > 0; walk.advance(), acts.next())
       fold_runs<F, 1, N, Width>(walk.block, 0, acts, acc, walk.ahead());
     unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { write_rows(out, 0, c, acc[c]); });
   } else {
     alignas(64) float acc[N * 16];
     __builtin_memset(acc, 0, sizeof(acc));
-    for (PanelWalk<F> walk(panel, cols, next); walk.left > 0; walk.advance(), acts.next())
+    for (; walk.left > 0; walk.advance(), acts.next())
       fold_block<F, 1, N>(walk.block, 0, acts, acc, walk.ahead());
     for (int c = 0; c < N; ++c) write_rows(out, 0, c, load(acc + 16 * c));
   }
 }
 
 template <class F>
-using DirectChunk = void(const std::byte*, std::int64_t, const std::byte*, int, int, const Output&,
-                         const std::byte*) noexcept;
+using DirectChunk = void(const std::byte*, std::int64_t, const std::byte*, int, int, const Output&, const std::byte*,
+                         std::ptrdiff_t, std::ptrdiff_t) noexcept;
 
 /// Columns that an instance takes at once from a group of `width`, of which n are left.
 struct DirectShape {
@@ -114,11 +133,10 @@ SKALD_INLINE DirectShape direct_shape(std::int64_t n, int width) noexcept {
   return {4, false};
 }
 
-/// Computes as many of n columns as one instance takes at once, and returns how many.
+/// Computes the columns of `shape`.
 template <class F>
-SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panel, std::int64_t cols, const std::byte* group,
-                                 int width, int column, const Output& out, const std::byte* next) noexcept {
-  const DirectShape shape = direct_shape(n, width);
+SKALD_INLINE void direct_dispatch(DirectShape shape, const std::byte* panel, std::int64_t cols, const std::byte* group,
+                                  int width, int column, const Output& out, const Ahead& ahead) noexcept {
   DirectChunk<F>* chunk = nullptr;
   if constexpr (direct_columns >= 12) {
     if (shape.columns == 12) chunk = direct_chunk<F, 12, 12>;
@@ -131,8 +149,7 @@ SKALD_INLINE int direct_dispatch(std::int64_t n, const std::byte* panel, std::in
   if (shape.columns == 3) chunk = shape.whole ? direct_chunk<F, 3, 3> : direct_chunk<F, 3, 0>;
   if (shape.columns == 2) chunk = shape.whole ? direct_chunk<F, 2, 2> : direct_chunk<F, 2, 0>;
   if (shape.columns == 1) chunk = shape.whole ? direct_chunk<F, 1, 1> : direct_chunk<F, 1, 0>;
-  chunk(panel, cols, group, width, column, out, next);
-  return shape.columns;
+  chunk(panel, cols, group, width, column, out, ahead.at, ahead.step, ahead.afterwards);
 }
 
 /// P panels by the twelve columns of a group from expanded panels.
@@ -167,7 +184,7 @@ void tile_group(const std::byte* expanded, std::ptrdiff_t panel_stride, std::int
 
 template <class F>
 std::size_t scratch_bytes(std::int64_t cols, std::int64_t count) noexcept {
-  if (tile_panels == 0 || count < expand_from) return 0;
+  if (tile_panels == 0 || count < expand_from<F>) return 0;
   return static_cast<std::size_t>(tile_panels) * static_cast<std::size_t>(cols / F::block_k) *
          Expanded<F>::panel_block_bytes;
 }
@@ -179,16 +196,27 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
   using A = typename ActsOf<F::block_k>::type;
   const std::int64_t panel_count = (out.rows + 15) / 16;
   const std::size_t bytes_per_panel = panel_bytes<F>(cols), full_bytes = A::group_bytes(cols, group_columns);
+  const std::int64_t all = columns.end - begin;
   for (std::int64_t p = 0; p < panel_count; ++p) {
-    const std::byte* next = p + 1 < panel_count ? nullptr : columns.next;
+    const std::byte* panel = panels + static_cast<std::size_t>(p) * bytes_per_panel;
+    const std::byte* behind = panel + bytes_per_panel;
+    const std::byte* next = p + 1 < panel_count || columns.next == nullptr ? behind : columns.next;
     for (std::int64_t c = begin; c < columns.end;) {
       const std::int64_t group = c / group_columns;
       const int width = width_of_group(columns.count, group), inside = static_cast<int>(c % group_columns);
       std::int64_t n = columns.end - c;
       if (n > width - inside) n = width - inside;
+      const DirectShape shape = direct_shape(n, width);
+      // A panel that is read once fetches what follows in memory. If it is read again for more columns, each time a part
+      // of the next panel is fetched, so that memory works all the time.
+      Ahead ahead{panel + prefetch_distance, F::panel_block_bytes, next - behind};
+      if (shape.columns < all)
+        ahead = {next + static_cast<std::ptrdiff_t>(bytes_per_panel) * (c - begin) / all,
+                 F::panel_block_bytes * shape.columns / all, 0};
       const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
-      c += direct_dispatch<F>(n, panels + static_cast<std::size_t>(p) * bytes_per_panel, cols,
-                              columns.acts + static_cast<std::size_t>(group) * full_bytes, width, inside, to, next);
+      direct_dispatch<F>(shape, panel, cols, columns.acts + static_cast<std::size_t>(group) * full_bytes, width, inside, to,
+                         ahead);
+      c += shape.columns;
     }
   }
 }
@@ -199,7 +227,7 @@ void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols
   using A = typename ActsOf<F::block_k>::type;
   std::int64_t direct_begin = columns.begin;
   if constexpr (tile_panels > 0) {
-    if (columns.end - columns.begin >= expand_from) {
+    if (columns.end - columns.begin >= expand_from<F>) {
       // Whole groups of twelve; what is left goes the direct way.
       const std::int64_t tiled_end = columns.end / group_columns * group_columns;
       direct_begin = tiled_end;
