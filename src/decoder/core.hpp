@@ -120,6 +120,7 @@ class DecoderImpl final : public DecoderCore {
   void check_rebuild() const;
   void make_rebuild();
   void prepare_rebuild(const Batch& batch);
+  void check_recalled(std::size_t count) const;
   void keep_entered(const Session& session, const Segment& segment);
   [[nodiscard]] bool wants_rebuild(const Session& session) const noexcept;
   void prepare_slow_values(const Batch& batch);

@@ -1,6 +1,7 @@
 // Dropped tokens whose keys and values are computed again: each layer keeps, in slow memory, how tokens entered it, and computes
 // keys and values of those that the policy wants from there, beside the rows of the pass.
 #include <algorithm>
+#include <functional>
 #include <string>
 
 #include "decoder/core.hpp"
@@ -82,6 +83,18 @@ bool DecoderImpl::wants_rebuild(const Session& session) const noexcept {
   return false;
 }
 
+/// Whether the policy asks for tokens that were dropped, in ascending order.
+void DecoderImpl::check_recalled(std::size_t count) const {
+  const auto end = rebuild_wanted_.begin() + static_cast<std::ptrdiff_t>(std::min(count, rebuild_wanted_.size()));
+  if (count <= rebuild_wanted_.size() &&
+      std::adjacent_find(rebuild_wanted_.begin(), end, std::greater_equal<>()) == end &&
+      std::includes(rebuild_dropped_.begin(), rebuild_dropped_.end(), rebuild_wanted_.begin(), end))
+    return;
+  throw UsageError("decoder.forward", "policy '" + eviction_.name() + "' asks for " + std::to_string(count) +
+                                          " tokens again; allowed are at most " + std::to_string(rebuild_wanted_.size()) +
+                                          " of the dropped ones, ascending");
+}
+
 /// Asks the policy for each piece, and lays out what it wants and the layers do not have.
 void DecoderImpl::prepare_rebuild(const Batch& batch) {
   const auto traits = eviction_.traits();
@@ -92,7 +105,7 @@ void DecoderImpl::prepare_rebuild(const Batch& batch) {
   for (auto& tables : rebuild_tables_) tables.clear();
   for (const auto& piece : pieces_) {
     auto& session = *entries(batch)[piece.entry].session;
-    if (pass_has_adapters_ || !session.adapters().empty())
+    if (!session.adapters().empty())
       throw IncompatibleError("decoder.forward", "eviction '" + eviction_.name() +
                                                      "' computes dropped tokens again, which it does not do under adapters");
     const auto known = session.length() / traits.rebuild_interval * traits.rebuild_interval;
@@ -105,6 +118,7 @@ void DecoderImpl::prepare_rebuild(const Batch& batch) {
                            ? std::size_t{0}
                            : eviction_.recall(std::span(session.tokens()).first(static_cast<std::size_t>(known)),
                                               rebuild_dropped_, rebuild_wanted_);
+    check_recalled(count);
     const auto wanted = std::span<const std::int32_t>(rebuild_wanted_).first(count);
     bool all_hold = true;
     for (std::size_t l = first; l < kv_.size(); ++l)

@@ -160,6 +160,52 @@ TEST_CASE("integration.adore: chunks, batches and threads change no bit, session
   }
 }
 
+TEST_CASE("integration.adore: more sessions in a batch than were expected change no bit") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
+  auto options = with("adore:budget=64,rebuild=16");
+  options.parallel = 1;
+  const skald::Decoder decoder(model, options);
+  std::vector<skald::Session> sessions;
+  for (unsigned i = 0; i < 5; ++i) {
+    sessions.push_back(decoder.new_session());
+    (void)sessions.back().forward(some_tokens(100, 40, i), skald::LogitsWanted::none);
+  }
+  std::vector<Rows> expected;
+  for (auto& session : sessions) {
+    auto fork = session.fork();
+    expected.push_back(next_row(fork, 7));
+  }
+  skald::Batch batch;
+  const std::vector<skald::TokenId> token{7};
+  for (auto& session : sessions) batch.add(session, token);
+  const auto rows = decoder.forward(batch);
+  for (std::size_t i = 0; i < sessions.size(); ++i)
+    CHECK(same_bits(expected[i], Rows(rows.last(i).begin(), rows.last(i).end())));
+}
+
+TEST_CASE("integration.adore: a policy that asks back what was never dropped is refused and changes nothing") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(1)});
+  struct Wrong : All {
+    int kind = 0;
+    [[nodiscard]] std::string name() const { return "wrong"; }
+    [[nodiscard]] std::size_t recall(std::span<const std::int32_t>, std::span<const std::int32_t> dropped,
+                                     std::span<std::int32_t> wanted) const {
+      wanted[0] = kind == 0 ? dropped.back() + 1 : dropped[1];
+      wanted[1] = kind == 1 ? dropped[0] : dropped.back();
+      return kind == 2 ? wanted.size() + 1 : 2;
+    }
+  };
+  for (int kind = 0; kind < 3; ++kind) {
+    Wrong wrong;
+    wrong.kind = kind;
+    const skald::Decoder<skald::CpuBackend, Wrong> decoder(model, wrong, skald::AnyKvFormat("f32"), with("none"));
+    auto session = decoder.new_session();
+    (void)session.forward(repeating(32), skald::LogitsWanted::none);
+    CHECK_THROWS_AS(session.forward(repeating(1)), skald::UsageError);
+    CHECK(session.length() == 32);
+  }
+}
+
 TEST_CASE("integration.adore: what it cannot go with is refused with the reason") {
   const auto refused = [&](const skald::Model& model, const std::string& eviction, const std::string& format, const std::string& reason) {
     try {
