@@ -104,29 +104,37 @@ PrefixTree::Hit PrefixTree::look_up(const NodePtr& root, std::span<const TokenId
   return best;
 }
 
+/// Writes a node's slow form; the node changes only if that works.
 void PrefixTree::store_slow(PrefixNode& node) {
   ArchiveWriter out;
   const auto above = known_above(node);
-  node.rows = node.state->row_wise();
-  if (node.rows) node.state->save_rows(out, above ? above->end() : 0);
+  const bool rows = node.state->row_wise();
+  if (rows) node.state->save_rows(out, above ? above->end() : 0);
   else node.state->save(out);
-  node.slow = out.take();
-  node.slow_size = node.slow.size();
-  if (!options.slow_folder.empty()) {
-    node.file = options.slow_folder + "/prefix-" + std::to_string(::getpid()) + "-" +
+  auto bytes = out.take();
+  const auto size = bytes.size();
+  if (options.slow_folder.empty()) {
+    node.slow = std::move(bytes);
+  } else {
+    auto file = options.slow_folder + "/prefix-" + std::to_string(::getpid()) + "-" +
                 std::to_string(reinterpret_cast<std::uintptr_t>(this)) + "-" + std::to_string(++files) + ".kv";
-    write_slow(node, std::move(node.slow));
-    node.slow = {};
+    node.writing = write_slow(file, std::move(bytes));
+    node.file = std::move(file);
   }
-  slow_bytes += node.slow_size;
+  node.rows = rows;
+  node.slow_size = size;
+  slow_bytes += size;
 }
 
-/// To the node's file, by the host's thread if there is one.
-void PrefixTree::write_slow(PrefixNode& node, std::vector<std::byte> bytes) {
-  if (!options.background) return write_file_atomically(node.file, bytes);
-  node.writing = std::make_shared<SlowJob>();
-  node.writing->bytes = std::move(bytes);
-  options.background([job = node.writing, path = node.file] {
+/// To a file, by the host's thread if there is one; then what that thread works on is returned.
+std::shared_ptr<SlowJob> PrefixTree::write_slow(const std::string& file, std::vector<std::byte> bytes) const {
+  if (!options.background) {
+    write_file_atomically(file, bytes);
+    return nullptr;
+  }
+  auto writing = std::make_shared<SlowJob>();
+  writing->bytes = std::move(bytes);
+  options.background([job = writing, path = file] {
     bool failed = false;
     try {
       write_file_atomically(path, job->bytes);  // until `done` nobody changes them
@@ -143,14 +151,21 @@ void PrefixTree::write_slow(PrefixNode& node, std::vector<std::byte> bytes) {
     }
     job->ended.notify_all();
   });
+  return writing;
 }
 
-/// The bytes of a node's file: from memory if they are still there, from a prefetch that was begun, or from the file.
-std::vector<std::byte> PrefixTree::read_slow(PrefixNode& node) {
+/// A node's slow form: from memory if it is still there, or from the file.
+std::vector<std::byte> PrefixTree::copy_slow(const PrefixNode& node) const {
+  if (node.file.empty()) return node.slow;
   if (node.writing) {
     const std::lock_guard lock(node.writing->mutex);
     if (!node.writing->bytes.empty()) return node.writing->bytes;
   }
+  return read_whole_file(node.file);
+}
+
+/// The same, from a prefetch if one was begun.
+std::vector<std::byte> PrefixTree::read_slow(PrefixNode& node) {
   if (const auto job = std::exchange(node.reading, nullptr)) {
     std::unique_lock lock(job->mutex);
     job->ended.wait(lock, [&] { return job->done; });
@@ -159,7 +174,7 @@ std::vector<std::byte> PrefixTree::read_slow(PrefixNode& node) {
       return std::move(job->bytes);
     }
   }
-  return read_whole_file(node.file);
+  return copy_slow(node);
 }
 
 /// Begins to read the files of a node and of those that it builds on.
@@ -172,8 +187,8 @@ std::int64_t PrefixTree::prefetch(const NodePtr& node) {
     const std::lock_guard lock(node->writing->mutex);
     if (!node->writing->bytes.empty()) return begun;  // still in memory
   }
-  node->reading = std::make_shared<SlowJob>();
-  options.background([job = node->reading, path = node->file] {
+  auto reading = std::make_shared<SlowJob>();
+  options.background([job = reading, path = node->file] {
     std::vector<std::byte> bytes;
     bool failed = false;
     try {
@@ -187,6 +202,7 @@ std::int64_t PrefixTree::prefetch(const NodePtr& node) {
     job->done = true;
     job->ended.notify_all();
   });
+  node->reading = std::move(reading);
   return begun + 1;
 }
 
@@ -311,8 +327,9 @@ NodePtr PrefixTree::insert(const std::string& scope, std::span<const TokenId> to
     node = child;
   }
   if (node != root && !node->state) {
+    auto fork = state.fork();
     drop_slow(*node);
-    set_state(*node, state.fork());
+    set_state(*node, std::move(fork));
   }
   for (auto up = node; up && up != root; up = up->parent.lock()) touch(*up);
   return node;

@@ -27,18 +27,22 @@ void PrefixCache::save(const std::string& path) const {
   const auto write = [&](const auto& self, const std::shared_ptr<detail::PrefixNode>& node,
                          const std::string& scope) -> void {
     if (node->known()) {
-      tree.promote(node);
-      const auto above = tree.known_above(*node);
-      const auto from = above && node->state->row_wise() ? above->end() : 0;
       std::vector<TokenId> tokens;
       for (auto at = node; at; at = at->parent.lock())
         tokens.insert(tokens.begin(), at->tokens.begin(), at->tokens.end());
       out.text("prefix");
       out.text(scope);
       out.array(std::span<const TokenId>(tokens));
-      out.value(static_cast<std::uint8_t>(node->state->row_wise()));
-      if (node->state->row_wise()) node->state->save_rows(out, from);
-      else node->state->save(out);
+      out.value(static_cast<std::uint8_t>(node->state ? node->state->row_wise() : node->rows));
+      if (!node->state) {  // the slow form is that of the file
+        const auto bytes = tree.copy_slow(*node);
+        std::copy(bytes.begin(), bytes.end(), out.reserve(bytes.size()).begin());
+      } else if (node->state->row_wise()) {
+        const auto above = tree.known_above(*node);
+        node->state->save_rows(out, above ? above->end() : 0);
+      } else {
+        node->state->save(out);
+      }
     }
     for (const auto& child : node->children) self(self, child, scope);
   };

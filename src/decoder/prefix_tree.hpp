@@ -72,7 +72,8 @@ struct PrefixTree {
   void drop_slow(PrefixNode& node) noexcept;
   void drop_fast(PrefixNode& node) noexcept;
   void promote(const NodePtr& node);
-  void write_slow(PrefixNode& node, std::vector<std::byte> bytes);
+  [[nodiscard]] std::shared_ptr<SlowJob> write_slow(const std::string& file, std::vector<std::byte> bytes) const;
+  [[nodiscard]] std::vector<std::byte> copy_slow(const PrefixNode& node) const;
   [[nodiscard]] std::vector<std::byte> read_slow(PrefixNode& node);
   std::int64_t prefetch(const NodePtr& node);
   [[nodiscard]] NodePtr split(const NodePtr& node, std::int64_t size);

@@ -123,17 +123,17 @@ TurnKeeper::TurnKeeper(PrefixCache& cache, TurnKeeperOptions options)
 
 double TurnKeeper::end_turn(std::string_view program, std::string_view tool, const Session& session,
                             std::string_view scope) {
+  if (tool.empty()) throw UsageError(where, "a turn that ends without a call of a tool ends the program: end_program");
   auto found = programs_.find(program);
   if (found == programs_.end()) found = programs_.emplace(std::string(program), Program{}).first;
   auto& state = found->second;
   if (!state.tool.empty())
     throw UsageError(where, "program '" + std::string(program) + "' waits for '" + state.tool + "' already");
-  if (tool.empty()) throw UsageError(where, "a turn that ends without a call of a tool ends the program: end_program");
-  ++state.turns;
   const double gain = static_cast<double>(session.length()) * options_.seconds_per_token + options_.queue_seconds;
   const double rent = static_cast<double>(session.bytes()) / static_cast<double>(options_.memory_bytes);
-  const double time = statistics_.time_to_live(tool, state.turns, gain, rent, options_.first_guess);
+  const double time = statistics_.time_to_live(tool, state.turns + 1, gain, rent, options_.first_guess);
   if (time > 0) cache_->keep_for(session, time, scope);
+  ++state.turns;
   state.tool = tool;
   state.called = options_.clock();
   state.kept_until = state.called + time;

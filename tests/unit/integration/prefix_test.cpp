@@ -494,3 +494,48 @@ TEST_CASE("integration.prefix: pages move to files and back on the host's thread
   for (auto& thread : threads) thread.join();
   CHECK(files() == 0);
 }
+
+TEST_CASE("integration.prefix: a file of the slow tier that cannot be written leaves the cache as it was") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(1)});
+  const skald::Decoder decoder(model, small_pages());
+  skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 30, .slow_folder = "/no such folder"});
+  const auto prompt = document(1, 40);
+  (void)ask(cache, prompt);
+  const auto before = cache.counters();
+  CHECK_THROWS_AS(cache.shrink(0), skald::IoError);
+  CHECK(cache.counters().fast_bytes == before.fast_bytes);
+  CHECK(cache.counters().slow_bytes == 0);
+  CHECK(cache.match(prompt) == 39);
+  cache.clear();
+  CHECK(cache.counters().fast_bytes == 0);
+  CHECK(cache.counters().slow_bytes == 0);
+}
+
+TEST_CASE("integration.prefix: saving brings nothing back from the slow tier") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(1)});
+  for (const std::string eviction : {"none", "window:sinks=4,window=60"}) {
+    INFO(eviction);
+    const skald::Decoder decoder(model, small_pages(eviction));
+    const Folder folder;
+    skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 30, .slow_folder = folder.path});
+    const auto common = document(1, 48);
+    for (unsigned i = 0; i < 3; ++i) (void)ask(cache, common + document(2 + i, 30));
+    (void)cache.shrink(0);
+    const auto before = cache.counters();
+    CHECK(before.fast_bytes == 0);
+    CHECK(before.demoted > 2);
+    const auto path = folder.path + "/prefixes";
+    cache.save(path);
+    CHECK(cache.counters().fast_bytes == 0);
+    CHECK(cache.counters().promoted == before.promoted);
+    CHECK(cache.counters().slow_bytes == before.slow_bytes);
+    skald::PrefixCache other(decoder);
+    other.load(path);
+    for (unsigned i = 0; i < 3; ++i) {
+      const auto prompt = common + document(2 + i, 30) + document(9, 5);
+      std::int64_t reused = -1;
+      CHECK(same_bits(ask(other, prompt, &reused), alone(decoder, prompt)));
+      CHECK(reused == 78);
+    }
+  }
+}
