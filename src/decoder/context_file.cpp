@@ -111,7 +111,7 @@ void write_identity(ArchiveWriter& out, const Session& session) {
   for (const auto word : core.model().fingerprint()) out.value(word);
   for (const auto word : session.adapter_fingerprint()) out.value(word);
   out.text(core.effective_config().architecture);
-  out.text(core.effective_config().attention);
+  out.text(core.attention_key());
 }
 
 }  // namespace
@@ -338,8 +338,9 @@ void ContextFile::Impl::check_identity(const Session& session, std::span<PagedKv
     for (const auto word : session.adapter_fingerprint())
       if (const auto found = in.value<std::uint64_t>("adapters"); found != word)
         differs("adapters", std::to_string(found), std::to_string(word));
-    differs("architecture and attention", "'" + printable(in.text("architecture")) + "'",
-            "'" + core.effective_config().architecture + "'");
+    for (const auto& [field, here] : {std::pair{"architecture", core.effective_config().architecture},
+                                      std::pair{"attention", core.attention_key()}})
+      if (const auto found = in.text(field); found != here) differs(field, "'" + printable(found) + "'", "'" + here + "'");
   }
   if (layers.size() != kv.size()) differs("layers", std::to_string(layers.size()), std::to_string(kv.size()));
   for (std::size_t l = 0; l < kv.size(); ++l) {

@@ -40,8 +40,13 @@ std::string DecoderCore::state_key() const {
   std::string key = "model=";
   for (const auto word : model().fingerprint()) key += std::to_string(word) + ".";
   return key + ";architecture=" + config.architecture + ";kv=" + config.kv_format + ";eviction=" + config.eviction +
-         ";attention=" + config.attention + ";page_tokens=" + std::to_string(config.page_tokens) +
+         ";attention=" + attention_key() + ";page_tokens=" + std::to_string(config.page_tokens) +
          ";heads_per_group=" + std::to_string(config.heads_per_group);
+}
+
+std::string DecoderCore::attention_key() const {
+  const auto& config = effective_config();
+  return config.rope == "long" ? config.attention + ";rope=long" : config.attention;
 }
 
 std::shared_ptr<DecoderCore> DecoderCore::create(Model model, std::string_view backend) {
@@ -478,6 +483,8 @@ void DecoderImpl::describe() {
   config_.kv_format = pools_.empty() ? "none" : coupled_ ? options_.kv.codebooks->name() : format_.name();
   config_.eviction = eviction_.name();
   config_.attention = options_.attention;
+  for (const auto& rope : model_.spec().ropes)
+    if (rope.scaling == RopeScaling::longrope) config_.rope = options_.context > rope.original_context ? "long" : "short";
   config_.page_tokens = options_.kv.page_tokens;
   config_.heads_per_group = options_.kv.heads_per_group;
   config_.capacity_tokens = options_.kv.capacity_tokens;

@@ -16,6 +16,7 @@ std::string EffectiveConfig::to_json() const {
                                     {"kv_format", kv_format},
                                     {"eviction", eviction},
                                     {"attention", attention},
+                                    {"rope", rope},
                                     {"page_tokens", page_tokens},
                                     {"heads_per_group", heads_per_group},
                                     {"capacity_tokens", capacity_tokens},

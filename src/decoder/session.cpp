@@ -124,7 +124,7 @@ std::vector<std::byte> Session::snapshot() const {
   out.text(config.architecture);
   out.text(config.kv_format);
   out.text(config.eviction);
-  out.text(config.attention);
+  out.text(core_->attention_key());
   out.value(config.heads_per_group);
   out.value(config.page_tokens);
   out.value(random_stream_);
@@ -171,7 +171,7 @@ void Session::restore_named(std::span<const std::byte> snapshot, const std::stri
   same("architecture", in.text("architecture"), config.architecture);
   same("kv_format", in.text("kv_format"), config.kv_format);
   same("eviction", in.text("eviction"), config.eviction);
-  same("attention", in.text("attention"), config.attention);
+  same("attention", in.text("attention"), core_->attention_key());
   same("heads_per_group", std::to_string(in.value<std::int32_t>("heads_per_group")),
        std::to_string(config.heads_per_group));
   same("page_tokens", std::to_string(in.value<std::int32_t>("page_tokens")), std::to_string(config.page_tokens));

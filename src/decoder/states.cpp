@@ -33,7 +33,7 @@ PagedKvOptions DecoderImpl::layer_options(std::size_t layer, const KvPart& part)
   if (traits.drops_tokens && traits.reorders_positions && options.window == 0 && attention.rope >= 0) {
     options.sinks = traits.sinks;
     options.rotation = std::make_shared<const KeyRotation>(
-        KeyRotation{model_.rope(attention.rope).inverse_frequencies,
+        KeyRotation{ropes_[static_cast<std::size_t>(attention.rope)].inverse_frequencies,
                     model_.spec().ropes[static_cast<std::size_t>(attention.rope)].kind == RopeKind::interleaved});
   }
   return options;

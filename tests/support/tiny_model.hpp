@@ -29,6 +29,7 @@ struct TinyShape {
   std::int64_t experts = 0;  // 0: one network per layer
   std::int64_t experts_used = 2;
   std::int64_t context = 2048;
+  std::int64_t long_rope_above = 0;  // tokens of context from which on other rotary factors are used; 0: never
   skald::DType type = skald::DType::f32;
   std::uint64_t seed = 1;
 };
@@ -87,6 +88,11 @@ inline std::vector<std::byte> tiny_gguf(const TinyShape& shape) {
   }
 
   TinyTensors add{writer, shape.seed};
+  if (shape.long_rope_above > 0) {
+    set("llama.rope.scaling.original_context_length", static_cast<std::uint32_t>(shape.long_rope_above));
+    add.add("rope_factors_short.weight", {shape.head_dim / 2}, skald::DType::f32, 1.0F, 0.0F);
+    add.add("rope_factors_long.weight", {shape.head_dim / 2}, skald::DType::f32, 4.0F, 1.0F);
+  }
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
     add.matrix(name, {cols, rows}, shape.type);
   };

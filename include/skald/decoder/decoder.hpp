@@ -72,6 +72,8 @@ class SKALD_API DecoderCore : public std::enable_shared_from_this<DecoderCore> {
   Session new_session(SequenceState state, std::vector<TokenId> tokens);
   /// Everything that must be equal for a state to be of use: model, KV format, techniques, page shape.
   [[nodiscard]] std::string state_key() const;
+  /// The part of it that is about attention and rotation.
+  [[nodiscard]] std::string attention_key() const;
   virtual Logits forward(const Batch& batch, const ForwardOptions& options) = 0;
   /// As Session::encode.
   virtual void encode(Session& session, std::span<const TokenId> tokens, const std::stop_token& stop,

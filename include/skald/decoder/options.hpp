@@ -74,6 +74,7 @@ struct EffectiveConfig {
   std::string kv_format{};
   std::string eviction{};
   std::string attention{};
+  std::string rope{};  ///< "short" or "long" for models with two sets of rotary factors, of which the context decides; else empty
   std::int32_t page_tokens = 0;
   std::int32_t heads_per_group = 0;
   std::int64_t capacity_tokens = 0;

@@ -4,6 +4,8 @@
 #include <limits>
 
 #include <skald/core/file.hpp>
+#include <skald/decoder/context_file.hpp>
+#include <skald/decoder/prefix_cache.hpp>
 #include <skald/model/gguf/reader.hpp>
 
 #include "helpers.hpp"
@@ -206,6 +208,32 @@ TEST_CASE("integration.hostile: a snapshot of another composition is refused, na
                    .new_session();
   again.restore(snapshot);
   CHECK(same_bits(next_row(again, 1), next_row(source, 1)));
+}
+
+TEST_CASE("integration.hostile: what was computed with other rotary factors is refused") {
+  auto shape = small;
+  shape.long_rope_above = 128;
+  const auto model = tiny_model(shape);
+  const auto with_context = [&](std::int64_t context) { return skald::Decoder(model, skald::DecoderOptions{.context = context}); };
+  const auto near = with_context(128);
+  const auto far = with_context(129);
+  CHECK(near.effective_config().rope == "short");
+  CHECK(far.effective_config().rope == "long");
+  auto source = near.new_session();
+  (void)source.forward(some_tokens(40, shape.vocabulary));
+  auto other = far.new_session();
+  check_throws_naming<skald::IncompatibleError>([&] { other.restore(source.snapshot()); }, "attention");
+  const std::string path = "integration_hostile_rope";
+  skald::PrefixCache cache(near);
+  (void)cache.insert(source);
+  cache.save(path);
+  skald::PrefixCache others(far);
+  check_throws_naming<skald::IncompatibleError>([&] { others.load(path); }, "key");
+  skald::save_context(source, path);
+  CHECK_THROWS_AS(skald::ContextFile::open(path).load(other), skald::IncompatibleError);
+  CHECK(std::remove(path.c_str()) == 0);
+  auto same = with_context(64).new_session();
+  CHECK_NOTHROW(same.restore(source.snapshot()));
 }
 
 TEST_CASE("integration.hostile: a saved session is a whole file or an error") {

@@ -212,7 +212,9 @@ TEST_CASE("integration.policies: a step that evicts by scores allocates no page 
 TEST_CASE("integration.streaming: a stream of twenty windows stays within constant bytes and answers as if the cache alone had been read") {
   // With one layer a token's key and value depend on the token and its position only, so that what is in the cache can be
   // computed apart: the sinks and the window, one directly after the other.
-  const TinyShape one{.layers = 1, .type = skald::DType::f32};
+  // Also where the context of the decoder decides how keys are rotated.
+  const auto above = GENERATE(std::int64_t{0}, std::int64_t{1024});
+  const TinyShape one{.layers = 1, .long_rope_above = above, .type = skald::DType::f32};
   const auto model = tiny_model(one, {.backend = cpu_with(2)});
   constexpr std::int64_t window = 60;
   skald::DecoderOptions options{.kv = {.format = "f32", .eviction = "streaming:sinks=4,window=60", .page_tokens = 16},
