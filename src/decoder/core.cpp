@@ -664,8 +664,7 @@ std::int64_t DecoderImpl::cut(const Batch& batch, std::vector<Piece>& pieces) {
   pieces.clear();
   std::int64_t room = options_.batch_tokens;
   const auto& list = entries(batch);
-  // Room for tokens that are computed again is made for the sessions that are expected.
-  const auto most_pieces = eviction_.traits().rebuild > 0 ? static_cast<std::size_t>(options_.parallel) : list.size();
+  const auto most_pieces = static_cast<std::size_t>(options_.parallel);  // for which room was made
   for (std::size_t e = 0; e < list.size() && room > 0 && pieces.size() < most_pieces; ++e) {
     const auto& entry = list[e];
     const std::int64_t left = entry.count - entry_done_[e];

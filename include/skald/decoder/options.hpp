@@ -54,7 +54,7 @@ struct DecoderOptions {
   std::string attention = "dense";
   /// Most tokens of one session; 0: the model's context length, at most 4096.
   std::int64_t context = 0;
-  /// Sessions that are expected to be full at the same time; sizes the KV pool.
+  /// Sessions that are expected to be full at the same time; sizes the KV pool. Batches of more sessions are cut.
   std::int32_t parallel = 4;
   /// Most tokens that go through the network together; longer batches are cut. Does not change results.
   std::int64_t batch_tokens = 512;

@@ -141,3 +141,21 @@ TEST_CASE("integration.paged: when the pool is used up, a session that is swappe
   }
   CHECK(decoder.counters().kv_pages_used == 0);
 }
+
+TEST_CASE("integration.paged: batches of more sessions than were expected are cut and change no bit") {
+  const auto model = tiny_model({}, {.backend = cpu_with(2)});
+  const skald::Decoder decoder(model, {.kv = {.page_tokens = 16, .capacity_tokens = 512}, .context = 64, .parallel = 2});
+  const auto tokens = some_tokens(20, 300);
+  std::vector<skald::Session> sessions;
+  skald::Batch batch;
+  for (std::size_t i = 0; i < 5; ++i) sessions.push_back(decoder.new_session());
+  for (std::size_t i = 0; i < 5; ++i) batch.add(sessions[i], std::span(tokens).first(10 + i));
+  const auto rows = decoder.forward(batch);
+  CHECK(decoder.counters().forward_passes == 3);
+  std::vector<Rows> together;
+  for (std::size_t i = 0; i < 5; ++i) together.emplace_back(rows.last(i).begin(), rows.last(i).end());
+  for (std::size_t i = 0; i < 5; ++i) {
+    auto alone = decoder.new_session();
+    CHECK(same_bits(copy(alone.forward(std::span(tokens).first(10 + i))), together[i]));
+  }
+}
