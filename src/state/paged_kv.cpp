@@ -403,7 +403,8 @@ void PagedKv::load(ArchiveReader& in) {
     if (groups != groups_.size())
       in.refuse("groups", std::to_string(groups) + " KV-head groups, this decoder has " +
                               std::to_string(groups_.size()));
-    if (tokens < 0 || tokens > options_.max_tokens || kept_from < 0 || kept_from > tokens || border < kept_from ||
+    if (tokens < 0 || tokens > options_.max_tokens || kept_from < 0 || kept_from > tokens ||
+        (kept_from > 0 && !options_.evicts) || border < kept_from ||
         border > tokens || evicted < 0 || evicted_tokens < 0 || merged_tokens < 0)
       in.refuse("tokens", "negative or contradictory counts");
     border_ = border;

@@ -3,6 +3,7 @@
 #include <set>
 
 #include <skald/state/kv_format.hpp>
+#include <skald/state/kv_rows.hpp>
 #include <skald/state/paged_kv.hpp>
 #include <skald/state/sequence.hpp>
 
@@ -214,6 +215,28 @@ TEST_CASE("state.sequence: save and load carry everything, damaged data is refus
   const auto used = pool->used_pages();
   sequence.clear();
   CHECK(pool->used_pages() < used);
+}
+
+TEST_CASE("state.paged_kv: a state from which nothing can be dropped does not load one with tokens missing", "[state]") {
+  const auto pool = make_pool(8);
+  skald::PagedKv kept(pool, 1, skald::PagedKvOptions{.max_tokens = 64});
+  const auto load = [&](std::int64_t kept_from, std::int64_t slots) {
+    skald::ArchiveWriter out;
+    for (const std::int64_t number : {std::int64_t{20}, kept_from, kept_from, std::int64_t{0}, std::int64_t{0}, std::int64_t{0}})
+      out.value(number);
+    out.value(std::uint32_t{1});
+    out.value(std::int64_t{0});
+    out.value(slots);
+    (void)out.reserve(static_cast<std::size_t>(slots) * skald::kv_slot_bytes(layout));
+    out.array(std::span<const float>{});
+    out.array(std::span<const std::int32_t>{});
+    const auto bytes = out.take();
+    skald::ArchiveReader in(bytes, "crafted");
+    kept.load(in);
+  };
+  CHECK_NOTHROW(load(0, 20));
+  CHECK_THROWS_AS(load(10, 10), skald::FormatError);
+  CHECK(kept.length() == 0);
 }
 
 TEST_CASE("state.kv_format: names give formats, others are refused by name", "[state]") {
