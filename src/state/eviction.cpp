@@ -57,6 +57,8 @@ AnyEviction windowed_attention(SpecString& spec) {
   policy.budget = spec.integer("budget", policy.budget, 1, most);
   policy.window = static_cast<std::int32_t>(spec.integer("window", policy.window, 1, 256));
   policy.pool = static_cast<std::int32_t>(spec.integer("pool", policy.pool, 1, 255));
+  if (policy.pool % 2 == 0)
+    throw UsageError("state.eviction", "pool is " + std::to_string(policy.pool) + ", a token and as many on both sides: it must be odd");
   policy.shares = shares_of(spec);
   return policy;
 }

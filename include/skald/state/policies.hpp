@@ -63,7 +63,7 @@ struct HeavyHitters {
   BudgetShares shares = BudgetShares::uniform;
 
   [[nodiscard]] std::string name() const {
-    return "h2o:budget=" + std::to_string(budget) + ",recent=" + std::to_string(static_cast<int>(recent * 100)) +
+    return "h2o:budget=" + std::to_string(budget) + ",recent=" + std::to_string(std::llround(recent * 100)) +
            (shares == BudgetShares::uniform ? "" : ",shares=" + detail::to_string(shares));
   }
   [[nodiscard]] ComponentTraits traits() const noexcept {
@@ -225,7 +225,10 @@ struct DiscriminativeMerge {
   double recent = 0.5;    ///< share of the newest tokens
   double follow = 0.3;    ///< share of a new mean similarity in the threshold
 
-  [[nodiscard]] std::string name() const { return "d2o:budget=" + std::to_string(budget); }
+  [[nodiscard]] std::string name() const {
+    return "d2o:budget=" + std::to_string(budget) + (recent == 0.5 ? "" : ",recent=" + std::to_string(recent)) +
+           (follow == 0.3 ? "" : ",follow=" + std::to_string(follow));
+  }
   [[nodiscard]] ComponentTraits traits() const noexcept {
     return {.needs_scores = true, .drops_tokens = true, .lossy = true, .merges_tokens = true, .counts_merged = true,
             .budget = budget, .memory_floats = 2, .concurrent = true};

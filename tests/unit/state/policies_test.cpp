@@ -90,6 +90,19 @@ TEST_CASE("state.h2o: a planted heavy hitter outlives four budgets of tokens, a 
   CHECK(window.kept().count(23) == 0);
 }
 
+TEST_CASE("state.eviction: names say the shares that were asked for, and no two policies are called the same", "[state]") {
+  for (int percent = 0; percent <= 100; ++percent)
+    for (const std::string policy : {"h2o", "keyformer"}) {
+      const auto text = policy + ":budget=64,recent=" + std::to_string(percent);
+      CHECK(skald::AnyEviction::from_spec(text).name().substr(0, text.size()) == text);
+      CHECK((skald::AnyEviction::from_spec(text).name() + ",").find("recent=" + std::to_string(percent) + ",") != std::string::npos);
+    }
+  CHECK(skald::DiscriminativeMerge{.budget = 64}.name() == skald::AnyEviction::from_spec("d2o:budget=64").name());
+  CHECK(skald::DiscriminativeMerge{.recent = 0.25}.name() != skald::DiscriminativeMerge{}.name());
+  CHECK(skald::DiscriminativeMerge{.follow = 0.25}.name() != skald::DiscriminativeMerge{}.name());
+  CHECK_THROWS_AS(skald::AnyEviction::from_spec("snapkv:pool=4"), skald::UsageError);
+}
+
 TEST_CASE("state.h2o: what is kept is the greedy choice by accumulated attention", "[state]") {
   constexpr std::int64_t budget = 48;
   Line line(skald::HeavyHitters{.budget = budget, .recent = 0.25});
