@@ -50,6 +50,8 @@ DropGates DropGates::load(const std::string& path) {
     (part == "query" ? layer.query : layer.key) = file.read_floats(tensor);
   }
   for (const auto& layer : gates.layers)
+    if (!std::isfinite(layer.bias)) throw FormatError("state.drop_gates", "a bias is not finite", {.file = path});
+  for (const auto& layer : gates.layers)
     for (const auto* numbers : {&layer.query, &layer.key})
       for (const float x : *numbers)
         if (!std::isfinite(x)) throw FormatError("state.drop_gates", "a weight is not finite", {.file = path});
