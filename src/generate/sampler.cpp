@@ -207,6 +207,10 @@ SamplerChain make_sampler(const SamplerOptions& options) {
   check(finite(options.dry_base) && options.dry_base >= 1.0F, "dry_base", options.dry_base, "1 or more");
   check(options.dry_allowed_length >= 1, "dry_allowed_length", options.dry_allowed_length, "1 or more");
   check(options.dry_last_n >= -1, "dry_last_n", options.dry_last_n, "-1 (all) or more");
+  for (const auto& [token, bias] : options.logit_bias) {
+    check(token >= 0, "a token of logit_bias", token, "0 or more");
+    check(bias < std::numeric_limits<float>::infinity(), "a logit_bias", bias, "a finite number, or minus infinity");
+  }
 
   SamplerChain chain;
   chain.seed(options.seed);

@@ -134,7 +134,7 @@ class SKALD_API SamplerChain {
     seed_ = value;
     return *this;
   }
-  /// Chooses a token. @throws NumericError if no candidate has a finite logit.
+  /// Chooses a token; the chain's seed takes the place of the context's. @throws NumericError if no candidate has a finite logit.
   [[nodiscard]] TokenId sample(std::span<const float> logits, SamplingContext context);
   /// Chooses the token that follows a session's tokens.
   [[nodiscard]] TokenId sample(std::span<const float> logits, const Session& session);
@@ -166,7 +166,7 @@ struct SamplerOptions {
   std::int32_t dry_allowed_length = 2;
   std::int32_t dry_last_n = -1;
   std::vector<TokenId> dry_breakers{};
-  std::vector<std::pair<TokenId, float>> logit_bias{};
+  std::vector<std::pair<TokenId, float>> logit_bias{};  ///< added to logits; minus infinity forbids a token
 };
 /// @throws UsageError naming a value that is out of range.
 [[nodiscard]] SKALD_API SamplerChain make_sampler(const SamplerOptions& options = {});

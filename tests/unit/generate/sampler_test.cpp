@@ -50,6 +50,14 @@ TEST_CASE("generate.candidates: keep_top equals a full sort on large vocabularie
   }
 }
 
+TEST_CASE("generate.samplers: a bias that is no number, or would make a token certain, is refused", "[generate]") {
+  const auto with = [](skald::TokenId token, float bias) { return skald::SamplerOptions{.logit_bias = {{token, bias}}}; };
+  for (const float bias : {std::nanf(""), inf}) CHECK_THROWS_AS(skald::make_sampler(with(3, bias)), skald::UsageError);
+  CHECK_THROWS_AS(skald::make_sampler(with(-1, 1.0F)), skald::UsageError);
+  auto chain = skald::make_sampler(with(0, -inf));  // forbids it
+  CHECK(chain.greedy().sample(std::vector<float>{5.0F, 1.0F}, skald::SamplingContext{}) == 1);
+}
+
 TEST_CASE("generate.samplers: top-k, top-p, min-p and typical keep what their papers say", "[generate]") {
   const auto logits = logs({0.1F, 0.4F, 0.05F, 0.3F, 0.15F});
   auto c = make(logits);
