@@ -523,10 +523,14 @@ DecoderCounters DecoderImpl::counters() const {
 
 std::size_t DecoderImpl::memory_bytes() const noexcept {
   std::size_t bytes = x_.bytes() + q_.bytes() + k_.bytes() + v_.bytes() + attention_.bytes() + ffn_.bytes() +
-                      score_work_.bytes() + gates_.bytes() + router_.bytes() + experts_.bytes() + work_.bytes() + recurrent_.bytes() + logits_.bytes() + slope_memory_.bytes() +
-                      relative_memory_.bytes() +
+                      score_work_.bytes() + gates_.bytes() + router_.bytes() + experts_.bytes() + work_.bytes() +
+                      recurrent_.bytes() + logits_.bytes() + slope_memory_.bytes() + relative_memory_.bytes() +
+                      rebuild_x_.bytes() + rebuild_k_.bytes() + rebuild_v_.bytes() + delta_memory_.bytes() +
                       host_logits_.size() * sizeof(float);
-  for (const auto& table : rope_tables_) bytes += table.bytes();
+  for (const auto* tables : {&rope_tables_, &rebuild_ropes_})
+    for (const auto& table : *tables) bytes += table.bytes();
+  for (const auto* rows : {&rebuild_host_, &entered_host_})
+    for (const auto& layer : *rows) bytes += layer.size() * sizeof(float);
   return bytes + (coupled_ ? coupled_->memory_bytes() : 0) + (slow_values_ ? slow_values_->memory_bytes() : 0) +
          (chunk_reads_ ? chunk_reads_->memory_bytes() : 0);
 }

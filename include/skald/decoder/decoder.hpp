@@ -149,7 +149,8 @@ class Decoder {
   [[nodiscard]] const EffectiveConfig& effective_config() const noexcept { return core_->effective_config(); }
   [[nodiscard]] DecoderCounters counters() const { return core_->counters(); }
   [[nodiscard]] const Model& model() const noexcept { return core_->model(); }
-  /// Bytes of activations, stream and host tables (without weights and KV pages).
+  /// Bytes of activations and of what they need beside (MemoryPlan::activations), without weights, KV pages and the stream's
+  /// work memory.
   [[nodiscard]] std::size_t memory_bytes() const noexcept { return core_->memory_bytes(); }
 
  private:
