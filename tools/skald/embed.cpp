@@ -92,11 +92,14 @@ void add_embed(CLI::App& app, Global& global, std::vector<Command>& commands) {
   flags->model.add_to(*command);
   flags->decoder.add_to(*command);
   command->add_option("-f,--file", flags->file, "File with one text per line; -: standard input");
-  command->add_option("--pooling", flags->pooling, "mean, cls, last or rank (default: what the model was trained for)");
-  command->add_option("--dims", flags->dims, "Keep only the first n elements (Matryoshka)")->check(at_least(0));
-  command->add_flag("--raw", flags->raw, "Do not scale vectors to length 1");
-  command->add_option("--query", flags->query, "Order the texts by the model's classifier over this query and each");
-  command->add_option("--label", flags->label, "Number of the classifier's label that means relevant, from 0");
+  auto* query = command->add_option("--query", flags->query, "Order the texts by the model's classifier over this query and each");
+  command->add_option("--label", flags->label, "Number of the classifier's label that means relevant, from 0")->needs(query);
+  command->add_option("--pooling", flags->pooling, "mean, cls, last or rank (default: what the model was trained for)")
+      ->excludes(query);
+  command->add_option("--dims", flags->dims, "Keep only the first n elements (Matryoshka)")
+      ->check(at_least(0))
+      ->excludes(query);
+  command->add_flag("--raw", flags->raw, "Do not scale vectors to length 1")->excludes(query);
   command->add_option("texts", flags->texts, "The texts");
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }

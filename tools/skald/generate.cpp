@@ -167,17 +167,21 @@ void add_generate(CLI::App& app, Global& global, std::vector<Command>& commands)
   command->add_flag("--show-config", flags->show_config, "Print what is really active as JSON on stderr");
   command->add_option("--save-session", flags->save, "Write the session to a file in the end");
   auto* load = command->add_option("--load-session", flags->load, "Continue a session from a file");
-  command->add_option("--save-context", flags->save_context, "Write the session compressed, with loss, in the end");
-  command->add_option("--load-context", flags->load_context, "Continue a compressed session from a file")->excludes(load);
+  auto* save_context =
+      command->add_option("--save-context", flags->save_context, "Write the session compressed, with loss, in the end");
+  auto* load_context =
+      command->add_option("--load-context", flags->load_context, "Continue a compressed session from a file")->excludes(load);
   command
       ->add_option("--context-steps", flags->context_steps,
                    "Quality levels of --save-context: steps in standard deviations, the finest first")
       ->delimiter(',')
+      ->needs(save_context)
       ->capture_default_str();
   command
       ->add_option("--context-level", flags->context_level,
                    "Which of its levels --load-context takes; -1: its tokens are computed again")
       ->check(CLI::Range(-1, 15))
+      ->needs(load_context)
       ->capture_default_str();
   commands.push_back({command, [flags, &global] { return run(*flags, global); }});
 }

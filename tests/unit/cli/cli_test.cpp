@@ -89,6 +89,10 @@ TEST_CASE("cli: wrong usage gives one line and exit code 2", "[cli]") {
   check_usage({"generate", "-m", model, "-p", "x", "-ub"}, "-ub");
   check_usage({"generate", "-m", model, "-p", "x", "-f", "y"}, "excludes");
   check_usage({"generate", "-m", model, "-p", "x", "--logprobs", "3"}, "--json");
+  check_usage({"generate", "-m", model, "-p", "x", "--context-level", "0"}, "--load-context");
+  check_usage({"generate", "-m", model, "-p", "x", "--context-steps", "0.5"}, "--save-context");
+  check_usage({"embed", "-m", model, "--label", "1", "a"}, "--query");
+  check_usage({"embed", "-m", model, "--query", "q", "--dims", "3", "a"}, "excludes");
   check_usage({"tokenize", "-m", model}, "--text");
   check_usage({"tokenize", "-m", model, "--text", "a", "--stdin"}, "--text");
   check_usage({"tokenize", "-m", model, "--file", ""}, "--file");
