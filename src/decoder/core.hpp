@@ -189,6 +189,8 @@ class DecoderImpl final : public DecoderCore {
   void emit_rwkv7(int layer, std::int64_t rows, OpSink sink);
   void emit_wkv(int layer, WkvOp& wkv, OpSink sink);
   void emit_channel_mix(int layer, std::int64_t rows, OpSink sink);
+  void emit_mixer_input(int layer, const Matrix& out, OpSink sink);
+  void emit_mixer_norm(int layer, const Matrix& out, OpSink sink);
   void emit_low_rank(const LowRank& pair, int layer, OpSink sink);
   void emit_project(const Matrix& x, Role weight, const Matrix& out, int layer, OpSink sink,
                     Activation activation = Activation::none);

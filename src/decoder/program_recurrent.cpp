@@ -40,6 +40,27 @@ void DecoderImpl::emit_project(const Matrix& x, Role weight, const Matrix& out, 
   sink(project, layer);
 }
 
+/// What a mixer reads of the layer's normalized input: one product for all of it.
+void DecoderImpl::emit_mixer_input(int layer, const Matrix& out, OpSink sink) {
+  const auto& spec = model_.spec();
+  LinearOp project{};
+  project.x = x_.matrix(0, out.rows, spec.dim);
+  project.norm = norm(spec.layers[static_cast<std::size_t>(layer)].attention_norm, Role::attention_norm,
+                      Role::attention_norm_bias, layer);
+  project.parts[0] = {model_.weight(Role::recurrent_in, layer), nullptr, out};
+  sink(project, layer);
+}
+
+/// The same input itself, for mixers that mix it with that of the row before.
+void DecoderImpl::emit_mixer_norm(int layer, const Matrix& out, OpSink sink) {
+  const auto& spec = model_.spec();
+  sink(NormOp{x_.matrix(0, out.rows, spec.dim),
+              norm(spec.layers[static_cast<std::size_t>(layer)].attention_norm, Role::attention_norm,
+                   Role::attention_norm_bias, layer),
+              out},
+       layer);
+}
+
 void DecoderImpl::emit_low_rank(const LowRank& pair, int layer, OpSink sink) {
   emit_project(pair.x, pair.down, pair.inner, layer, sink, pair.inner_activation);
   LinearOp up{};
@@ -77,11 +98,7 @@ void DecoderImpl::emit_selective_scan(int layer, std::int64_t rows, OpSink sink)
   const auto steps = block(mixer.width);
   mixed_ = block(mixer.width);
 
-  LinearOp project{};
-  project.x = x_.matrix(0, rows, spec.dim);
-  project.norm = norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer);
-  project.parts[0] = {model_.weight(Role::recurrent_in, layer), nullptr, input};
-  sink(project, layer);
+  emit_mixer_input(layer, input, sink);
   sink(ConvOp{columns(input, 0, mixer.width), x, mixer.taps, model_.vector(Role::conv_weight, layer),
               model_.vector(Role::conv_bias, layer), Activation::silu, state_layer(layer, 0)},
        layer);
@@ -124,11 +141,7 @@ void DecoderImpl::emit_ssd(int layer, std::int64_t rows, OpSink sink) {
   const auto convolved = block(mixer.conv_cols());
   mixed_ = block(mixer.width);
 
-  LinearOp project{};
-  project.x = x_.matrix(0, rows, spec.dim);
-  project.norm = norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer);
-  project.parts[0] = {model_.weight(Role::recurrent_in, layer), nullptr, input};
-  sink(project, layer);
+  emit_mixer_input(layer, input, sink);
   sink(ConvOp{columns(input, mixer.width, mixer.conv_cols()), convolved, mixer.taps,
               model_.vector(Role::conv_weight, layer), model_.vector(Role::conv_bias, layer), Activation::silu,
               state_layer(layer, 0)},
@@ -163,11 +176,7 @@ void DecoderImpl::emit_short_convolution(int layer, std::int64_t rows, OpSink si
   const auto input = block(mixer.input_rows());  // b, c, x
   mixed_ = block(mixer.width);
 
-  LinearOp project{};
-  project.x = x_.matrix(0, rows, spec.dim);
-  project.norm = norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer);
-  project.parts[0] = {model_.weight(Role::recurrent_in, layer), nullptr, input};
-  sink(project, layer);
+  emit_mixer_input(layer, input, sink);
   const auto x = columns(input, 2 * mixer.width, mixer.width);
   sink(MultiplyOp{x, columns(input, 0, mixer.width)}, layer);
   sink(ConvOp{x, mixed_, mixer.taps, model_.vector(Role::conv_weight, layer), model_.vector(Role::conv_bias, layer),
@@ -196,9 +205,7 @@ void DecoderImpl::emit_rwkv6(int layer, std::int64_t rows, OpSink sink) {
   wkv.decay = decay;
   mixed_ = block(width);
 
-  sink(NormOp{x_.matrix(0, rows, spec.dim),
-              norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer), x},
-       layer);
+  emit_mixer_norm(layer, x, sink);
   sink(TokenShiftOp{x, model_.vector(Role::mix_first, layer), Matrix{}, first, state_layer(layer, 0)}, layer);
   emit_project(first, Role::mix_down, down, layer, sink, Activation::tanh);
   HeadLinearOp up{};
@@ -245,9 +252,7 @@ void DecoderImpl::emit_rwkv7(int layer, std::int64_t rows, OpSink sink) {
   if (gated) wkv.gate = block(width);
   mixed_ = block(width);
 
-  sink(NormOp{x_.matrix(0, rows, spec.dim),
-              norm(layer_spec.attention_norm, Role::attention_norm, Role::attention_norm_bias, layer), x},
-       layer);
+  emit_mixer_norm(layer, x, sink);
   sink(TokenShiftOp{x, model_.vector(Role::mix, layer), Matrix{}, mixed, state_layer(layer, 0)}, layer);
   const auto part = [&](int index) { return columns(mixed, index * width, width); };
   emit_project(part(0), Role::receptance, wkv.r, layer, sink);
