@@ -275,7 +275,11 @@ class Runner {
 
  private:
   void reset() {
-    for (auto& session : sessions_) session.state().truncate(std::min(session.length(), test_.depth));
+    for (auto& session : sessions_) {
+      const auto length = std::min(session.length(), test_.depth);
+      if (random_depth_) session.state().truncate(length);  // what was not computed has no tokens
+      else session.truncate(length);
+    }
   }
   /// Random keys and values in the place of computed ones.
   void fill_randomly() {
