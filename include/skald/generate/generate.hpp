@@ -125,8 +125,8 @@ class SKALD_API Generation {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Continues a session with a prompt and generates. @throws UsageError for options out of range or an empty prompt in
-/// an empty session.
+/// Continues a session with a prompt and generates. @throws UsageError for options out of range or a prompt
+/// without tokens.
 [[nodiscard]] SKALD_API Generation generate(Session& session, std::string_view prompt, GenerateOptions options = {});
 /// The same with tokens.
 [[nodiscard]] SKALD_API Generation generate(Session& session, std::span<const TokenId> prompt,

@@ -51,7 +51,7 @@ class SKALD_API SequenceState {
   [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept;
   /// Tokens at the beginning that a policy is to take for the prompt; 0: not told.
   [[nodiscard]] std::int64_t prompt_length() const noexcept { return prompt_; }
-  void set_prompt_length(std::int64_t tokens) noexcept { prompt_ = tokens; }
+  void set_prompt_length(std::int64_t tokens) noexcept { prompt_ = tokens < 0 ? 0 : tokens; }
   /// True if what is remembered is not what the tokens give, but was predicted or stored with a loss. Forks and saved sequences
   /// are as well.
   [[nodiscard]] bool approximate() const noexcept { return approximate_; }
