@@ -2,7 +2,9 @@
 
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include <skald/state/kv_rows.hpp>
@@ -57,52 +59,87 @@ std::vector<Layer> layers_of(const Session& session) {
   return layers;
 }
 
+/// Cosines and sines of a layer's rotation, [token][pair][2].
+using Turns = std::vector<double>;
+
+Turns make_turns(const Layer& layer, std::int64_t tokens, bool back) {
+  Turns turns;
+  if (layer.kind == RopeKind::none) return turns;
+  const double scale = back ? 1.0 / static_cast<double>(layer.rope.magnitude) : static_cast<double>(layer.rope.magnitude);
+  turns.reserve(static_cast<std::size_t>(2 * tokens) * layer.rope.inverse_frequencies.size());
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (const double frequency : layer.rope.inverse_frequencies) {
+      const double angle = static_cast<double>(t) * frequency;
+      turns.push_back(std::cos(angle) * scale);
+      turns.push_back((back ? -std::sin(angle) : std::sin(angle)) * scale);
+    }
+  return turns;
+}
+
 /// Rotates a key to a position, or back.
-void rotate(const Layer& layer, std::int64_t position, bool back, float* key) {
+void rotate(const Layer& layer, const Turns& turns, std::int64_t position, float* key) {
   if (layer.kind == RopeKind::none) return;
   const auto pairs = layer.rope.inverse_frequencies.size();
-  for (std::size_t j = 0; j < pairs; ++j) {
-    const double angle = static_cast<double>(position) * layer.rope.inverse_frequencies[j];
-    const double scale = back ? 1.0 / static_cast<double>(layer.rope.magnitude) : static_cast<double>(layer.rope.magnitude);
-    const double c = std::cos(angle) * scale;
-    const double s = (back ? -std::sin(angle) : std::sin(angle)) * scale;
+  const double* turn = turns.data() + 2 * pairs * static_cast<std::size_t>(position);
+  for (std::size_t j = 0; j < pairs; ++j, turn += 2) {
     float& a = layer.kind == RopeKind::interleaved ? key[2 * j] : key[j];
     float& b = layer.kind == RopeKind::interleaved ? key[2 * j + 1] : key[j + pairs];
     const double x = static_cast<double>(a);
     const double y = static_cast<double>(b);
-    a = static_cast<float>(x * c - y * s);
-    b = static_cast<float>(x * s + y * c);
+    a = static_cast<float>(x * turn[0] - y * turn[1]);
+    b = static_cast<float>(x * turn[1] + y * turn[0]);
   }
 }
 
-/// Keys before rotation, or values: [tokens, heads x dims].
-Rows read(const Layer& layer, std::int64_t tokens, bool keys) {
+/// Keys before rotation, or values, of some tokens: [tokens, heads x dims].
+void read_tokens(const Layer& layer, const Turns& turns, std::int64_t first, std::int64_t last, bool keys, Rows& rows) {
   const auto& layout = layer.kv->pool().layout();
   const auto dims = keys ? layout.head_dim_k : layout.head_dim_v;
-  Rows rows(tokens, layer.heads() * dims);
-  for (std::int64_t t = 0; t < tokens; ++t)
+  for (std::int64_t t = first; t < last; ++t)
     for (std::int32_t h = 0; h < layer.heads(); ++h) {
       const std::span<float> row(&rows(t, h * dims), static_cast<std::size_t>(dims));
       const auto slot = static_cast<std::int32_t>(t % layout.page_tokens);
       if (keys) read_kv_key(layout, layer.page(h, t), h % layout.heads, slot, row);
       else read_kv_value(layout, layer.page(h, t), h % layout.heads, slot, row);
-      if (keys) rotate(layer, t, true, row.data());
+      if (keys) rotate(layer, turns, t, row.data());
     }
+}
+
+Rows read(const Layer& layer, std::int64_t tokens, bool keys) {
+  Rows rows(tokens, std::int64_t{layer.heads()} * (keys ? layer.attention->head_dim_k : layer.attention->head_dim_v));
+  read_tokens(layer, keys ? make_turns(layer, tokens, true) : Turns{}, 0, tokens, keys, rows);
   return rows;
 }
 
-void write(const Layer& layer, Rows& rows, bool keys) {
+void write_tokens(const Layer& layer, const Turns& turns, std::int64_t first, std::int64_t last, bool keys, Rows& rows) {
   const auto& layout = layer.kv->pool().layout();
   const auto dims = keys ? layout.head_dim_k : layout.head_dim_v;
-  for (std::int64_t t = 0; t < rows.rows(); ++t)
+  for (std::int64_t t = first; t < last; ++t)
     for (std::int32_t h = 0; h < layer.heads(); ++h) {
       const std::span<float> row(&rows(t, h * dims), static_cast<std::size_t>(dims));
       const auto slot = static_cast<std::int32_t>(t % layout.page_tokens);
-      if (keys) rotate(layer, t, false, row.data());
+      if (keys) rotate(layer, turns, t, row.data());
       if (keys) write_kv_key(layout, layer.page(h, t), h % layout.heads, slot, row);
       else write_kv_value(layout, layer.page(h, t), h % layout.heads, slot, row);
     }
 }
+
+/// Moves between pages and rows, on the threads of a stream.
+struct Move {
+  const Layer* layer = nullptr;
+  const Turns* turns = nullptr;
+  Rows* rows = nullptr;
+  bool keys = true;
+  bool to_pages = false;
+  static constexpr std::int64_t tokens = 32;  // of a unit
+  static void run(void* context, std::int64_t unit) noexcept {
+    const auto& move = *static_cast<const Move*>(context);
+    const auto first = unit * tokens;
+    const auto last = std::min(first + tokens, move.rows->rows());
+    (move.to_pages ? write_tokens : read_tokens)(*move.layer, *move.turns, first, last, move.keys, *move.rows);
+  }
+  [[nodiscard]] HostOp op() { return {&run, this, (rows->rows() + tokens - 1) / tokens}; }
+};
 
 bool same_rotation(const Layer& a, const Layer& b) {
   return a.kind == b.kind && a.rope.inverse_frequencies == b.rope.inverse_frequencies &&
@@ -154,7 +191,21 @@ KvPredictor::KvPredictor(const Decoder<>& auxiliary, const Decoder<>& base, std:
                                        " and " + std::to_string(base_.model().spec().vocabulary) + " tokens");
   const auto from = auxiliary_.new_session();
   const auto to = base_.new_session();
-  check_maps(maps_, layers_of(from), layers_of(to));
+  const auto from_layers = layers_of(from);
+  const auto to_layers = layers_of(to);
+  check_maps(maps_, from_layers, to_layers);
+  for (std::size_t i = 0; i < maps_.size(); ++i)
+    for (const bool keys : {true, false}) {
+      const auto& map = keys ? maps_[i].keys : maps_[i].values;
+      auto& weight = weights_.emplace_back();
+      if (map.empty()) continue;
+      const auto cols = columns(from_layers[static_cast<std::size_t>(maps_[i].layer)], keys);
+      const auto fill = [&](std::int64_t first, std::int64_t count, std::span<std::byte> out) {
+        std::memcpy(out.data(), map.data() + first * cols, static_cast<std::size_t>(count * cols) * sizeof(float));
+      };
+      weight = base_.model().backend()->make_weight(
+          {.type = DType::f32, .rows = columns(to_layers[i], keys), .cols = cols, .read = fill}, base_.model().layout(), {});
+    }
 }
 
 Session KvPredictor::predict(std::span<const TokenId> tokens) const {
@@ -168,6 +219,14 @@ Session KvPredictor::predict(std::span<const TokenId> tokens) const {
   session.state().append(count);
   const auto from = layers_of(source);
   const auto to = layers_of(session);
+  const DType type = DType::f32;
+  StreamLimits limits{.tokens = count, .weight_types = {&type, 1}};
+  for (const auto& layer : from) limits.max_cols = std::max({limits.max_cols, columns(layer, true), columns(layer, false)});
+  const auto stream = base_.model().backend()->new_stream(limits);
+  Rows inputs;
+  Rows outputs;
+  Turns back;
+  Turns forth;
   for (std::size_t i = 0; i < to.size(); ++i) {
     const auto& map = maps_[i];
     const auto& layer = from[static_cast<std::size_t>(map.layer)];
@@ -176,12 +235,23 @@ Session KvPredictor::predict(std::span<const TokenId> tokens) const {
       copy_slots(layer, to[i], count);
       continue;
     }
+    if (i == 0 || back.empty() || !same_rotation(layer, from[static_cast<std::size_t>(maps_[i - 1].layer)]))
+      back = make_turns(layer, count, true);
+    if (i == 0 || forth.empty() || !same_rotation(to[i], to[i - 1])) forth = make_turns(to[i], count, false);
     for (const bool keys : {true, false}) {
-      const auto& matrix = keys ? map.keys : map.values;
-      Rows rows = read(layer, count, keys);
-      if (!matrix.empty())
-        rows = (rows * Eigen::Map<const Rows>(matrix.data(), columns(to[i], keys), columns(layer, keys)).transpose()).eval();
-      write(to[i], rows, keys);
+      const auto* weight = weights_[2 * i + (keys ? 0 : 1)].get();
+      inputs.resize(count, columns(layer, keys));
+      outputs.resize(count, columns(to[i], keys));
+      Move in{&layer, &back, &inputs, keys, false};
+      Move out{&to[i], &forth, weight != nullptr ? &outputs : &inputs, keys, true};
+      stream->enqueue(in.op());
+      LinearOp product{};
+      product.x = {inputs.data(), count, inputs.cols(), inputs.cols()};
+      product.parts[0].weight = weight;
+      product.parts[0].out = {outputs.data(), count, outputs.cols(), outputs.cols()};
+      if (weight != nullptr) stream->enqueue(product);
+      stream->enqueue(out.op());
+      stream->synchronize({});
     }
   }
   session.state().commit();

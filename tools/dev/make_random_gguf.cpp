@@ -44,6 +44,8 @@ constexpr std::array shapes{
     Shape{"llama-3.2-1b", "llama", 128256, 2048, 16, 32, 8, 64, 8192, 131072, 5e5F, 1e-5F, true, false, true},
     Shape{"llama-3.2-3b", "llama", 128256, 3072, 28, 24, 8, 128, 8192, 131072, 5e5F, 1e-5F, true, false, true},
     Shape{"llama-3.1-8b", "llama", 128256, 4096, 32, 32, 8, 128, 14336, 131072, 5e5F, 1e-5F, false, false, true},
+    // An eighth of 1B in its layers, with the same vocabulary: a model that predicts for it.
+    Shape{"llama-1b-eighth", "llama", 128256, 1024, 8, 16, 4, 64, 4096, 131072, 5e5F, 1e-5F, true, false, true},
     Shape{"qwen2.5-0.5b", "qwen2", 151936, 896, 24, 14, 2, 64, 4864, 32768, 1e6F, 1e-6F, true, true, false},
     // An eighth of the layers and of the vocabulary, so that the share of the head stays.
     Shape{"qwen3-30b-a3b-scaled", "qwen3moe", 18992, 2048, 6, 32, 4, 128, 768, 40960, 1e6F, 1e-6F, false, false, false,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -36,6 +37,7 @@ class SKALD_API KvPredictor {
   Decoder<> auxiliary_;
   Decoder<> base_;
   std::vector<KvMap> maps_;
+  std::vector<std::shared_ptr<const Weight>> weights_;  // [base layer][keys, values], null where nothing is multiplied
 };
 
 /// Maps fitted to texts by least squares, with `ridge` times the mean square of the inputs added to the diagonal. `layers`
