@@ -10,6 +10,10 @@
 
 namespace skald::inline v0::detail {
 
+/// Most bytes of a token where every place of a text is compared with the vocabulary's texts. Real ones have at most a few
+/// hundred.
+inline constexpr std::size_t longest_piece = 1024;
+
 /// Tokens by their bytes, to find all that a text begins with. About 12 bytes per distinct prefix.
 class ByteTrie {
  public:

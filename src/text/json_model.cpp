@@ -51,6 +51,12 @@ void read_vocabulary_object(const JsonNode& node, JsonVocabulary& vocabulary, To
   index = TokenIndex(vocabulary, [](TokenId, TokenId) {});
 }
 
+/// For models whose work is the length of the text times that of the longest token.
+[[noreturn]] void refuse_length(const JsonNode& vocabulary, std::size_t id) {
+  vocabulary.fail("token " + std::to_string(id) + " has more than the " + std::to_string(longest_piece) +
+                  " bytes that one of this model may have");
+}
+
 // --- BPE -------------------------------------------------------------------------------------------------------------
 
 class BytePairModel final : public JsonModel {
@@ -190,7 +196,10 @@ class UnigramModel final : public JsonModel {
       least = std::min(least, scores[i]);
     }
     index = TokenIndex(vocabulary, [](TokenId, TokenId) {});
-    for (std::size_t i = 0; i < count; ++i) entries.push_back({vocabulary[i], static_cast<TokenId>(i), scores[i]});
+    for (std::size_t i = 0; i < count; ++i) {
+      if (vocabulary[i].size() > longest_piece) refuse_length(list, i);
+      entries.push_back({vocabulary[i], static_cast<TokenId>(i), scores[i]});
+    }
     constexpr double penalty = 10;
     model_.build(entries, count, least - penalty);
     byte_fallback_ = node.boolean_or("byte_fallback", false);
@@ -239,7 +248,7 @@ class UnigramModel final : public JsonModel {
 
 class WordPieceModel final : public JsonModel {
  public:
-  WordPieceModel(const JsonNode& node, JsonVocabulary& vocabulary, TokenIndex& index) : index_(&index) {
+  WordPieceModel(const JsonNode& node, JsonVocabulary& vocabulary, TokenIndex& index) {
     read_vocabulary_object(node.at("vocab"), vocabulary, index);
     unknown_text_ = node.string_or("unk_token", "[UNK]");
     prefix_ = node.string_or("continuing_subword_prefix", "##");
@@ -247,18 +256,33 @@ class WordPieceModel final : public JsonModel {
       longest_word_ = static_cast<std::size_t>(most->integer(0, 1 << 20));
     }
     unknown_ = index.find(unknown_text_);
-    for (const std::string& text : vocabulary) longest_token_ = std::max(longest_token_, text.size());
+    std::vector<ByteTrie::Entry> whole;
+    std::vector<ByteTrie::Entry> continuing;
+    for (std::size_t i = 0; i < vocabulary.size(); ++i) {
+      const std::string_view text = vocabulary[i];
+      if (text.size() > longest_piece) refuse_length(node.at("vocab"), i);
+      whole.emplace_back(text, static_cast<TokenId>(i));
+      if (text.starts_with(prefix_)) continuing.emplace_back(text.substr(prefix_.size()), static_cast<TokenId>(i));
+    }
+    whole_.build(std::move(whole));
+    continuing_.build(std::move(continuing));
   }
 
-  void encode(std::string_view word, std::vector<TokenId>& tokens, Scratch& scratch,
+  void encode(std::string_view word, std::vector<TokenId>& tokens, Scratch&,
               const std::vector<bool>* skip) const override {
     const std::size_t before = tokens.size();
     bool spelled = count_points(word) <= longest_word_;
     for (std::size_t begin = 0; spelled && begin < word.size();) {
-      const auto [size, id] = longest(word, begin, scratch.text, skip);
-      spelled = id >= 0;
-      if (spelled) tokens.push_back(id);
-      begin += size;
+      std::size_t longest = 0;
+      TokenId token = -1;
+      (begin == 0 ? whole_ : continuing_).prefixes(word.substr(begin), [&](std::size_t size, TokenId id) {
+        if (skipped(skip, id)) return;
+        longest = size;
+        token = id;
+      });
+      spelled = token >= 0;
+      if (spelled) tokens.push_back(token);
+      begin += longest;
     }
     if (spelled) return;
     tokens.resize(before);
@@ -272,29 +296,10 @@ class WordPieceModel final : public JsonModel {
   [[nodiscard]] std::string_view unknown() const noexcept override { return unknown_text_; }
 
  private:
-  // The longest token at that place, as bytes of the word and id.
-  std::pair<std::size_t, TokenId> longest(std::string_view word, std::size_t begin, std::string& text,
-                                          const std::vector<bool>* skip) const {
-    text.clear();
-    if (begin > 0) text = prefix_;
-    const std::size_t extra = text.size();
-    text += word.substr(begin, longest_token_);
-    std::size_t size = text.size();
-    while (size > extra) {
-      const bool whole = begin + size - extra == word.size() ||
-                         (static_cast<unsigned char>(word[begin + size - extra]) & 0xc0) != 0x80;
-      if (whole) {
-        const TokenId id = index_->find(std::string_view(text).substr(0, size));
-        if (id >= 0 && !skipped(skip, id)) return {size - extra, id};
-      }
-      --size;
-    }
-    return {0, -1};
-  }
-  const TokenIndex* index_;
+  ByteTrie whole_, continuing_;  // of all tokens; of those with the prefix, without it
   std::string unknown_text_, prefix_;
   TokenId unknown_ = -1;
-  std::size_t longest_word_ = 100, longest_token_ = 0;
+  std::size_t longest_word_ = 100;
 };
 
 class WordLevelModel final : public JsonModel {

@@ -103,7 +103,8 @@ void check_vocabulary(const Vocabulary& vocabulary) {
   };
   check_length(vocabulary.scores.size(), "scores");
   check_length(vocabulary.types.size(), "token_type");
-  constexpr std::size_t longest = 16384;
+  const bool by_trie = vocabulary.model == "t5" || vocabulary.model == "bert" || vocabulary.model == "rwkv";
+  const std::size_t longest = by_trie ? detail::longest_piece : 16384;
   for (std::size_t i = 0; i < count; ++i) {
     const std::string& text = vocabulary.tokens[i];
     const auto refuse_token = [&](const std::string& why) {

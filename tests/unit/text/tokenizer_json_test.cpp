@@ -206,6 +206,28 @@ TEST_CASE("text.tokenizer_json: refuses what it does not know by name, with the 
   }
 }
 
+TEST_CASE("text.tokenizer_json: long words and tokens of WordPiece and Unigram cost no more than their lengths' product") {
+  // Each place of the word is the beginning of a long token that does not come.
+  const std::string trap = std::string(1000, 'a') + "b";
+  const std::string word(100'000, 'a');
+  Json piece = {{"type", "WordPiece"}, {"unk_token", "u"}, {"continuing_subword_prefix", "##"},
+                {"max_input_chars_per_word", 1 << 20}, {"vocab", {{"u", 0}, {"a", 1}, {"##aa", 2}, {"##" + trap, 3}}}};
+  Json unigram = {{"type", "Unigram"}, {"unk_id", 0}, {"vocab", Json::array()}};
+  for (const char* text : {"u", "aa", trap.c_str()}) unigram["vocab"].push_back(Json::array({text, text[0] == 'u' ? 0.0 : -1.0}));
+  const auto encoded = [](const Json& model, const std::string& text) {
+    const std::string json = Json{{"model", model}}.dump();
+    return skald::read_tokenizer_json({.tokenizer_json = json}).encode(text);
+  };
+  std::vector<skald::TokenId> expected(50'001, 2);
+  expected[0] = 1;
+  CHECK(encoded(piece, word + "a") == expected);
+  CHECK(encoded(unigram, word) == std::vector<skald::TokenId>(50'000, 1));
+  piece["vocab"][std::string(1025, 'x')] = 4;
+  refused<skald::FormatError>("$.model.vocab", Json{{"model", piece}}.dump());
+  unigram["vocab"].push_back(Json::array({std::string(1025, 'x'), -1.0}));
+  refused<skald::FormatError>("$.model.vocab", Json{{"model", unigram}}.dump());
+}
+
 TEST_CASE("text.tokenizer_json: refuses contradictions with the place") {
   using skald::FormatError;
   const auto with = [](const char* pointer, const char* value) {
