@@ -31,7 +31,9 @@ int main(int argc, char** argv) try {
   const auto decoder = skald::Decoder(
       model, {.kv = {.format = "q8_0"}, .context = options.context, .parallel = 1, .batch_tokens = options.batch_tokens});
   auto session = decoder.new_session();
-  for (const auto& piece : skald::generate(session, "Once upon a time", {.max_tokens = 32}))
+  const std::string prompt = "Once upon a time";
+  std::cout << prompt;
+  for (const auto& piece : skald::generate(session, prompt, {.max_tokens = 32}))
     std::cout << piece.text << std::flush;
   std::cout << "\na context of " << options.context << " tokens fits " << budget / 1024 << " KiB; the session holds "
             << session.bytes() / 1024 << " KiB\n";
