@@ -1,6 +1,8 @@
 // Eviction in the whole pipeline.
 #include <stdexcept>
 
+#include <skald/state/policies.hpp>
+
 #include "helpers.hpp"
 #include "support/catch.hpp"
 
@@ -210,4 +212,41 @@ TEST_CASE("integration.eviction: a policy that fails leaves every session at its
                         chunked(fresh, std::span(tokens).subspan(kept, 60), 60)));
       }
     }
+}
+
+TEST_CASE("integration.eviction: an executor that fails while tokens leave loses no work and ends nothing") {
+  struct FailsAt {
+    int calls = 0;
+    int fail_at = 0;
+    [[nodiscard]] static int concurrency() { return 4; }
+    void run(int n, skald::FunctionRef<void(int)> work) {
+      if (++calls == fail_at) throw std::runtime_error("no threads today");
+      for (int i = 0; i < n; ++i) work(i);
+    }
+  };
+  const auto executor = std::make_shared<FailsAt>();
+  skald::CpuOptions cpu;
+  cpu.executor = skald::AnyExecutor(executor);
+  const auto tokens = some_tokens(96, 320);
+  const auto run = [&](int fail_at) {
+    const auto model = tiny_model({.layers = 3}, {.backend = skald::make_cpu_backend(cpu)});
+    const skald::Decoder decoder(model, {.kv = {.eviction = "window:sinks=4,window=44", .page_tokens = 16}});
+    auto session = decoder.new_session();
+    (void)session.forward(std::span(tokens).first(63), skald::LogitsWanted::none);
+    executor->calls = 0;
+    executor->fail_at = fail_at;
+    try {
+      (void)session.forward(std::span(tokens).subspan(63, 1), skald::LogitsWanted::none);
+    } catch (const std::runtime_error&) {
+      CHECK(session.length() == 63);
+      executor->fail_at = 0;
+      (void)session.forward(std::span(tokens).subspan(63, 1), skald::LogitsWanted::none);
+    }
+    executor->fail_at = 0;
+    const auto calls = executor->calls;
+    return std::pair(calls, chunked(session, std::span(tokens).subspan(64), 7));
+  };
+  const auto [calls, expected] = run(0);
+  CHECK(calls >= 3);  // the pass, the policy, what it drops
+  for (int fail_at = 1; fail_at <= calls; ++fail_at) CHECK(same_bits(run(fail_at).second, expected));
 }
