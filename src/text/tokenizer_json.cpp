@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "text/json_depth.hpp"
 #include "text/json_node.hpp"
 #include "text/json_tokenizer.hpp"
 #include "text/tokenizer_impl.hpp"
@@ -11,25 +12,11 @@ namespace skald::inline v0 {
 namespace detail {
 
 nlohmann::json parse_json_document(std::string_view text, const std::string& file) {
-  constexpr int deepest = 64;
   const auto refuse = [&](const std::string& why, std::size_t offset) {
     throw FormatError("text.tokenizer_json", why, {.file = file, .offset = offset});
   };
-  int depth = 0;
-  bool in_string = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      else if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if ((c == '{' || c == '[') && ++depth > deepest) {
-      refuse("nests deeper than the limit of " + std::to_string(deepest), i);
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
+  if (const auto at = find_too_deep(text))
+    refuse("nests deeper than the limit of " + std::to_string(deepest_json), *at);
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {

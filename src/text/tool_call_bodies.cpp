@@ -4,29 +4,16 @@
 
 #include <nlohmann/json.hpp>
 
+#include "text/json_depth.hpp"
+
 namespace skald::inline v0::detail {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Nothing for what is not JSON or nests so deeply that handling it would use up the stack.
+// Nothing for what is not JSON or nests too deeply.
 std::optional<Json> parse(std::string_view text) {
-  constexpr int deepest = 64;
-  int depth = 0;
-  bool in_string = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      else if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > deepest) return std::nullopt;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
+  if (find_too_deep(text)) return std::nullopt;
   Json value = Json::parse(text, nullptr, false);
   if (value.is_discarded()) return std::nullopt;
   return value;
