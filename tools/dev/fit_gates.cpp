@@ -51,6 +51,9 @@ void normalize(const skald::NormSpec& spec, const Floats& weight, float* row) {
 
 std::vector<std::vector<Sample>> collect(const skald::Model& model, const Settings& set) {
   const auto& spec = model.spec();
+  for (int l = 0; l < spec.layer_count(); ++l)
+    if (const auto& layer = spec.layers[static_cast<std::size_t>(l)]; !layer.attention || layer.attention_norm.bias)
+      throw skald::IncompatibleError("fit_gates", "every layer must have attention behind a norm without biases", {.layer = l});
   const auto context = static_cast<std::int64_t>(set.tokens) + 64;
   const skald::Decoder dense(model, {.context = context});
   // Remembers how tokens entered each layer; of the budget nothing is ever dropped.
@@ -252,6 +255,7 @@ int main(int argc, char** argv) try {
   }
   const auto model = skald::Model::load(argv[1]);
   const auto samples = collect(model, set);
+  if (samples.empty() || samples[0].size() < 20) throw skald::UsageError("fit_gates", "too few texts of so many tokens");
   skald::SafetensorsWriter out;
   std::vector<Gates> gates;
   for (std::size_t l = 0; l < samples.size(); ++l) gates.emplace_back(set, static_cast<std::size_t>(model.spec().dim), l);
