@@ -17,6 +17,7 @@
 
 #include "model/huggingface/config.hpp"
 #include "model/huggingface/families.hpp"
+#include "model/huggingface/row_order.hpp"
 
 namespace skald::inline v0 {
 
@@ -63,35 +64,6 @@ struct Heads {
     key = of(base.kv_heads, query);
   }
 };
-
-/// The order of a matrix's rows in a GGUF file: entry i is the row that comes from Hugging Face's row order[i].
-std::vector<std::int32_t> row_order(hf::Form form, std::int64_t rows, const Heads& counts) {
-  std::vector<std::int32_t> order;
-  const auto push = [&](std::int64_t row) { order.push_back(static_cast<std::int32_t>(row)); };
-  if (form == hf::Form::rotary_q || form == hf::Form::rotary_k) {
-    const std::int64_t heads = form == hf::Form::rotary_q ? counts.query : counts.key;
-    if (rows % (2 * heads) != 0) return order;
-    const std::int64_t half = rows / heads / 2;
-    for (std::int64_t head = 0; head < heads; ++head)
-      for (std::int64_t i = 0; i < half; ++i)
-        for (const std::int64_t part : {0, 1}) push((2 * head + part) * half + i);
-  } else if (form == hf::Form::head_qkv || form == hf::Form::group_qkv) {
-    const std::int64_t groups = form == hf::Form::head_qkv ? counts.query : counts.key;
-    const std::int64_t parts = counts.query / groups + 2;
-    if (rows % (groups * parts) != 0) return order;
-    const std::int64_t size = rows / groups / parts;
-    const auto add = [&](std::int64_t begin, std::int64_t count) {
-      for (std::int64_t group = 0; group < groups; ++group)
-        for (std::int64_t i = 0; i < count * size; ++i) push((group * parts + begin) * size + i);
-    };
-    add(0, parts - 2);
-    add(parts - 2, 1);
-    add(parts - 1, 1);
-  } else {
-    for (std::int64_t row = 0; row < rows; ++row) push(row);
-  }
-  return order;
-}
 
 struct Target {
   std::string tensor;
@@ -325,7 +297,8 @@ class PeftReader {
     if (target.form != rotary_q && target.form != rotary_k && target.form != head_qkv && target.form != group_qkv)
       throw IncompatibleError(place, fmt::format("an adapter cannot change '{}'", printable(module, 120)),
                              {.file = file_.name(), .tensor = module});
-    auto order = row_order(target.form, delta.outputs, Heads(base_, target.layer));
+    const Heads heads(base_, target.layer);
+    auto order = hf::row_order(target.form, delta.outputs, heads.query, heads.key);
     if (static_cast<std::int64_t>(order.size()) != delta.outputs)
       throw FormatError(place, fmt::format("{} outputs are not whole heads", delta.outputs),
                         {.file = file_.name(), .tensor = module});

@@ -17,6 +17,7 @@
 #include "model/huggingface/config.hpp"
 #include "model/huggingface/families.hpp"
 #include "model/huggingface/group_quantized.hpp"
+#include "model/huggingface/row_order.hpp"
 #include "model/huggingface/stored_formats.hpp"
 #include "model/huggingface/text_files.hpp"
 #include "model/limits.hpp"
@@ -253,10 +254,10 @@ class FolderReader {
         if (first.shape.size() == 1) return renamed(std::move(name), first);
         if (first.shape.size() != 2 || dtype_info(first.type).quantized) refuse(first, "found a shape that is no matrix");
         return transposed(std::move(name), first);
-      case rotary_q: return gather_rows(std::move(name), from, pairs(first, rows, heads_), first.shape);
-      case rotary_k: return gather_rows(std::move(name), from, pairs(first, rows, kv_heads_), first.shape);
-      case head_qkv: return gather_rows(std::move(name), from, grouped(first, rows, heads_), first.shape);
-      case group_qkv: return gather_rows(std::move(name), from, grouped(first, rows, kv_heads_), first.shape);
+      case rotary_q:
+      case rotary_k:
+      case head_qkv:
+      case group_qkv: return gather_rows(std::move(name), from, moved_rows(first, rows, form), first.shape);
       case concat: return below(std::move(name), std::move(from));
       case experts:
       case query_heads:
@@ -317,31 +318,16 @@ class FolderReader {
     view.name = std::move(name);
     return view;
   }
-  /// Rows i and i + n/2 of a head of n rows become rows 2i and 2i + 1.
-  static std::vector<RowRun> pairs(const TensorView& tensor, std::int64_t rows, std::int64_t heads) {
-    if (tensor.shape.size() > 2 || rows % (2 * heads) != 0)
-      refuse(tensor, fmt::format("{} rows are not {} heads of an even number of elements", rows, heads));
-    const std::int64_t half = rows / heads / 2;
+  /// The rows of a matrix or the elements of a vector in the order of GGUF files, neighbours together.
+  [[nodiscard]] std::vector<RowRun> moved_rows(const TensorView& tensor, std::int64_t rows, hf::Form form) const {
+    std::vector<std::int32_t> order;
+    if (tensor.shape.size() <= 2) order = hf::row_order(form, rows, heads_, kv_heads_);
+    if (order.empty()) refuse(tensor, fmt::format("{} rows are not {} query and {} key heads", rows, heads_, kv_heads_));
     std::vector<RowRun> runs;
-    for (std::int64_t head = 0; head < heads; ++head)
-      for (std::int64_t i = 0; i < half; ++i)
-        for (const std::int64_t part : {0, 1}) runs.push_back({0, (2 * head + part) * half + i, 1});
-    return runs;
-  }
-  /// For each group its query heads, one key and one value: all queries, all keys, all values.
-  [[nodiscard]] std::vector<RowRun> grouped(const TensorView& tensor, std::int64_t rows, std::int64_t groups) const {
-    const std::int64_t parts = heads_ / groups + 2;
-    if (tensor.shape.size() > 2 || rows % (groups * parts) != 0)
-      refuse(tensor, fmt::format("{} rows are not {} groups of {} heads", rows, groups, parts));
-    const std::int64_t size = rows / groups / parts;
-    std::vector<RowRun> runs;
-    const auto add = [&](std::int64_t begin, std::int64_t count) {
-      for (std::int64_t group = 0; group < groups; ++group)
-        runs.push_back({0, (group * parts + begin) * size, count * size});
-    };
-    add(0, parts - 2);
-    add(parts - 2, 1);
-    add(parts - 1, 1);
+    for (const std::int64_t row : order) {
+      if (!runs.empty() && runs.back().first + runs.back().count == row) ++runs.back().count;
+      else runs.push_back({0, row, 1});
+    }
     return runs;
   }
   static TensorView below(std::string name, std::vector<TensorView> from) {
