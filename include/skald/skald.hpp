@@ -17,6 +17,7 @@
 #include <skald/decoder/embed.hpp>
 #include <skald/decoder/embedding_rows.hpp>
 #include <skald/decoder/kv_prediction.hpp>
+#include <skald/decoder/plan.hpp>
 #include <skald/decoder/prefix_cache.hpp>
 #include <skald/decoder/speculative_start.hpp>
 #include <skald/decoder/turn_keeper.hpp>

@@ -23,6 +23,14 @@ KvPageLayout ChunkReads::summaries_of(const KvPageLayout& kv) noexcept {
   return {DType::f32, wide, 2 * kv.heads, kv.head_dim_k, kv.head_dim_k, true};
 }
 
+std::size_t ChunkReads::most_memory(std::int64_t tokens, std::int64_t chunk_tokens, std::int64_t page_tokens,
+                                    std::int64_t context, std::int64_t tables) noexcept {
+  const auto pages = (std::max(tokens, 2 * chunk_tokens) + page_tokens - 1) / page_tokens;
+  const auto floats = 3 * ((context / chunk_tokens + wide - 1) / wide * wide) * std::min(most_lanes, tables);
+  return static_cast<std::size_t>(tables * pages + tables * pages / 2) * sizeof(std::uint32_t) +
+         static_cast<std::size_t>(floats + floats / 2) * sizeof(float);
+}
+
 void ChunkReads::begin(std::span<const Segment> segments) {
   segments_ = segments;
   whole_.clear();

@@ -45,6 +45,9 @@ class ChunkReads {
   [[nodiscard]] std::span<const Segment> row_segments() const noexcept { return rows_; }
   [[nodiscard]] const KvTable* row_tables(std::size_t layer) const noexcept { return layers_[layer].row_tables.data(); }
 
+  /// Most of memory_bytes for so many tables (rows and groups) of a layer.
+  [[nodiscard]] static std::size_t most_memory(std::int64_t tokens, std::int64_t chunk_tokens, std::int64_t page_tokens,
+                                               std::int64_t context, std::int64_t tables) noexcept;
   [[nodiscard]] std::size_t memory_bytes() const noexcept {
     return pages_.size() * sizeof(std::uint32_t) + lanes_.size() * sizeof(float);
   }

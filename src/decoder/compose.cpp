@@ -234,6 +234,7 @@ void DecoderImpl::make_buffers() {
       stream_limits(spec, rows, options_.context, reads_ahead_ || chunk_reads_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types());
   limits.earlier = has_two_parts();
   limits.tokens = std::max(limits.tokens, eviction_.traits().rebuild * options_.parallel);
+  limits.segments = std::max(limits.segments, eviction_.traits().rebuild * options_.parallel);  // runs of rows
   stream_ = backend.new_stream(limits);
   ensure_logits(options_.parallel);
   row_tokens_.resize(static_cast<std::size_t>(rows));
@@ -241,13 +242,10 @@ void DecoderImpl::make_buffers() {
   if (spec.token_types > 0) row_types_.assign(static_cast<std::size_t>(rows), 0);
   head_rows_.reserve(static_cast<std::size_t>(rows));
   if (const auto traits = eviction_.traits(); traits.drops_tokens && traits.needs_scores) {
-    // One row of every session, within reason; a pass with more computes logits again for the scores.
-    constexpr std::int64_t enough = std::int64_t{16} << 20;
     std::int64_t heads = 0;
     for (const auto& layer : spec.layers)
       if (layer.attention) heads = std::max<std::int64_t>(heads, layer.attention->heads);
-    const auto floats = std::min(enough, heads * (options_.context + 16) / 16 * 16 * options_.parallel);
-    score_work_ = backend.allocate(static_cast<std::size_t>(floats) * sizeof(float));
+    score_work_ = backend.allocate(static_cast<std::size_t>(score_work(heads, options_.context, options_.parallel)) * sizeof(float));
   }
   if (!eviction_.traits().score_shape.plain()) inverse_temperatures_.reserve(static_cast<std::size_t>(rows));
 }

@@ -8,7 +8,6 @@ namespace skald::inline v0::detail {
 
 namespace {
 
-constexpr std::int64_t default_context = 4096;
 constexpr std::int64_t most_tokens = std::int64_t{1} << 46;  // of all sessions that the options above allow
 
 [[noreturn]] void refuse(const std::string& message) { throw UsageError("decoder.decoder", message); }
@@ -94,7 +93,7 @@ std::shared_ptr<DecoderCore> DecoderCore::make(Model model, AnyEviction eviction
 DecoderImpl::DecoderImpl(Model model, AnyEviction eviction, AnyKvFormat format, const DecoderOptions& options)
     : model_(std::move(model)), eviction_(std::move(eviction)), format_(std::move(format)), options_(options) {
   const auto& spec = model_.spec();
-  if (options_.context == 0) options_.context = std::min(spec.context_length, default_context);
+  if (options_.context == 0) options_.context = usual_context(spec);
   if (spec.learned_positions && options_.context > spec.context_length)
     refuse("context is " + std::to_string(options_.context) + " tokens, but the model has learned positions for " +
            std::to_string(spec.context_length));

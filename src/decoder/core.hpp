@@ -15,6 +15,7 @@
 
 #include "decoder/chunk_reads.hpp"
 #include "decoder/coupled_kv.hpp"
+#include "decoder/memory_sizes.hpp"
 #include "decoder/slow_values.hpp"
 #include "decoder/spread.hpp"
 
@@ -121,6 +122,7 @@ class DecoderImpl final : public DecoderCore {
   void make_rebuild();
   void prepare_rebuild(const Batch& batch);
   void check_recalled(std::size_t count) const;
+  void begin_rebuild(const Session& session, std::span<const std::int32_t> wanted, std::size_t first);
   void keep_entered(const Session& session, const Segment& segment);
   [[nodiscard]] bool wants_rebuild(const Session& session) const noexcept;
   void prepare_slow_values(const Batch& batch);
@@ -139,6 +141,7 @@ class DecoderImpl final : public DecoderCore {
   std::int64_t cut(const Batch& batch, std::vector<Piece>& pieces);
   void make_gates();
   void prepare_score_shape(std::size_t groups);
+  void open_scores(PagedKv& state, int group, bool scored, std::size_t at);
   void prepare_scores(const Batch& batch, AttentionScores& scores);
   void collect_scores(AttentionScores& scores);
   void run(const Batch& batch, const ForwardOptions& options);
@@ -275,7 +278,7 @@ class DecoderImpl final : public DecoderCore {
   std::vector<KvLayer> earlier_kv_;      // [layer]
   // Rebuilding: a segment per piece, rows of all pieces together.
   std::vector<Segment> rebuild_segments_;
-  std::vector<std::int32_t> rebuild_positions_, rebuild_wanted_, rebuild_dropped_;
+  std::vector<std::int32_t> rebuild_positions_, rebuild_wanted_, rebuild_dropped_, rebuild_fresh_;
   std::vector<std::vector<float>> rebuild_host_;   // [layer] how the rows entered it
   std::vector<std::vector<float>> entered_host_;   // [layer] how the rows of the pass entered it
   std::vector<std::vector<KvTable>> rebuild_tables_;  // [layer] of segments and groups
@@ -311,6 +314,7 @@ class DecoderImpl final : public DecoderCore {
   std::vector<float*> score_pointers_;      // [layer][segment][group] of the pass
   Buffer score_work_;  // for the logits of a decoding step, if the policy wants scores
   std::vector<const float*> score_noise_;   // as score_pointers_, if the policy's scores have noise
+  std::vector<const float*> score_before_;  // as score_pointers_, what the policy's scores begin with
   std::vector<float> inverse_temperatures_; // of the pass's rows, if the policy's scores have a temperature
   std::vector<ScoreSink> score_sinks_;      // [layer][part]
   std::size_t score_groups_ = 0;            // groups of all layers

@@ -19,6 +19,8 @@ class KeyTurn {
   void turn(float* key, std::int64_t position) const noexcept { apply(key, position, 1.0F); }
   void turn_back(float* key, std::int64_t position) const noexcept { apply(key, position, -1.0F); }
 
+  [[nodiscard]] std::size_t bytes() const noexcept { return table_.size() * sizeof(float); }
+
  private:
   void apply(float* key, std::int64_t position, float direction) const noexcept;
   RopeKind kind_ = RopeKind::none;
@@ -48,7 +50,11 @@ class CoupledKv {
   [[nodiscard]] KvLayer plain(std::size_t layer) const noexcept;
   [[nodiscard]] HostOp expand(std::size_t layer) noexcept;
   [[nodiscard]] HostOp pack(std::size_t layer) noexcept;
-  [[nodiscard]] std::size_t memory_bytes() const noexcept { return scratch_.bytes(); }
+  [[nodiscard]] std::size_t memory_bytes() const noexcept {
+    std::size_t bytes = scratch_.bytes();
+    for (const auto& turn : turns_) bytes += turn.bytes();
+    return bytes;
+  }
 
  private:
   struct Layer {

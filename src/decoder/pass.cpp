@@ -79,6 +79,7 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
     for (const auto& piece : pieces_) policy_scoring_ = policy_scoring_ || scored_from(piece.session->length());
   if (policy_scoring_) score_template_ = {ScoreKind::sum, 0, nullptr};
   if (scoring_ || policy_scoring_) score_pointers_.resize(count);
+  if (policy_scoring_) score_before_.resize(count);
   places_.clear();
   for (std::size_t l = 0; l < kv_.size() && recurrent_count_ > 0; ++l)
     for (const auto& piece : pieces_)
@@ -106,8 +107,7 @@ void DecoderImpl::prepare_tables(const Batch& batch) {
           if (slopes_[l] != nullptr && !state.positions(g).empty()) tables_[at].positions = state.positions(g).data();
           if (g == 0 && !drop_tables_.empty())
             drop_tables_[drop_at++] = {state.gate_keys(), state.until(), tables_[at].length, tables_[at].position};
-          if (policy_scoring_)
-            score_pointers_[at] = scored_from(piece.session->length()) ? state.begin_scores(g) : nullptr;
+          if (policy_scoring_) open_scores(state, g, scored_from(piece.session->length()), at);
           if (policy_scoring_ && !score_noise_.empty()) score_noise_[at] = state.noise(g);
           if (scoring_)
             score_pointers_[at] =
@@ -159,6 +159,15 @@ void DecoderImpl::prepare_row_tables() {
           at += static_cast<std::size_t>(part.groups);
         }
   }
+}
+
+/// Where the kernels add a group's scores. Where layers share keys and values several ops add to them: then they begin with
+/// what is there.
+void DecoderImpl::open_scores(PagedKv& state, int group, bool scored, std::size_t at) {
+  score_before_[at] = nullptr;
+  score_pointers_[at] = !scored                   ? nullptr
+                        : format_.shares_layers() ? state.begin_scores(group)
+                                                  : state.open_scores(group, score_before_[at]);
 }
 
 /// Room for the noise of each group, and the temperatures of the rows.

@@ -134,6 +134,7 @@ void DecoderImpl::shape_scores(ScoreSink& sink, std::size_t first_table) {
     sink.work = reinterpret_cast<float*>(score_work_.address());
     sink.work_floats = static_cast<std::int64_t>(score_work_.bytes() / sizeof(float));
   }
+  sink.before = score_before_.data() + first_table;
   if (!score_noise_.empty()) sink.noise = score_noise_.data() + first_table;
   if (!inverse_temperatures_.empty()) sink.inverse_temperatures = inverse_temperatures_.data();
 }

@@ -1,7 +1,9 @@
 // Dropped tokens whose keys and values are computed again: each layer keeps, in slow memory, how tokens entered it, and computes
 // keys and values of those that the policy wants from there, beside the rows of the pass.
 #include <algorithm>
+#include <exception>
 #include <functional>
+#include <numeric>
 #include <string>
 
 #include "decoder/core.hpp"
@@ -99,7 +101,6 @@ void DecoderImpl::check_recalled(std::size_t count) const {
 void DecoderImpl::prepare_rebuild(const Batch& batch) {
   const auto traits = eviction_.traits();
   if (traits.rebuild == 0) return;
-  const auto dim = static_cast<std::size_t>(model_.spec().dim);
   rebuild_segments_.clear();
   rebuild_positions_.clear();
   for (auto& tables : rebuild_tables_) tables.clear();
@@ -123,22 +124,53 @@ void DecoderImpl::prepare_rebuild(const Batch& batch) {
     bool all_hold = true;
     for (std::size_t l = first; l < kv_.size(); ++l)
       all_hold = all_hold && (!kv_[l].rebuilds || rebuilt_state(session, l).holds(wanted));
-    Segment segment{static_cast<std::int32_t>(rebuild_positions_.size()), 0, nullptr};
-    if (!all_hold) rebuild_positions_.insert(rebuild_positions_.end(), wanted.begin(), wanted.end());
-    for (std::size_t l = first; l < kv_.size(); ++l) {
-      if (!kv_[l].rebuilds) continue;
-      auto& state = rebuilt_state(session, l);
-      if (!all_hold) {
-        state.begin_rebuild(wanted);
-        segment.row_count = static_cast<std::int32_t>(count);
-        for (std::size_t i = 0; i < count; ++i)
-          std::copy_n(state.entered(wanted[i]), dim,
-                      rebuild_host_[l].data() + (static_cast<std::size_t>(segment.row_begin) + i) * dim);
-        counters_.rebuilt_rows += count;
-      }
-      for (int g = 0; g < kv_[l].groups; ++g) rebuild_tables_[l].push_back({state.front().pages(g).data(), 0, 0});
+    if (!all_hold) begin_rebuild(session, wanted, first);
+  }
+}
+
+/// Rows that are there already move; of the others each run of slots that follow one another becomes a segment.
+void DecoderImpl::begin_rebuild(const Session& session, std::span<const std::int32_t> wanted, std::size_t first) {
+  const auto dim = static_cast<std::size_t>(model_.spec().dim);
+  bool moves = true;
+  for (std::size_t l = first; l < kv_.size(); ++l) moves = moves && (!kv_[l].rebuilds || rebuilt_state(session, l).movable());
+  if (moves) {
+    rebuilt_state(session, first).missing(wanted, rebuild_fresh_);
+  } else {
+    rebuild_fresh_.resize(wanted.size());
+    std::iota(rebuild_fresh_.begin(), rebuild_fresh_.end(), 0);
+  }
+  std::vector<std::exception_ptr> failures(kv_.size());
+  const auto begin = [&](std::int64_t layer) {
+    const auto l = static_cast<std::size_t>(layer);
+    if (!kv_[l].rebuilds) return;
+    try {
+      rebuilt_state(session, l).begin_rebuild(wanted, moves);
+    } catch (...) {
+      failures[l] = std::current_exception();
     }
-    rebuild_segments_.push_back(segment);
+  };
+  if (const auto* threads = host_threads()) {
+    (*threads)(static_cast<std::int64_t>(kv_.size()), begin);
+  } else {
+    for (std::size_t l = 0; l < kv_.size(); ++l) begin(static_cast<std::int64_t>(l));
+  }
+  for (const auto& failure : failures)
+    if (failure) std::rethrow_exception(failure);
+  const auto row = rebuild_positions_.size();
+  for (std::size_t i = 0, end = 0; i < rebuild_fresh_.size(); i = end) {
+    end = i + 1;
+    while (end < rebuild_fresh_.size() && rebuild_fresh_[end] == rebuild_fresh_[end - 1] + 1) ++end;
+    rebuild_segments_.push_back({static_cast<std::int32_t>(row + i), static_cast<std::int32_t>(end - i), nullptr});
+    for (std::size_t l = first; l < kv_.size(); ++l)
+      for (int g = 0; kv_[l].rebuilds && g < kv_[l].groups; ++g)
+        rebuild_tables_[l].push_back({rebuilt_state(session, l).front().pages(g).data(), rebuild_fresh_[i], 0});
+  }
+  for (const auto i : rebuild_fresh_) rebuild_positions_.push_back(wanted[static_cast<std::size_t>(i)]);
+  for (std::size_t l = first; l < kv_.size(); ++l) {
+    if (!kv_[l].rebuilds) continue;
+    for (std::size_t i = row; i < rebuild_positions_.size(); ++i)
+      std::copy_n(rebuilt_state(session, l).entered(rebuild_positions_[i]), dim, rebuild_host_[l].data() + i * dim);
+    counters_.rebuilt_rows += rebuild_fresh_.size();
   }
 }
 

@@ -54,10 +54,20 @@ SlowValues::SlowValues(const ModelSpec& spec, AnyBackend backend, std::int64_t c
     most_dims_ = std::max<std::int64_t>(most_dims_, attention->stored_dim_v());
     most_heads_ = std::max<std::int64_t>(most_heads_, attention->heads);
   }
-  const auto chosen = static_cast<std::size_t>(std::min(count_, context_));
+  lane_floats_ = lane_floats(most_dims_, count_, context_);
+}
+
+std::size_t SlowValues::lane_floats(std::int64_t dims, std::int64_t count, std::int64_t context) noexcept {
   // Weights and their order, and for two heads: slots, weights and values of those chosen.
-  lane_floats_ = 2 * static_cast<std::size_t>((context_ + 15) / 16 * 16) +
-                 2 * chosen * (2 + static_cast<std::size_t>(most_dims_));
+  const auto chosen = static_cast<std::size_t>(std::min(count, context));
+  return 2 * static_cast<std::size_t>((context + 15) / 16 * 16) + 2 * chosen * (2 + static_cast<std::size_t>(dims));
+}
+
+std::size_t SlowValues::lane_bytes(const ModelSpec& spec, std::int64_t count, std::int64_t context) noexcept {
+  std::int64_t dims = 0;
+  for (const auto& layer : spec.layers)
+    if (layer.attention) dims = std::max<std::int64_t>(dims, layer.attention->stored_dim_v());
+  return static_cast<std::size_t>(most_lanes) * lane_floats(dims, count, context) * sizeof(float);
 }
 
 KvPageLayout SlowValues::keys_of(KvPageLayout both) noexcept {

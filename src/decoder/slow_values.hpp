@@ -29,6 +29,9 @@ class SlowValues {
   [[nodiscard]] static KvPageLayout keys_of(KvPageLayout both) noexcept;
   [[nodiscard]] static KvPageLayout values_of(KvPageLayout both) noexcept;
 
+  /// Most memory of the rows that choose.
+  [[nodiscard]] static std::size_t lane_bytes(const ModelSpec& spec, std::int64_t count, std::int64_t context) noexcept;
+
   /// Announces a pass over `layers` layers: its segments, which stay where they are; `trace` may be null.
   void begin(std::span<const Segment> segments, std::size_t layers, std::vector<TransferEvent>* trace);
   /// The tables of one layer's keys and values, and their pools; both in segment_count x groups.
@@ -81,6 +84,7 @@ class SlowValues {
     float* values;
     std::int64_t count = 0;
   };
+  [[nodiscard]] static std::size_t lane_floats(std::int64_t dims, std::int64_t count, std::int64_t context) noexcept;
   static void run_store(void* context, std::int64_t unit) noexcept;
   static void run_expand(void* context, std::int64_t unit) noexcept;
   static void run_attend(void* context, std::int64_t unit) noexcept;

@@ -90,11 +90,13 @@ struct AttentionTask {
   // Of the score pass alone.
   const float* noise;                 ///< added to the logit of each slot, or null
   const float* inverse_temperatures;  ///< of the task's rows, or null
-  /// Null, or where `chunk` and `whole` leave the logits (rows of slots, -infinity where unseen) from which `scores` then
-  /// goes on without reading keys. Slots are rounded up to 16.
+  /// Null, or where `chunk` and `whole` leave by slot (rounded up to 16) what `scores` then goes on with, without reading
+  /// keys: weights; or, if `shaped`, logits (-infinity where unseen), of which `scores` makes weights in their place.
   float* logits;
   std::int64_t logits_row_stride;   ///< floats from row to row
   std::int64_t logits_head_stride;  ///< floats from head to head
+  std::int64_t chunk_states = 0;    ///< floats from a head's first slot to the (maximum, sum) of its chunks, by number
+  bool shaped = false;              ///< the score pass has noise or temperatures
   // Of `whole` alone, for slots in two places; `partial_bytes` each.
   const float* carry_in = nullptr;  ///< running results to go on from, or null
   float* carry_out = nullptr;       ///< where to leave running results, instead of writing `out`; or null
@@ -115,7 +117,7 @@ struct AttentionKernel {
   /// All chunks of a task one after the other, with the same operations as `chunk` and `merge`.
   void (*whole)(const AttentionTask& task, std::byte* scratch) noexcept;
   /// Adds probabilities to scores[slot] (kind 0: sum, 1: max) for the given rows of the task, after the outputs are
-  /// known: recomputes the scores.
+  /// known: goes on with what `logits` hold, or computes the logits again. The bits are the same.
   void (*scores)(const AttentionTask& task, int kind, float* scores, std::byte* scratch) noexcept;
   /// Writes keys and values of one row and KV head (head_dim_k and head_dim_v floats) to its slot.
   void (*store)(const float* k, const float* v, std::byte* page, const KvPageLayout& layout, std::int32_t head,
@@ -139,6 +141,12 @@ struct RowKernels {
   void (*clamped_gate)(const float* gate, const float* up, float alpha, float limit, std::int64_t n, float* y) noexcept;
   /// Rotates the leading `dims` elements; table holds cos, sin pairs; kind is skald::RopeKind.
   void (*rope)(float* x, const float* table, int kind, std::int64_t dims) noexcept;
+  /// Compares rows of length one with 16 keys [dims][16], the slots from `first` on. rows: [tiles][dims][compared_rows];
+  /// best, slots: [tiles][compared_rows][16] the largest cosine so far plus the penalty of its lane, and whose it is (the
+  /// first's, of equal ones).
+  void (*compare_keys)(const float* rows, std::int64_t tiles, const float* keys, std::int64_t dims, const float* penalties,
+                       std::int32_t first, float* best, std::int32_t* slots) noexcept;
+  static constexpr int compared_rows = 8;
 };
 
 /// Rows of a matrix, `stride` floats from one to the next; `data` is the first element of row 0 that concerns a task.

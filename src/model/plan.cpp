@@ -76,9 +76,10 @@ PlanOptions checked(const PlanOptions& given, const ModelSpec& spec) {
 
 // Pages of a head group of all sequences. A layer with a sliding window holds the window and a page of each sequence,
 // and while a batch is computed its tokens, wherever they belong.
-std::int64_t pages_of(const AttentionSpec& attention, std::int64_t sequences, const PlanOptions& options) {
+std::int64_t pages_of(const AttentionSpec& attention, std::int64_t sequences, bool of_encoder, const PlanOptions& options) {
   const auto pages = [&](std::int64_t tokens) { return (tokens + options.page_tokens - 1) / options.page_tokens; };
-  const std::int64_t all = sequences * pages(options.context);
+  const std::int64_t all = options.capacity_tokens > 0 && !of_encoder ? pages(options.capacity_tokens)
+                                                                      : sequences * pages(options.context);
   if (attention.window <= 0) return all;
   const std::int64_t kept = sequences * (pages(attention.window) + 1);
   return std::min(all, kept + pages(options.batch_tokens) + sequences - 1);
@@ -88,6 +89,7 @@ std::int64_t pages_of(const AttentionSpec& attention, std::int64_t sequences, co
 void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptions& options,
                         std::span<const DType> weight_types, std::span<const DType> expert_types) {
   Bytes kv = 0;
+  Bytes slow = 0;
   Bytes per_token = 0;
   const auto add = [&](const AttentionSpec& attention, std::int64_t sequences, bool of_tokens, std::int32_t layer) {
     if (attention.kv_heads % options.heads_per_group != 0)
@@ -101,35 +103,62 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
                               .head_dim_k = attention.stored_dim_k(),
                               .head_dim_v = attention.stored_dim_v(),
                               .values_in_keys = attention.latent.has_value()};
-      const auto divided = of_tokens && options.segments ? sequences : 0;  // a page that the prompt does not fill
-      kv = kv + size(pages_of(attention, sequences, options) + divided) * page.page_bytes();
+      if (of_tokens) per_token = per_token + size(options.heads_per_group) * page.token_bytes();
+      if (of_tokens && options.kv_layout_of) page = options.kv_layout_of(layer, page);
+      std::int64_t pages = pages_of(attention, sequences, layer < 0, options);
+      if (of_tokens && options.segments) pages += sequences;  // a page that the prompt does not fill
+      if (of_tokens && options.rebuilt_tokens > 0)
+        pages += (sequences * (options.rebuilt_tokens + options.page_tokens) + options.page_tokens - 1) / options.page_tokens;
+      if (of_tokens && options.fetched_values > 0 && !attention.latent) {
+        auto values = page;
+        values.head_dim_k = 0;
+        slow = slow + size(pages) * values.page_bytes();
+        page.head_dim_v = page.head_dim_k;
+        page.values_in_keys = true;
+      }
+      if (of_tokens && options.read_tokens > 0) {  // a summary of each chunk: its keys' least and greatest elements
+        slow = slow + size(pages) * page.page_bytes();
+        const std::int64_t said = options.chunk_tokens_of ? options.chunk_tokens_of(layer) : 0;
+        const std::int64_t chunks = options.context / (said > 0 ? said : options.page_tokens);
+        const KvPageLayout summary{DType::f32, KvPageLayout::lane_tokens, 2 * page.heads, page.head_dim_k, page.head_dim_k, true};
+        kv = kv + size(sequences * ((chunks + summary.page_tokens - 1) / summary.page_tokens)) * summary.page_bytes();
+        continue;
+      }
+      kv = kv + size(pages) * page.page_bytes();
       const bool coded = of_tokens && page.coded() && options.residual_tokens > 0;
       page.dtype = coded ? options.residual_type : page.dtype;
       const auto newest = residual_pages(options.residual_tokens, options.rollback_tokens, options.page_tokens);
       if (coded) kv = kv + size(sequences * newest) * page.page_bytes();
-      page.dtype = dtype;
-      if (of_tokens) per_token = per_token + size(options.heads_per_group) * page.token_bytes();
     }
   };
   for (std::int32_t i = 0; i < spec.layer_count(); ++i) {
     const LayerSpec& layer = spec.layer(i);
-    if (layer.attention) add(*layer.attention, options.sequences, true, i);
+    if (layer.attention && (!options.kv_source_of || options.kv_source_of(i) == i))
+      add(*layer.attention, options.sequences, true, i);
     if (layer.cross) add(*layer.cross, options.sequences, false, i);  // of the encoder's result
   }
-  for (const AttentionSpec& each : encoder_kv_shapes(spec)) add(each, 1, false, 0);
+  for (const AttentionSpec& each : encoder_kv_shapes(spec)) add(each, 1, false, -1);  // one after the other
   plan.kv = kv.value();
+  plan.slow = slow.value();
   plan.kv_per_token = per_token.value();
   plan.recurrent =
       (size(options.sequences) * recurrent_bytes(spec, options.checkpoint_interval, options.checkpoints)).value();
   plan.activations = activation_bytes(spec, options.batch_tokens, options.logits_rows);
-  auto limits = stream_limits(spec, options.batch_tokens, options.context, options.sequences, weight_types, expert_types);
-  limits.earlier = options.residual_tokens > 0 || options.segments;
+  bool reads_ahead = false;
+  for (std::int32_t i = 0; i < spec.layer_count(); ++i)
+    reads_ahead = reads_ahead || (options.kv_source_of && options.kv_source_of(i) > i);
+  const auto rows = reads_ahead || options.read_tokens > 0 ? std::max<std::int64_t>(options.batch_tokens, options.sequences) : options.sequences;
+  auto limits = stream_limits(spec, options.batch_tokens, options.context, rows, weight_types, expert_types);
+  limits.tokens = std::max(limits.tokens, options.rebuilt_tokens * options.sequences);
+  limits.segments = std::max(limits.segments, options.rebuilt_tokens * options.sequences);
+  limits.earlier = options.residual_tokens > 0 || options.segments || options.fetched_values > 0 || options.read_tokens > 0 ||
+                   options.rebuilt_tokens > 0;
   plan.stream = options.backend->stream_bytes(limits);
 }
 
 void check_total(const MemoryPlan& plan) {
-  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.recurrent + plan.activations + plan.stream +
-                    plan.tokenizer);
+  static_cast<void>(Bytes(plan.weights) + plan.vectors + plan.kv + plan.slow + plan.recurrent + plan.activations +
+                    plan.stream + plan.tokenizer);
 }
 
 }  // namespace
@@ -139,6 +168,9 @@ std::string MemoryPlan::to_json() const {
       .add("weights", weights)
       .add("vectors", vectors)
       .add("kv", kv)
+      .add("slow", slow)
+      .add("policies", policies)
+      .add("techniques", techniques)
       .add("recurrent", recurrent)
       .add("activations", activations)
       .add("stream", stream)

@@ -1,7 +1,8 @@
 #include <skald/state/eviction.hpp>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include <skald/core/random.hpp>
@@ -222,6 +223,50 @@ bool share_plenty(std::int64_t budget, std::span<const EvictionView> views, std:
   return true;
 }
 
+/// The natural logarithm of a positive number to about 1e-6. Without branches, so that compilers use vectors: a million
+/// scores are looked at while a token is waited for.
+float near_log(float x) noexcept {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const auto above = static_cast<std::int32_t>(bits - 0x3f3504f3U) >> 23;  // mantissas from the root of 1/2 to that of 2
+  const float m = std::bit_cast<float>(bits - (static_cast<std::uint32_t>(above) << 23));
+  const float z = (m - 1.0F) / (m + 1.0F);  // log(m) = 2 artanh(z), |z| < 0.172
+  const float z2 = z * z;
+  const float series = 2.0F + z2 * (0.66666667F + z2 * (0.4F + z2 * 0.28571429F));
+  return z * series + static_cast<float>(above) * 0.69314718F;
+}
+
+/// Sums over numbers that are not negative.
+struct Mass {
+  double x = 0;
+  double x_log_x = 0;
+};
+
+Mass mass_of(std::span<const float> values) noexcept {
+  constexpr std::size_t together = 256;  // summed in single precision, in eight strands
+  Mass mass;
+  for (std::size_t at = 0; at < values.size(); at += together) {
+    float products[together] = {};
+    float plain[together] = {};
+    const std::size_t count = std::min(together, values.size() - at);
+    for (std::size_t i = 0; i < count; ++i) {
+      const float x = std::max(values[at + i], 1e-30F);
+      plain[i] = x;
+      products[i] = x * near_log(x);
+    }
+    float sums[2][8] = {};
+    for (std::size_t i = 0; i < together; i += 8)
+      for (std::size_t k = 0; k < 8; ++k) {
+        sums[0][k] += plain[i + k];
+        sums[1][k] += products[i + k];
+      }
+    for (std::size_t k = 0; k < 8; ++k) {
+      mass.x += static_cast<double>(sums[0][k]);
+      mass.x_log_x += static_cast<double>(sums[1][k]);
+    }
+  }
+  return mass;
+}
+
 }  // namespace
 
 void share_budgets(BudgetShares shares, std::int64_t budget, std::int64_t least, std::span<const EvictionView> views,
@@ -253,11 +298,8 @@ void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const Ev
     std::size_t end = at;
     double layer = 0;
     for (; end < views.size() && views[end].layer == views[at].layer; ++end) {
-      double mass = 0;
-      double entropy = 0;
-      for (const float score : views[end].scores) mass += score;
-      for (const float score : views[end].scores)
-        if (score > 0.0F) entropy -= score / mass * std::log(score / mass);
+      const Mass mass = mass_of(views[end].scores);
+      const double entropy = mass.x > 0 ? std::max(0.0, std::log(mass.x) - mass.x_log_x / mass.x) : 0.0;
       layer += entropy / std::log(std::max<double>(2.0, static_cast<double>(views[end].scores.size())));
     }
     for (std::size_t i = at; i < end; ++i) spread[i] = layer / static_cast<double>(end - at);
@@ -279,119 +321,5 @@ void share_by_spread(std::int64_t budget, std::int64_t least, std::span<const Ev
 }
 
 }  // namespace detail
-
-namespace {
-
-constexpr std::size_t lanes = 16;    // slots side by side, as keys lie in pages, so that compilers can use vectors
-constexpr std::size_t together = 2;  // keys that leave and meet them at a time
-
-/// The token that stays with the most similar key.
-struct Nearest {
-  std::int64_t into = -1;
-  float similarity = -2.0F;
-};
-
-/// The keys of the slots that leave, all heads of a group in a row, made of length one.
-struct LeavingKeys {
-  std::vector<std::int64_t> slots{};
-  std::vector<float> rows{};  // of whole sets of `together`
-  std::size_t stride = 0;
-
-  LeavingKeys(const EvictionView& view, const EvictionChoice& choice) {
-    const auto dims = static_cast<std::size_t>(view.key_dims);
-    stride = dims * static_cast<std::size_t>(view.heads);
-    for (std::int64_t slot = 0; slot < view.slots(); ++slot)
-      if (!choice.kept(slot)) slots.push_back(slot);
-    rows.assign((slots.size() + together - 1) / together * together * stride, 0.0F);
-    for (std::size_t i = 0; i < slots.size(); ++i) {
-      float* row = rows.data() + i * stride;
-      float square = 0.0F;
-      for (int head = 0; head < view.heads; ++head)
-        (*view.read_key)(head, slots[i], {row + static_cast<std::size_t>(head) * dims, dims});
-      for (std::size_t d = 0; d < stride; ++d) square += row[d] * row[d];
-      const float scale = 1.0F / std::sqrt(square + 1e-30F);
-      for (std::size_t d = 0; d < stride; ++d) row[d] *= scale;
-    }
-  }
-};
-
-/// Four numbers side by side: every processor that is supported has such registers. Left to themselves compilers shuffle.
-using Four = float __attribute__((vector_size(16)));
-constexpr std::size_t fours = lanes / 4;
-
-/// Products of `together` rows with sixteen keys [stride][lanes].
-void products(const float* rows, const float* keys, std::size_t stride, float (&sums)[together][lanes]) noexcept {
-  Four acc[together][fours] = {};
-  for (std::size_t d = 0; d < stride; ++d) {
-    Four key[fours];
-    std::memcpy(key, keys + d * lanes, sizeof key);
-    for (std::size_t k = 0; k < together; ++k) {
-      const float x = rows[k * stride + d];
-      const Four factor = {x, x, x, x};
-      for (std::size_t i = 0; i < fours; ++i) acc[k][i] += factor * key[i];
-    }
-  }
-  std::memcpy(sums, acc, sizeof acc);
-}
-
-/// One over the lengths of sixteen keys.
-void inverse_lengths(const float* keys, std::size_t stride, float (&scales)[lanes]) noexcept {
-  Four squares[fours] = {};
-  for (std::size_t d = 0; d < stride; ++d) {
-    Four key[fours];
-    std::memcpy(key, keys + d * lanes, sizeof key);
-    for (std::size_t i = 0; i < fours; ++i) squares[i] += key[i] * key[i];
-  }
-  std::memcpy(scales, squares, sizeof squares);
-  for (float& scale : scales) scale = 1.0F / std::sqrt(scale + 1e-30F);
-}
-
-/// Of each leaving key the most similar that stays, the oldest of equal ones.
-std::vector<Nearest> find_nearest(const EvictionView& view, const EvictionChoice& choice, const LeavingKeys& leaving) {
-  const auto dims = static_cast<std::size_t>(view.key_dims);
-  std::vector<Nearest> nearest(leaving.rows.size() / std::max<std::size_t>(1, leaving.stride));
-  std::vector<float> keys(leaving.stride * lanes);
-  float found[together][lanes];
-  for (std::int64_t slot = 0; slot < view.slots(); slot += static_cast<std::int64_t>(lanes)) {
-    const auto count = std::min<std::int64_t>(static_cast<std::int64_t>(lanes), view.slots() - slot);
-    for (int head = 0; head < view.heads; ++head)
-      (*view.read_keys)(head, slot, std::span(keys).subspan(static_cast<std::size_t>(head) * dims * lanes, dims * lanes));
-    float scales[lanes];
-    inverse_lengths(keys.data(), leaving.stride, scales);
-    for (std::size_t first = 0; first < nearest.size(); first += together) {
-      products(leaving.rows.data() + first * leaving.stride, keys.data(), leaving.stride, found);
-      for (std::size_t k = 0; k < together; ++k)
-        for (std::size_t lane = 0; lane < static_cast<std::size_t>(count); ++lane) {
-          const float similarity = found[k][lane] * scales[lane];
-          const auto other = slot + static_cast<std::int64_t>(lane);
-          if (similarity > nearest[first + k].similarity && choice.kept(other)) nearest[first + k] = {other, similarity};
-        }
-    }
-  }
-  return nearest;
-}
-
-}  // namespace
-
-void DiscriminativeMerge::merge_similar(const EvictionView& view, EvictionChoice& choice) const {
-  const LeavingKeys leaving(view, choice);
-  const auto nearest = find_nearest(view, choice, leaving);
-  float mean = 0.0F;
-  for (std::size_t i = 0; i < leaving.slots.size(); ++i) mean += nearest[i].similarity;
-  mean /= static_cast<float>(leaving.slots.size());
-  float& threshold = view.memory[0];
-  float& seen = view.memory[1];
-  threshold = seen == 0.0F ? mean : static_cast<float>(follow) * mean + static_cast<float>(1 - follow) * threshold;
-  seen = 1.0F;
-  const auto count = [&](std::int64_t slot) {
-    return view.counts.empty() ? 1.0F : static_cast<float>(view.counts[static_cast<std::size_t>(slot)]);
-  };
-  for (std::size_t i = 0; i < leaving.slots.size(); ++i) {
-    if (nearest[i].similarity < threshold - 1e-5F) continue;  // of equal ones rounding must not drop any
-    choice.set_weight(nearest[i].into, std::exp(1.0F) * count(nearest[i].into));
-    choice.set_weight(leaving.slots[i], std::exp(nearest[i].similarity) * count(leaving.slots[i]));
-    choice.merge(leaving.slots[i], nearest[i].into);
-  }
-}
 
 }  // namespace skald::inline v0

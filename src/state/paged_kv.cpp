@@ -277,6 +277,27 @@ float* PagedKv::begin_scores(int index) {
   return group.next_scores.data();
 }
 
+std::size_t PagedKv::policy_bytes() const noexcept {
+  if (!options_.evicts) return 0;
+  const auto of = [](const auto&... lists) { return ((lists.capacity() * sizeof(lists[0])) + ...); };
+  std::size_t total = of(gate_keys_, until_, page_infos_, scratch_, old_pages_, row_);
+  for (const auto& group : groups_)
+    total += of(group.positions, group.scores, group.next_scores, group.border_scores, group.memory, group.next_memory,
+                group.sink_keys, group.noise, group.counts, group.bias, group.fates, group.weights, group.spare,
+                group.merge_index, group.merged_rows);
+  return total;
+}
+
+float* PagedKv::open_scores(int index, const float*& before) {
+  before = nullptr;
+  auto& group = groups_[static_cast<std::size_t>(index)];
+  if (!options_.scores || group.scores.empty()) return begin_scores(index);
+  before = group.scores.data();
+  group.next_scores.resize(static_cast<std::size_t>(group.slots));  // reserved
+  group.scored = true;
+  return group.next_scores.data();
+}
+
 std::size_t PagedKv::bytes() const noexcept {
   std::size_t pages = 0;
   for (const auto& group : groups_) pages += group.pages.size();

@@ -113,8 +113,25 @@ void PagedKv::plan_group(Group& group, const AnyEviction& policy, const Eviction
     plan_merges(group);
   }
   if (group.relinks) return;
-  for (auto page = group.changed / page_tokens; page < (group.survivors + page_tokens - 1) / page_tokens; ++page)
+  find_tail(group);
+  const auto moved = group.survivors - (group.slots - group.tail);
+  for (auto page = group.changed / page_tokens; page < (moved + page_tokens - 1) / page_tokens; ++page)
     if (pool_->shared(group.pages[static_cast<std::size_t>(page)])) group.spare.push_back(pool_->take());
+}
+
+/// Where whole pages leave in all, those after the last slot that does keep their content.
+void PagedKv::find_tail(Group& group) const noexcept {
+  const auto page_tokens = static_cast<std::int64_t>(pool_->layout().page_tokens);
+  group.tail = group.slots;
+  if ((group.slots - group.survivors) % page_tokens != 0) return;
+  auto last = group.slots - 1;
+  while (group.fates[static_cast<std::size_t>(last)] == EvictionChoice::keep) --last;
+  // The first page may change in spite of its survivors.
+  const auto tail = std::max((last / page_tokens + 1) * page_tokens, (group.changed / page_tokens + 1) * page_tokens);
+  if (tail >= group.slots) return;
+  for (auto page = tail / page_tokens; !group.merge_index.empty() && page * page_tokens < group.slots; ++page)
+    if (pool_->shared(group.pages[static_cast<std::size_t>(page)])) return;  // tokens may be merged into it
+  group.tail = tail;
 }
 
 /// Computes the means now, while all slots are in their places.
@@ -252,6 +269,29 @@ void PagedKv::relink(Group& group) noexcept {
   group.slots = static_cast<std::int64_t>(kept_slots);
 }
 
+/// Moves the 16 slots from `slot` on to `target` on, a multiple of 16, if they all stay and the host can see them.
+bool PagedKv::move_sixteen(const Group& group, std::int64_t slot, std::int64_t target) noexcept {
+  const auto& layout = pool_->layout();
+  constexpr std::int64_t lanes = KvPageLayout::lane_tokens;
+  const auto page_tokens = static_cast<std::int64_t>(layout.page_tokens);
+  if (layout.coded() || !pool_->host_visible() || slot + lanes > group.tail) return false;
+  for (auto i = slot; i < slot + lanes; ++i)
+    if (group.fates[static_cast<std::size_t>(i)] != EvictionChoice::keep) return false;
+  const auto place = [&](std::int64_t first) {
+    return KvGroupPlace{pool_->address(old_pages_[static_cast<std::size_t>(first / page_tokens)]),
+                        static_cast<std::int32_t>(first % page_tokens)};
+  };
+  const auto low = place(slot / lanes * lanes);
+  const auto high = slot % lanes == 0 ? low : place(slot / lanes * lanes + lanes);
+  std::byte* to = pool_->address(group.pages[static_cast<std::size_t>(target / page_tokens)]);
+  const auto t = static_cast<std::int32_t>(target % page_tokens);
+  if (low.page == to && slot == target) return true;
+  const auto skipped = static_cast<std::size_t>(slot % lanes);
+  if (layout.element_bytes() == 4) copy_kv_group<std::uint32_t>(layout, low, high, skipped, to, t);
+  else copy_kv_group<std::uint16_t>(layout, low, high, skipped, to, t);
+  return true;
+}
+
 /// Moves the survivors together. A slot's new place is never after its old one, so that ascending order overwrites
 /// nothing that is still to be read; pages that others hold are replaced by the spare ones.
 void PagedKv::compact(Group& group) noexcept {
@@ -264,7 +304,8 @@ void PagedKv::compact(Group& group) noexcept {
   }
   old_pages_.assign(group.pages.begin(), group.pages.end());
   const auto first_page = group.changed / page_tokens;
-  const auto page_count = (group.survivors + page_tokens - 1) / page_tokens;
+  const auto tail_page = (group.tail + page_tokens - 1) / page_tokens;
+  const auto page_count = (group.survivors - (group.slots - group.tail) + page_tokens - 1) / page_tokens;
   std::size_t spare = 0;
   for (auto page = first_page; page < page_count; ++page)
     if (pool_->shared(group.pages[static_cast<std::size_t>(page)]))
@@ -283,8 +324,14 @@ void PagedKv::compact(Group& group) noexcept {
     if (!visible && to_page >= 0)
       pool_->backend().write(pool_->address(group.pages[static_cast<std::size_t>(to_page)]), to_);
   };
-  for (auto slot = target; slot < group.slots; ++slot) {
+  for (auto slot = target; slot < group.tail; ++slot) {
     if (group.fates[static_cast<std::size_t>(slot)] != EvictionChoice::keep) continue;
+    if (target % KvPageLayout::lane_tokens == 0 && move_sixteen(group, slot, target)) {
+      for (std::int32_t i = 0; i < KvPageLayout::lane_tokens; ++i, ++slot)
+        move_numbers(group, static_cast<std::size_t>(slot), static_cast<std::size_t>(target++));
+      --slot;
+      continue;
+    }
     if (slot / page_tokens != from_page) {
       from_page = slot / page_tokens;
       from = open(old_pages_[static_cast<std::size_t>(from_page)], from_);
@@ -299,10 +346,13 @@ void PagedKv::compact(Group& group) noexcept {
     move_numbers(group, static_cast<std::size_t>(slot), static_cast<std::size_t>(target++));
   }
   flush();
-  for (auto page = first_page; page < static_cast<std::int64_t>(old_pages_.size()); ++page)
+  for (auto slot = group.tail; slot < group.slots; ++slot)
+    move_numbers(group, static_cast<std::size_t>(slot), static_cast<std::size_t>(target++));
+  for (auto page = first_page; page < tail_page; ++page)
     if (page >= page_count || old_pages_[static_cast<std::size_t>(page)] != group.pages[static_cast<std::size_t>(page)])
       pool_->release(old_pages_[static_cast<std::size_t>(page)]);
-  group.pages.resize(static_cast<std::size_t>(page_count));
+  group.pages.erase(group.pages.begin() + page_count, group.pages.begin() + std::min<std::int64_t>(
+                                                          tail_page, static_cast<std::int64_t>(group.pages.size())));
   for (; spare < group.spare.size(); ++spare) pool_->release(group.spare[spare]);  // somebody let go meanwhile
   group.spare.clear();
   resize_numbers(group, static_cast<std::size_t>(group.survivors));

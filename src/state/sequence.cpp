@@ -152,6 +152,13 @@ std::size_t SequenceState::bytes() const noexcept {
   return total;
 }
 
+std::size_t SequenceState::policy_bytes() const noexcept {
+  std::size_t total = 0;
+  for (const auto& layer : layers_)
+    if (layer) total += layer->policy_bytes();
+  return total;
+}
+
 std::size_t SequenceState::slow_bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& layer : layers_)

@@ -79,6 +79,12 @@ std::int64_t SplitKv::restorable(std::int64_t length) const noexcept {
   return length;
 }
 
+std::size_t SplitKv::policy_bytes() const noexcept {
+  std::size_t total = 0;
+  for (const auto& part : parts_) total += part->policy_bytes();
+  return total;
+}
+
 std::size_t SplitKv::bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& part : parts_) total += part->bytes();

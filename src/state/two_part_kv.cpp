@@ -175,12 +175,52 @@ bool RebuiltKv::holds(std::span<const std::int32_t> positions) const noexcept {
   return (valid_ || positions.empty()) && std::equal(positions.begin(), positions.end(), positions_.begin(), positions_.end());
 }
 
-void RebuiltKv::begin_rebuild(std::span<const std::int32_t> positions) {
-  front_->clear();  // pages that forks hold too stay with them
+bool RebuiltKv::movable() const noexcept {
+  if (!valid_ || !front_->pool().host_visible()) return false;
+  for (int group = 0; group < front_->groups(); ++group)
+    for (const PageId page : front_->pages(group))
+      if (front_->pool().shared(page)) return false;
+  return true;
+}
+
+void RebuiltKv::missing(std::span<const std::int32_t> positions, std::vector<std::int32_t>& out) const {
+  out.clear();
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    while (at < positions_.size() && positions_[at] < positions[i]) ++at;
+    if (at == positions_.size() || positions_[at] != positions[i]) out.push_back(static_cast<std::int32_t>(i));
+  }
+}
+
+void RebuiltKv::begin_rebuild(std::span<const std::int32_t> positions, bool moves) {
+  const auto& layout = front_->pool().layout();
+  const auto row_bytes = kv_slot_bytes(layout);
+  moves_.clear();
+  std::size_t at = 0;
+  for (std::size_t i = 0; moves && i < positions.size(); ++i) {
+    while (at < positions_.size() && positions_[at] < positions[i]) ++at;
+    if (at < positions_.size() && positions_[at] == positions[i] && at != i)
+      moves_.push_back({static_cast<std::int32_t>(at), static_cast<std::int32_t>(i)});
+  }
+  const auto each_row = [&](std::size_t end, auto&& move) {
+    std::byte* row = rows_.data();
+    for (int group = 0; group < front_->groups(); ++group)
+      for (const auto& ends : moves_) {
+        const auto page = front_->pages(group)[static_cast<std::size_t>(ends[end] / layout.page_tokens)];
+        move(front_->pool().address(page), ends[end] % layout.page_tokens, row);
+        row += row_bytes;
+      }
+  };
+  rows_.resize(row_bytes * moves_.size() * static_cast<std::size_t>(front_->groups()));
+  each_row(0, [&](std::byte* page, std::int32_t slot, std::byte* row) { move_kv_slot<false>(layout, page, slot, row); });
   valid_ = false;
+  if (!moves) front_->clear();  // pages that forks hold too stay with them
+  const auto more = static_cast<std::int64_t>(positions.size()) - front_->length();
   positions_.clear();
-  front_->append(static_cast<std::int64_t>(positions.size()));
+  if (more > 0) front_->append(more);
+  else front_->remove_last(-more);
   front_->commit();
+  each_row(1, [&](std::byte* page, std::int32_t slot, std::byte* row) { move_kv_slot<true>(layout, page, slot, row); });
   positions_.assign(positions.begin(), positions.end());
 }
 

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include <skald/decoder/plan.hpp>
 #include <skald/model/architecture.hpp>
 #include <skald/model/gguf/vocabulary.hpp>
 #include <skald/model/huggingface/directory.hpp>
@@ -29,6 +30,8 @@ struct InspectFlags {
   int parallel = 1;
   std::int64_t ubatch = 512;
   std::string cache = "f16";
+  std::string eviction = "none";
+  std::string codebooks;
 };
 
 ordered_json tensor_list(const skald::ModelFile& file) {
@@ -75,16 +78,15 @@ ordered_json metadata_list(const skald::Metadata& metadata) {
 }
 
 ordered_json plan_of(const InspectFlags& flags, const skald::ModelFile& file, std::int64_t context) {
-  skald::PlanOptions options;
+  skald::DecoderOptions options;
   options.context = context;
-  options.sequences = flags.parallel;
+  options.parallel = flags.parallel;
   options.batch_tokens = flags.ubatch;
-  const skald::AnyKvFormat format(flags.cache);
-  options.kv_type_of = [format](std::int32_t layer, std::int32_t head) { return format.dtype(layer, head); };
-  options.residual_tokens = format.residual();
-  options.residual_type = format.residual_dtype();
-  options.segments = format.segments();
-  return ordered_json::parse(skald::plan(file, options).to_json());
+  options.kv.format = flags.cache;
+  options.kv.eviction = flags.eviction;
+  if (!flags.codebooks.empty())
+    options.kv.codebooks = std::make_shared<const skald::CoupledCodebooks>(skald::CoupledCodebooks::load(flags.codebooks));
+  return ordered_json::parse(skald::plan_decoder(file, options).to_json());
 }
 
 std::string dump(const ordered_json& json, int indent = 1) {
@@ -245,6 +247,8 @@ void add_inspect(CLI::App& app, Global&, std::vector<Command>& commands) {
       ->check(at_least(1))
       ->capture_default_str();
   command->add_option("--ctk,--cache-type-k", flags->cache, "KV format for the plan")->capture_default_str();
+  command->add_option("--kv-eviction", flags->eviction, "Eviction policy for the plan")->capture_default_str();
+  command->add_option("--kv-codebooks", flags->codebooks, "Codebooks of -ctk coupled for the plan");
   commands.push_back({command, [flags] { return run(*flags); }});
 }
 

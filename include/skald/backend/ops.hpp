@@ -286,17 +286,26 @@ struct ScoreSink {
   ScoreKind kind = ScoreKind::sum;
   std::int32_t last_rows = 0;      ///< only the last n rows of each segment count; 0: all
   float* const* scores = nullptr;  ///< [host] segment_count x groups pointers to [device] arrays; null: nobody asks
+  /// If given, what the arrays begin with: [host] as scores, each null (what is in the array) or [device] KvTable::length
+  /// elements, after which come zeros. So nobody need copy the scores that a pass adds to.
+  const float* const* before = nullptr;
   /// What is added up are probabilities of (logit + noise) * inverse_temperature instead, if given.
   const float* const* noise = nullptr;          ///< [host] as scores, each null or [device] length + rows elements
   const float* inverse_temperatures = nullptr;  ///< [device] one for each row of the op, or null
-  /// [device] memory that a backend may use: where it holds the logits of all rows, heads and slots (rounded up to 16), they
-  /// need not be computed twice. Changes no bit.
+  /// [device] memory that a backend may use: where it holds score_work_floats for all rows and heads, logits need not be
+  /// computed twice. Changes no bit.
   float* work = nullptr;
   std::int64_t work_floats = 0;
 };
 
 /// Slots per attention chunk.
 inline constexpr std::int32_t attention_chunk = 256;
+
+/// ScoreSink::work for one row and query head that sees `slots` slots: a number for each, and two for each chunk.
+[[nodiscard]] constexpr std::int64_t score_work_floats(std::int64_t slots) noexcept {
+  const std::int64_t chunks = (slots + attention_chunk - 1) / attention_chunk;
+  return (slots + 15) / 16 * 16 + (2 * chunks + 15) / 16 * 16;
+}
 
 /// Which rows of its own segment a row sees, next to the slots filled before.
 enum class AttentionMask : std::uint8_t {

@@ -27,6 +27,15 @@ struct PlanOptions {
   std::int64_t residual_tokens = 0;  ///< AnyKvFormat::residual: newest tokens of coded heads that are kept beside
   DType residual_type = DType::f16;  ///< what they are stored as
   bool segments = false;             ///< AnyKvFormat::segments
+  std::int64_t fetched_values = 0;   ///< AnyKvFormat::fetched_values: if not 0, values lie in slow memory
+  std::int64_t read_tokens = 0;      ///< AnyKvFormat::read_tokens: if not 0, keys and values lie in slow memory
+  std::function<std::int32_t(std::int32_t layer)> chunk_tokens_of{};  ///< AnyKvFormat::chunk_tokens
+  /// AnyKvFormat::source: layers that read another's keys and values have none.
+  std::function<std::int32_t(std::int32_t layer)> kv_source_of{};
+  /// Pages of a layer that are not as its format says, those of codes; given what they would be.
+  std::function<KvPageLayout(std::int32_t layer, const KvPageLayout& usual)> kv_layout_of{};
+  std::int64_t rebuilt_tokens = 0;   ///< ComponentTraits::rebuild
+  std::int64_t capacity_tokens = 0;  ///< KvOptions::capacity_tokens; 0: context x sequences
   std::int64_t rollback_tokens = 0;  ///< KvOptions::rollback_tokens, of a residual
   std::int32_t page_tokens = 64;     ///< see KvPageLayout
   std::int32_t heads_per_group = 1;  ///< KV heads that share a page; divides the KV heads of every layer
@@ -45,6 +54,11 @@ struct MemoryPlan {
   /// KV pages of all sequences, those of encoded inputs included. Of layers with a sliding window that is the window and a
   /// page for each sequence, and one batch.
   std::uint64_t kv = 0;
+  /// Values, or keys and values, in slow memory or in a file; with policies that compute tokens again, what these are computed from
+  /// (plan_decoder), of whole sequences.
+  std::uint64_t slow = 0;
+  std::uint64_t policies = 0;      ///< numbers that eviction policies keep for each slot (plan_decoder)
+  std::uint64_t techniques = 0;    ///< work memory of KV formats and policies (plan_decoder)
   std::uint64_t recurrent = 0;     ///< recurrent state of all sequences, with its checkpoints
   std::uint64_t activations = 0;   ///< activation buffers of the decoder
   std::uint64_t stream = 0;        ///< work memory of one backend stream
@@ -52,7 +66,7 @@ struct MemoryPlan {
   std::uint64_t kv_per_token = 0;  ///< KV bytes of one token of one sequence, without rounding to pages
 
   [[nodiscard]] std::uint64_t total() const noexcept {
-    return weights + vectors + kv + recurrent + activations + stream + tokenizer;
+    return weights + vectors + kv + slow + policies + techniques + recurrent + activations + stream + tokenizer;
   }
   /// One JSON object: the fields above and "total".
   [[nodiscard]] SKALD_API std::string to_json() const;

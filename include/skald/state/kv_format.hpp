@@ -85,6 +85,10 @@ class SKALD_API AnyKvFormat {
   [[nodiscard]] DType dtype(std::int32_t layer, std::int32_t head) const noexcept;
   /// The layer whose keys and values a layer's queries read: itself, unless a rule says otherwise.
   [[nodiscard]] std::int32_t source(std::int32_t layer) const noexcept;
+  /// True if some layers may read another's.
+  [[nodiscard]] bool shares_layers() const noexcept {
+    return std::any_of(rules_.begin(), rules_.end(), [](const Rule& rule) { return rule.source >= 0; });
+  }
   /// Where layers read a later one, a token needs what that layer made of the tokens before: 0, the default, computes tokens
   /// one by one, which is exact; n computes those of a batch together, n times over, each time with the keys and values of
   /// the time before. That is exact from as many iterations on as there are tokens, before that an approximation.

@@ -82,6 +82,46 @@ inline void copy_kv_slot(const KvPageLayout& layout, const std::byte* from, std:
   }
 }
 
+/// Copies the 16 slots from `s` on, which lie in the groups of 16 at `low` and, if `s` is no multiple of 16, at `high` (places
+/// of their pages, slots within these), to the 16 from `t` on, a multiple of 16. The places may be the same. Not for codes.
+struct KvGroupPlace {
+  const std::byte* page = nullptr;
+  std::int32_t slot = 0;  ///< a multiple of 16
+};
+template <class Stored>
+void copy_kv_group(const KvPageLayout& layout, const KvGroupPlace& low, const KvGroupPlace& high, std::size_t skipped,
+                   std::byte* to, std::int32_t t) noexcept {
+  constexpr auto lanes = static_cast<std::size_t>(KvPageLayout::lane_tokens);
+  constexpr std::size_t together = 64;  // dimensions
+  const auto dims = static_cast<std::size_t>(layout.head_dim_k);
+  for (std::int32_t head = 0; head < layout.heads; ++head) {
+    const auto keys = [&](const KvGroupPlace& place) {
+      return reinterpret_cast<const Stored*>(place.page + layout.keys_offset(head)) + layout.key_index(place.slot, 0);
+    };
+    const Stored* a = keys(low);
+    const Stored* b = skipped == 0 ? a : keys(high);
+    auto* out = reinterpret_cast<Stored*>(to + layout.keys_offset(head)) + layout.key_index(t, 0);
+    Stored both[together][2 * lanes];
+    for (std::size_t first = 0; first < dims; first += together) {
+      const std::size_t count = dims - first < together ? dims - first : together;
+      for (std::size_t d = 0; d < count; ++d) {
+        std::memcpy(both[d], a + (first + d) * lanes, sizeof(Stored) * lanes);
+        std::memcpy(both[d] + lanes, b + (first + d) * lanes, sizeof(Stored) * lanes);
+      }
+      for (std::size_t d = 0; d < count; ++d)
+        std::memcpy(out + (first + d) * lanes, both[d] + skipped, sizeof(Stored) * lanes);
+    }
+    if (layout.values_in_keys) continue;
+    const auto values = [&](std::int32_t slot) {
+      return layout.values_offset(head) + layout.value_index(slot, 0) * sizeof(Stored);
+    };
+    const std::size_t bytes = static_cast<std::size_t>(layout.head_dim_v) * sizeof(Stored);
+    const std::size_t of_low = lanes - skipped;
+    std::memmove(to + values(t), low.page + values(low.slot) + skipped * bytes, of_low * bytes);
+    if (skipped > 0) std::memmove(to + values(t) + of_low * bytes, high.page + values(high.slot), skipped * bytes);
+  }
+}
+
 /// The key of one head and slot as floats; `out` has head_dim_k elements.
 inline void read_kv_key(const KvPageLayout& layout, const std::byte* page, std::int32_t head, std::int32_t slot,
                         std::span<float> out) noexcept {

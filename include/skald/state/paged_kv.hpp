@@ -63,6 +63,7 @@ class SKALD_API PagedKv final : public LayerState {
   void commit() noexcept override;
   [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept override;
   [[nodiscard]] std::size_t bytes() const noexcept override;
+  [[nodiscard]] std::size_t policy_bytes() const noexcept override;
   void save(ArchiveWriter& out) const override;
   void load(ArchiveReader& in) override;
   void clear() noexcept override;
@@ -108,6 +109,8 @@ class SKALD_API PagedKv final : public LayerState {
   /// Where the kernels are to add the scores of the tokens appended last: one float per slot, which begin with the scores
   /// so far. They count with `commit`; until then they can be dropped. Null where no scores are kept.
   [[nodiscard]] float* begin_scores(int group);
+  /// The same, but the scores so far are for the kernels to copy, from `before`, which is null if there are none to copy.
+  [[nodiscard]] float* open_scores(int group, const float*& before);
   /// Pages that evictions have freed so far.
   [[nodiscard]] std::int64_t evicted_pages() const noexcept { return evicted_pages_; }
   /// Tokens that evictions have dropped or merged, summed over the groups.
@@ -137,6 +140,7 @@ class SKALD_API PagedKv final : public LayerState {
     std::int64_t survivors = 0;
     std::int64_t changed = 0;   // first slot that changes; `slots` if none
     bool relinks = false;       // whole pages leave: nothing is copied
+    std::int64_t tail = 0;      // slots from here on, a page border, stay with their pages
   };
   PagedKv(const PagedKv& other) = default;
   [[nodiscard]] std::int64_t pages_for(const Group& group, std::int64_t slots) const noexcept;
@@ -149,7 +153,9 @@ class SKALD_API PagedKv final : public LayerState {
   void plan_group(Group& group, const AnyEviction& policy, const EvictionView& view);
   void plan_merges(Group& group);
   void relink(Group& group) noexcept;
+  void find_tail(Group& group) const noexcept;
   void compact(Group& group) noexcept;
+  [[nodiscard]] bool move_sixteen(const Group& group, std::int64_t slot, std::int64_t target) noexcept;
   void rotate_sinks(Group& group) noexcept;
   void count_merged(Group& group) noexcept;
   void draw_noise(Group& group, std::size_t from) noexcept;

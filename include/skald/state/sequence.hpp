@@ -73,6 +73,8 @@ class SKALD_API SequenceState {
   void apply_evictions(const Spread* spread = nullptr) noexcept;
   /// Bytes of backend memory held; memory shared with forks counts in full.
   [[nodiscard]] std::size_t bytes() const noexcept;
+  /// As LayerState::policy_bytes, of all layers.
+  [[nodiscard]] std::size_t policy_bytes() const noexcept;
   /// As LayerState::slow_bytes, of all layers.
   [[nodiscard]] std::size_t slow_bytes() const noexcept;
   /// As LayerState::unshared_bytes, of all layers.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -21,6 +22,7 @@ class SKALD_API TwoPartKv : public LayerState {
   [[nodiscard]] virtual std::int64_t earlier_slots() const noexcept = 0;
 
   [[nodiscard]] std::size_t bytes() const noexcept override { return front_->bytes() + back_->bytes(); }
+  [[nodiscard]] std::size_t policy_bytes() const noexcept override { return front_->policy_bytes() + back_->policy_bytes(); }
   void save(ArchiveWriter& out) const override;
   void clear() noexcept override;
 
@@ -109,8 +111,13 @@ class SKALD_API RebuiltKv final : public TwoPartKv {
   [[nodiscard]] std::span<const std::int32_t> rebuilt() const noexcept { return positions_; }
   /// True if `front` holds just these.
   [[nodiscard]] bool holds(std::span<const std::int32_t> positions) const noexcept;
-  /// Empties `front` and makes room for these, which the next pass computes. @throws OutOfMemoryError.
-  void begin_rebuild(std::span<const std::int32_t> positions);
+  /// True if what `front` holds can be moved within its pages.
+  [[nodiscard]] bool movable() const noexcept;
+  /// Indices of those positions that `front` does not hold.
+  void missing(std::span<const std::int32_t> positions, std::vector<std::int32_t>& out) const;
+  /// Makes room for these in `front`. With `moves` (only if movable) those that are there go to their new places; the next pass
+  /// computes the others. @throws OutOfMemoryError.
+  void begin_rebuild(std::span<const std::int32_t> positions, bool moves);
   /// How committed tokens that follow one another, and then those of the pass, entered the layer.
   [[nodiscard]] const float* entered(std::int64_t position) const noexcept { return entered_.data() + position * dim_; }
   void add_entered(std::span<const float> rows) { entered_.insert(entered_.end(), rows.begin(), rows.end()); }
@@ -140,6 +147,8 @@ class SKALD_API RebuiltKv final : public TwoPartKv {
   std::int64_t dim_;
   std::vector<std::int32_t> positions_;
   bool valid_ = false;  // the front holds what it says
+  std::vector<std::array<std::int32_t, 2>> moves_;  // from slot to slot
+  std::vector<std::byte> rows_;                     // on their way
   std::vector<float> entered_;
 };
 

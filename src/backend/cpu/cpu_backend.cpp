@@ -88,6 +88,7 @@ class CpuStream final : public Stream {
         stream.heads_.clear();
         stream.state_.spans.clear();
         stream.state_.shared_chunks.clear();
+        stream.state_.shared_runs.clear();
       }
     } clear{*this};
     for (const Op& op : ops_) {

@@ -84,6 +84,7 @@ struct AttentionSpan {
   std::int32_t first_chunk = 0;  ///< when split by chunks
   std::int32_t chunks = 0;
   std::int64_t logits_offset = -1;  ///< in ScoreSink::work; negative: they are not kept
+  std::int64_t logits_slots = 0;    ///< from a head's first slot to the maxima and sums of its chunks
   std::int64_t logits_stride = 0;   ///< from head to head
 };
 
@@ -95,6 +96,19 @@ struct SharedChunk {
   std::int32_t chunk = 0;
 };
 
+/// Chunks that follow each other and that the same neighbouring segments have in common.
+struct SharedRun {
+  std::int64_t unit_begin = 0;
+  std::int32_t segment = 0;  ///< the first one
+  std::int32_t segments = 1;
+  std::int32_t group = 0;
+  std::int32_t first_chunk = 0;
+  std::int32_t chunks = 1;
+  std::int32_t level = 0;  ///< runs that come before it for some of its rows
+  std::int32_t rows = 0;
+  std::int32_t blocks = 0;  ///< row blocks
+};
+
 /// What all phases of a stream share.
 struct StreamState {
   const KernelSet& kernels;
@@ -103,6 +117,8 @@ struct StreamState {
   AlignedBuffer memory;
   std::vector<AttentionSpan> spans{};
   std::vector<SharedChunk> shared_chunks{};
+  std::vector<SharedRun> shared_runs{};
+  std::vector<std::int32_t> shared_levels{};  ///< of each segment and group, while runs are listed
   std::uint64_t kv_bytes_read = 0;    ///< by attention, from pages
   std::uint64_t kv_bytes_shared = 0;  ///< not read, because sequences read them together
   std::uint64_t weight_bytes_read = 0;  ///< by linear maps

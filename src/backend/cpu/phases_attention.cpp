@@ -108,10 +108,12 @@ const AttentionKernel& kernel_of(const Phase& phase) noexcept {
   return *phase.state->kernels.attention(attention_op(phase).kv.layout.dtype);
 }
 
-/// Logits that the attention pass leaves and the score pass finds.
+/// Weights or logits that the attention pass leaves and the score pass finds.
 void lend_logits(AttentionTask& task, const AttentionOp& op, const AttentionSpan& span, std::int32_t kv_head,
                  std::int32_t first_row) noexcept {
   if (span.logits_offset < 0) return;
+  task.shaped = op.sink->noise != nullptr || op.sink->inverse_temperatures != nullptr;
+  task.chunk_states = span.logits_slots;
   task.logits_head_stride = span.logits_stride;
   task.logits_row_stride = op.kv.layout.heads * task.heads * span.logits_stride;
   task.logits = op.sink->work + span.logits_offset + first_row * task.logits_row_stride +
@@ -174,6 +176,15 @@ void run_merge(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) no
                          partial_of(phase, span, kv_head), phase.attention.partial_stride, span.chunks);
 }
 
+/// Puts what a span's scores begin with into their array.
+void begin_scores(const AttentionOp& op, const AttentionSpan& span, float* scores) noexcept {
+  const std::int64_t at = std::int64_t{span.segment} * op.kv.groups + span.group;
+  if (op.sink->before == nullptr || op.sink->before[at] == nullptr) return;
+  const std::int32_t length = op.kv.tables[at].length;
+  std::copy_n(op.sink->before[at], length, scores);
+  std::fill_n(scores + length, op.segments[span.segment].row_count, 0.0F);
+}
+
 /// Scores of one segment and group: rows ascending, query heads ascending within a row.
 void run_scores(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
@@ -183,6 +194,7 @@ void run_scores(const PhaseHead& head, std::int64_t unit, Participant& me) noexc
   const std::int32_t first = op.sink->last_rows > 0 ? std::max(0, rows - op.sink->last_rows) : 0;
   float* scores = op.sink->scores[std::int64_t{span.segment} * op.kv.groups + span.group];
   if (scores == nullptr) return;
+  begin_scores(op, span, scores);
   // One row at a time keeps the order over the heads of a group.
   const std::int32_t step = op.kv.layout.heads == 1 ? 16 : 1;
   for (std::int32_t row = first; row < rows; row += step) {
@@ -242,9 +254,11 @@ void keep_logits(StreamState& state, const AttentionOp& op, const AttentionPlan&
     for (std::size_t i = 0; i < plan.span_count; ++i) {
       AttentionSpan& span = state.spans[plan.span_begin + i];
       if (op.sink->scores[std::int64_t{span.segment} * op.kv.groups + span.group] == nullptr) continue;
-      const std::int64_t stride = (std::int64_t{slots_of(op, span.segment, span.group).last} + 15) / 16 * 16;
+      const std::int64_t slots = slots_of(op, span.segment, span.group).last;
+      const std::int64_t stride = score_work_floats(slots);
       if (pass == 1) {
         span.logits_offset = offset;
+        span.logits_slots = (slots + 15) / 16 * 16;
         span.logits_stride = stride;
       }
       offset += op.segments[span.segment].row_count * std::int64_t{op.heads / op.kv_heads} * op.kv.layout.heads * stride;

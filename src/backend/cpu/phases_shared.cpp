@@ -87,6 +87,118 @@ void run_shared_merge(const PhaseHead& head, std::int64_t unit, Participant& /*m
                          phase.attention.partial_stride, chunks_of(op, segment, group));
 }
 
+/// The rows of a run see its chunks, and those of runs before it, one after the other, as they would alone.
+void run_shared_run(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const AttentionOp& op = attention_op(phase);
+  const SharedRun* runs = phase.state->shared_runs.data() + phase.attention.span_begin;
+  const SharedRun& run = *(std::partition_point(runs, runs + phase.attention.span_count,
+                                                [&](const SharedRun& r) { return r.unit_begin <= unit; }) - 1);
+  const std::int64_t local = unit - run.unit_begin;
+  const auto kv_head = static_cast<std::int32_t>(local / run.blocks);  // blocks of a head read the same memory at a time
+  const auto first = static_cast<std::int32_t>(local % run.blocks) * phase.attention.block_rows;
+  const std::int32_t rows = std::min(phase.attention.block_rows, run.rows - first);
+  AttentionTask task = make_attention_task(op, run.segment, run.group, kv_head, first, rows);
+  auto* carry = reinterpret_cast<float*>(
+      partial_of(phase, run.group, kv_head, std::int64_t{op.segments[run.segment].row_begin} + first));
+  task.first = run.first_chunk * attention_chunk;
+  task.pages += task.first / op.kv.layout.page_tokens;
+  if (run.first_chunk > 0) task.carry_in = carry;
+  if (run.first_chunk + run.chunks < chunks_of(op, run.segment, run.group)) {
+    task.mask = static_cast<int>(AttentionMask::none);  // all rows see all of it
+    task.slot_base = (run.first_chunk + run.chunks) * attention_chunk;
+    task.visible = nullptr;
+    task.carry_out = carry;
+  }
+  kernel_of(phase).whole(task, me.memory + phase.state->sizes.attention_offset);
+}
+
+/// Makes runs of the chunks from `first` on, which are listed by group, segment and chunk; ordered by level.
+void list_runs(StreamState& state, const AttentionOp& op, std::size_t first) {
+  auto& runs = state.shared_runs;
+  const auto begin = static_cast<std::ptrdiff_t>(runs.size());
+  for (std::size_t i = first; i < state.shared_chunks.size(); ++i) {
+    const SharedChunk& part = state.shared_chunks[i];
+    if (static_cast<std::ptrdiff_t>(runs.size()) > begin && runs.back().segment == part.segment &&
+        runs.back().segments == part.segments && runs.back().group == part.group &&
+        runs.back().first_chunk + runs.back().chunks == part.chunk) {
+      ++runs.back().chunks;
+      continue;
+    }
+    const Segment& last = op.segments[part.segment + part.segments - 1];
+    runs.push_back({.segment = part.segment,
+                    .segments = part.segments,
+                    .group = part.group,
+                    .first_chunk = part.chunk,
+                    .rows = last.row_begin + last.row_count - op.segments[part.segment].row_begin});
+  }
+  std::sort(runs.begin() + begin, runs.end(),
+            [](const SharedRun& a, const SharedRun& b) { return a.first_chunk < b.first_chunk; });
+  auto& levels = state.shared_levels;
+  levels.assign(static_cast<std::size_t>(op.segment_count) * static_cast<std::size_t>(op.kv.groups), 0);
+  for (auto run = runs.begin() + begin; run != runs.end(); ++run) {
+    const auto of = [&](std::int32_t s) -> std::int32_t& {
+      return levels[static_cast<std::size_t>(run->segment + s) * static_cast<std::size_t>(op.kv.groups) +
+                    static_cast<std::size_t>(run->group)];
+    };
+    for (std::int32_t s = 0; s < run->segments; ++s) run->level = std::max(run->level, of(s));
+    for (std::int32_t s = 0; s < run->segments; ++s) of(s) = run->level + 1;
+  }
+  std::sort(runs.begin() + begin, runs.end(), [](const SharedRun& a, const SharedRun& b) {
+    if (a.level != b.level) return a.level < b.level;
+    if (a.group != b.group) return a.group < b.group;
+    return a.segment < b.segment;
+  });
+}
+
+/// Phases of the runs of each level. @return false if the threads would not all be busy while most of the work is done.
+bool plan_runs(StreamState& state, const AttentionOp& op, Phase& phase, std::vector<Phase>& phases) {
+  constexpr std::int32_t most_queries = 128;   // that share a conversion in the kernel
+  constexpr std::int32_t least_queries = 64;
+  constexpr std::size_t most_levels = 8;
+  const std::int32_t shared = op.heads / op.kv_heads;
+  const auto begin = state.shared_runs.size();
+  const auto phases_before = phases.size();
+  list_runs(state, op, phase.attention.span_begin);
+  phase.run = run_shared_run;
+  phase.attention.chunks = 1;  // of a row's chunks only the sum is kept
+  std::int64_t most_work = 0;
+  bool busy = true;
+  for (std::size_t at = begin; at < state.shared_runs.size();) {
+    SharedRun* const first = state.shared_runs.data() + at;
+    std::size_t count = 0;
+    std::int64_t work = 0;
+    while (at < state.shared_runs.size() && state.shared_runs[at].level == first->level) {
+      work += std::int64_t{state.shared_runs[at].rows} * state.shared_runs[at].chunks;
+      ++at;
+      ++count;
+    }
+    phase.attention.span_begin = static_cast<std::size_t>(first - state.shared_runs.data());
+    phase.attention.span_count = count;
+    phase.attention.block_rows = std::max(1, most_queries / shared);
+    const auto divide = [&] {
+      phase.units = 0;
+      for (std::size_t i = 0; i < count; ++i) {
+        first[i].unit_begin = phase.units;
+        first[i].blocks = static_cast<std::int32_t>(ceil_div(first[i].rows, phase.attention.block_rows));
+        phase.units += std::int64_t{first[i].blocks} * op.kv.layout.heads;
+      }
+    };
+    divide();
+    while (phase.units < std::int64_t{4} * state.participants && phase.attention.block_rows * shared > least_queries) {
+      phase.attention.block_rows /= 2;
+      divide();
+    }
+    if (work > most_work) busy = state.participants == 1 || phase.units >= std::int64_t{2} * state.participants;
+    most_work = std::max(most_work, work);
+    phases.push_back(phase);
+  }
+  if (busy && phases.size() - phases_before <= most_levels) return true;
+  phases.resize(phases_before);
+  state.shared_runs.resize(begin);
+  return false;
+}
+
 /// Lists what is to be computed: each chunk of each run of neighbours that have it in common. @return chunks that are read
 /// less often than without sharing.
 std::int64_t list_chunks(StreamState& state, const AttentionOp& op) {
@@ -168,6 +280,7 @@ bool plan_shared_attention(StreamState& state, const Op& whole, const AttentionO
   const auto slot_bytes = static_cast<std::uint64_t>(op.kv.layout.heads) * op.kv.layout.token_bytes();
   state.kv_bytes_read += static_cast<std::uint64_t>(slots) * slot_bytes;
   state.kv_bytes_shared += static_cast<std::uint64_t>(saved) * attention_chunk * slot_bytes;
+  if (Phase runs = phase; plan_runs(state, op, runs, phases)) return true;
   phase.run = run_shared;
   phase.units = units * op.kv.layout.heads;
   phases.push_back(phase);

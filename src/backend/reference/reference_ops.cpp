@@ -452,10 +452,22 @@ void add_scores(const ScoreSink& sink, float* scores, const std::vector<std::int
   }
 }
 
+/// Puts what scores begin with into their arrays.
+void begin_scores(const AttentionOp& op) {
+  for (std::int32_t i = 0; op.sink->before != nullptr && i < op.segment_count * op.kv.groups; ++i) {
+    const float* before = op.sink->before[i];
+    float* scores = op.sink->scores[i];
+    if (before == nullptr || scores == nullptr || op.segments[i / op.kv.groups].row_count == 0) continue;
+    std::copy_n(before, op.kv.tables[i].length, scores);
+    std::fill_n(scores + op.kv.tables[i].length, op.segments[i / op.kv.groups].row_count, 0.0F);
+  }
+}
+
 void run(const AttentionOp& op, const std::stop_token& stop) {
   const std::int32_t dk = op.kv.layout.head_dim_k;
   const std::int32_t dv = op.kv.layout.head_dim_v;
   const std::int32_t shared = op.heads / op.kv_heads;
+  if (op.sink != nullptr) begin_scores(op);
   for (std::int32_t s = 0; s < op.segment_count; ++s) {
     const Segment& segment = op.segments[s];
     for (std::int32_t i = 0; i < segment.row_count; ++i) {

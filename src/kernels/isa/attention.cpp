@@ -62,7 +62,7 @@ struct Block {
   float* state;               ///< [queries][state_stride] running results
   float* partial;             ///< [queries][state_stride] results of one chunk
   float* sums;                ///< [chunk_slots]
-  bool stored;                ///< the logits are in task->logits
+  bool stored;                ///< the score pass goes on with task->logits
   float* value_scales;        ///< [part_slots][blocks_of(dims_v)] scales of coded values
   float* value_minimums;      ///< as value_scales
 
@@ -105,7 +105,7 @@ struct Block {
   /// Many queries read the keys and values: they are converted once for all. With few it is better to convert them in
   /// the registers of each tile, so that the arithmetic goes on while memory is read.
   SKALD_INLINE bool many_queries() const noexcept { return queries > direct_queries; }
-  /// Where the logits of head h of row r are left, by slot; or null.
+  /// Where logits or weights of head h of row r are left, by slot; or null.
   SKALD_INLINE float* logits(int r, int h) const noexcept {
     if (task->logits == nullptr) return nullptr;
     return task->logits + (row - task->first_row + r) * task->logits_row_stride + h * task->logits_head_stride;
@@ -437,10 +437,17 @@ bool mask_scores(const Block& b, int r, int h, int base, int begin, int end, flo
   if (b.task->until != nullptr || (b.task->visible != nullptr && end > b.task->slot_base)) {
     any = hide_unseen(b, r, base, begin, end, scores);
   }
-  if (kept != nullptr) {
+  if (kept != nullptr && b.task->shaped) {
     for (int i = first; i < last; i += 16) store(kept + base + i, load(scores + i));
   }
   return any;
+}
+
+/// Leaves maximum and sum of the chunk that starts at slot `base` for the score pass.
+SKALD_INLINE void keep_state(const Block& b, float* kept, int base, const float* state) noexcept {
+  float* out = kept + b.task->chunk_states + base / chunk_slots * 2;
+  out[0] = state[0];
+  out[1] = state[1];
 }
 
 /// Turns scores into weights exp(s - m) and leaves m and their sum in the partial results; 0 as the sum says that the
@@ -453,8 +460,11 @@ void soften_chunk(const Block& b, int base) noexcept {
       const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
       float* result = b.partial + query * b.state_stride;
       float* scores = b.scores + query * score_stride;
+      // Where the score pass finds the weights: in place of logits that it has changed, or those of attention itself.
+      float* kept = b.stored || !b.task->shaped ? b.logits(r, h) : nullptr;
       result[0] = minus_infinity;
       result[1] = 0.0F;
+      if (kept != nullptr) keep_state(b, kept, base, result);
       if (begin >= end || !mask_scores(b, r, h, base, begin, end, scores)) continue;
       const int first = (begin - base) / 16 * 16;
       const int last = (end - base + 15) / 16 * 16;
@@ -467,10 +477,12 @@ void soften_chunk(const Block& b, int base) noexcept {
       for (int i = first; i < last; i += 16) {
         const f32x16 weight = exp(load(scores + i) - shift);
         store(scores + i, weight);
+        if (kept != nullptr) store(kept + base + i, weight);
         sum += weight;
       }
       result[0] = maximum;
       result[1] = reduce_add(sum);
+      if (kept != nullptr) keep_state(b, kept, base, result);
     }
   }
 }
@@ -856,28 +868,52 @@ void whole(const AttentionTask& task, std::byte* scratch) noexcept {
   }
 }
 
-/// Adds the probabilities of the slots of one chunk, given every query's maximum and sum in b.state.
-void add_probabilities(const Block& b, int base, int low, int high, int kind, float* scores) noexcept {
-  for (int slot = low; slot < high; ++slot) b.sums[slot - base] = scores[slot];
+/// The maxima and sums of a chunk that soften_chunk has kept, into b.partial.
+void load_states(const Block& b, int base) noexcept {
+  for (int r = 0; r < b.rows; ++r) {
+    for (int h = 0; h < b.heads; ++h) {
+      const float* kept = b.logits(r, h) + b.task->chunk_states + base / chunk_slots * 2;
+      float* result = b.partial + (static_cast<std::ptrdiff_t>(r) * b.heads + h) * b.state_stride;
+      result[0] = kept[0];
+      result[1] = kept[1];
+    }
+  }
+}
+
+/// Weights of up to this many heads are added up together.
+inline constexpr int weighed_heads = 8;
+
+/// Adds the probabilities of one chunk to b.sums: its weights, given its maxima and sums in b.partial and every query's
+/// maximum and sum in b.state.
+void add_probabilities(const Block& b, int base, int kind) noexcept {
   for (int r = 0; r < b.rows; ++r) {
     const int begin = most(base, b.low(r));
     const int end = least(base + chunk_slots, b.high(r));
-    if (begin >= end) continue;
-    for (int h = 0; h < b.heads; ++h) {
-      const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
-      float* s = b.scores + query * score_stride;
-      if (!mask_scores(b, r, h, base, begin, end, s)) continue;
-      if (b.state[query * b.state_stride + 1] == 0.0F) continue;  // sees nothing
-      const f32x16 maximum = set1(b.state[query * b.state_stride]);
-      const f32x16 inverse = set1(1.0F / b.state[query * b.state_stride + 1]);
-      for (int i = (begin - base) / 16 * 16; i < end - base; i += 16) {
-        const f32x16 probability = exp(load(s + i) - maximum) * inverse;
-        const f32x16 old = load(b.sums + i);
-        store(b.sums + i, kind == 0 ? old + probability : max(old, probability));
+    const int first = (begin - base) / 16 * 16;
+    for (int h = 0; begin < end && h < b.heads;) {
+      const float* weights[weighed_heads];
+      float factors[weighed_heads];
+      int count = 0;
+      for (; h < b.heads && count < weighed_heads; ++h) {
+        const std::ptrdiff_t query = static_cast<std::ptrdiff_t>(r) * b.heads + h;
+        const float* state = b.state + query * b.state_stride;
+        const float* part = b.partial + query * b.state_stride;
+        if (part[1] == 0.0F || state[1] == 0.0F) continue;  // sees nothing
+        float lane[16];
+        store(lane, exp(set1(part[0] - state[0])));
+        factors[count] = lane[0] * (1.0F / state[1]);
+        weights[count++] = b.stored ? b.logits(r, h) + base : b.scores + query * score_stride;
+      }
+      for (int i = first; i < end - base; i += 16) {
+        f32x16 sum = load(b.sums + i);
+        for (int n = 0; n < count; ++n) {
+          const f32x16 weight = load(weights[n] + i);
+          sum = kind == 0 ? fma(weight, set1(factors[n]), sum) : max(sum, weight * set1(factors[n]));
+        }
+        store(b.sums + i, sum);
       }
     }
   }
-  for (int slot = low; slot < high; ++slot) scores[slot] = b.sums[slot - base];
 }
 
 template <class Element>
@@ -895,12 +931,15 @@ void add_scores(const AttentionTask& task, int kind, float* scores, std::byte* s
         const int from = most(base, low);
         const int to = least(base + chunk_slots, high);
         if (!b.stored) score_chunk<Element>(b, base, from, to);
+        if (b.stored && (pass == 1 || !task.shaped)) load_states(b, base);
+        else soften_chunk(b, base);
         if (pass == 0) {
-          soften_chunk(b, base);
           merge_block(b, false);
-        } else {
-          add_probabilities(b, base, from, to, kind, scores);
+          continue;
         }
+        for (int slot = from; slot < to; ++slot) b.sums[slot - base] = scores[slot];
+        add_probabilities(b, base, kind);
+        for (int slot = from; slot < to; ++slot) scores[slot] = b.sums[slot - base];
       }
     }
   }

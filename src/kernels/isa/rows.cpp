@@ -175,7 +175,38 @@ void rope(float* x, const float* table, int kind, std::int64_t dims) noexcept {
   }
 }
 
-constexpr RowKernels table{rms_norm, layer_norm, activate, gated, add, softcap, clamped_gate, rope};
+/// Rows whose products fit in the registers.
+inline constexpr int rows_at_once = SKALD_VEC_REGISTERS == 1 ? 8 : SKALD_VEC_REGISTERS == 2 ? 4 : 2;
+
+void compare_keys(const float* rows, std::int64_t tiles, const float* keys, std::int64_t dims, const float* penalties,
+                  std::int32_t first, float* best, std::int32_t* slots) noexcept {
+  static constexpr std::int32_t counting[lanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  constexpr int width = RowKernels::compared_rows;
+  f32x16 squares = zero_f32();
+  for (std::int64_t d = 0; d < dims; ++d) squares = fma(load(keys + lanes * d), load(keys + lanes * d), squares);
+  const f32x16 scales = set1(1.0F) / sqrt(squares + set1(1e-30F));
+  const f32x16 penalty = load(penalties);
+  const i32x16 mine = load(counting) + set1(first);
+  for (std::int64_t tile = 0; tile < tiles; ++tile, rows += width * dims) {
+    for (int from = 0; from < width; from += rows_at_once) {
+      f32x16 sums[rows_at_once];
+      for (auto& sum : sums) sum = zero_f32();
+      const float* x = rows + from;
+      for (std::int64_t d = 0; d < dims; ++d, x += width) {
+        const f32x16 key = load(keys + lanes * d);
+        for (int i = 0; i < rows_at_once; ++i) sums[i] = fma(set1(x[i]), key, sums[i]);
+      }
+      for (int i = 0; i < rows_at_once; ++i, best += lanes, slots += lanes) {
+        const f32x16 similarity = fma(sums[i], scales, penalty);
+        const auto better = greater(similarity, load(best));
+        store(best, select(better, similarity, load(best)));
+        store(slots, select(better, mine, load(slots)));
+      }
+    }
+  }
+}
+
+constexpr RowKernels table{rms_norm, layer_norm, activate, gated, add, softcap, clamped_gate, rope, compare_keys};
 
 }  // namespace
 

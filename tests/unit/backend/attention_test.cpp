@@ -30,6 +30,7 @@ struct Options {
   float softcap = 0;
   bool tree = false;
   bool sink = false;
+  bool before = false;  // the scores so far lie elsewhere
   ScoreKind score_kind = ScoreKind::sum;
   std::int32_t last_rows = 0;
   AttentionMask mask = AttentionMask::causal;  // with `none` nothing is stored
@@ -174,7 +175,20 @@ class Sequences {
       score_memory.back().set(std::vector<float>(static_cast<std::size_t>(context_), 0.125F));
       scores.push_back(score_memory.back().matrix().data);
     }
-    const ScoreSink sink{.kind = options.score_kind, .last_rows = options.last_rows, .scores = scores.data()};
+    std::vector<DeviceMatrix> before_memory;
+    std::vector<const float*> before;
+    for (std::size_t i = 0; options.before && i < tables.size(); ++i) {
+      before_memory.emplace_back(backend_, 1, context_, 0);
+      before_memory.back().set(std::vector<float>(static_cast<std::size_t>(context_), 0.125F));
+      before.push_back(before_memory.back().matrix().data);
+      std::vector<float> stale(static_cast<std::size_t>(context_), 0.125F);
+      std::fill_n(stale.begin(), tables[i].length + rows[i / static_cast<std::size_t>(groups_)], 99.0F);
+      score_memory[i].set(stale);
+    }
+    const ScoreSink sink{.kind = options.score_kind,
+                         .last_rows = options.last_rows,
+                         .scores = scores.data(),
+                         .before = options.before ? before.data() : nullptr};
     const Norm q_norm{.kind = options.norm, .weight = q_weight.data(), .epsilon = 1e-5F};
     const Norm k_norm{.kind = options.norm, .weight = k_weight.data(), .epsilon = 1e-5F};
     std::vector<Op> ops;
@@ -317,6 +331,8 @@ class Sequences {
     for (std::size_t s = 0; s < segments.size(); ++s) {
       Dense score(groups_, context_);
       std::fill(score.values.begin(), score.values.end(), 0.125);
+      for (std::int32_t i = 0; options.before && i < segments[s].row_count; ++i)
+        for (std::int32_t g = 0; g < groups_; ++g) score(g, lengths_[s] + i) = 0;
       for (std::int32_t i = 0; i < segments[s].row_count; ++i) {
         for (std::int32_t h = 0; h < shape_.heads; ++h) {
           const auto p = probabilities(q, s, segments[s], i, h, options);
@@ -662,6 +678,7 @@ TEST_CASE("backend.attention: hands probabilities to a score sink", "[backend]")
             const Options options{.window = window,
                                   .softcap = seed % 2 == 0 ? 0.0F : 4.0F,
                                   .sink = true,
+                                  .before = seed % 3 == 0,
                                   .score_kind = kind,
                                   .last_rows = last_rows};
             sequences.step({3, 300}, options, 2e-5);

@@ -460,6 +460,11 @@ TEST_CASE("cli.inspect: spec, plan, tensors and metadata", "[cli]") {
   const auto half = json::parse(output_of({"inspect", "-m", model, "--json", "-c", "256", "-np", "2", "-ctk", "f16"}));
   CHECK(all.at("plan").at("kv").get<std::uint64_t>() == 2 * half.at("plan").at("kv").get<std::uint64_t>());
   CHECK(all.at("plan").at("weights") == half.at("plan").at("weights"));
+  const auto apart = json::parse(output_of({"inspect", "-m", model, "--json", "-c", "256", "-np", "2", "-ctk", "f16;values=32"}));
+  CHECK(2 * apart.at("plan").at("kv").get<std::uint64_t>() == half.at("plan").at("kv").get<std::uint64_t>());
+  CHECK(apart.at("plan").at("slow") == apart.at("plan").at("kv"));
+  const auto h2o = json::parse(output_of({"inspect", "-m", model, "--json", "-c", "256", "--kv-eviction", "h2o:budget=128"}));
+  CHECK(h2o.at("plan").at("policies").get<std::uint64_t>() > 0);
 }
 
 TEST_CASE("cli.embed: texts become vectors, a query needs a classifier", "[cli]") {

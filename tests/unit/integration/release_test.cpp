@@ -79,8 +79,9 @@ TEST_CASE("integration.adore: never holds more than K entries, and those rebuilt
     std::vector<std::int32_t> had(state_of(session, 0).rebuilt().begin(), state_of(session, 0).rebuilt().end());
     (void)session.forward({&tokens[t], 1}, skald::LogitsWanted::none);
     const auto& now = state_of(session, 0).rebuilt();
-    const bool same = std::equal(had.begin(), had.end(), now.begin(), now.end());
-    CHECK(decoder.counters().rebuilt_rows - before == (same ? 0 : now.size() * 2));
+    // Those that are there already are not computed again.
+    const auto fresh = std::count_if(now.begin(), now.end(), [&](auto p) { return !std::binary_search(had.begin(), had.end(), p); });
+    CHECK(decoder.counters().rebuilt_rows - before == 2 * static_cast<std::uint64_t>(fresh));
     CHECK(now.size() <= 16);
     for (int layer = 0; layer < 2; ++layer) {
       const auto& state = state_of(session, layer);

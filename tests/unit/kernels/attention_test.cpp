@@ -257,7 +257,8 @@ TEST_CASE("kernels.attention: probabilities reach the score sink", "[kernels]") 
       kernel.scores(problem.noisy(task), 0, noisy.data(), scratch.data());
       for (std::size_t i = 0; i < slots; ++i) CHECK(std::abs(noisy[i] - sum[i]) < 1e-3);
       // From the logits that the attention pass has left: the same bits, and its own bits are as without.
-      const std::size_t stride = (slots + 15) / 16 * 16;
+      const std::size_t padded = (slots + 15) / 16 * 16;
+      const std::size_t stride = padded + 2 * (slots / 256 + 1);
       const Guarded<float> logits(static_cast<std::size_t>(s.rows * s.heads) * stride, s.low);
       const std::vector<float> plain = together(problem, s);
       const Guarded<float> out(problem.out_size());
@@ -267,11 +268,13 @@ TEST_CASE("kernels.attention: probabilities reach the score sink", "[kernels]") 
         keeping.logits = logits.data();
         keeping.logits_head_stride = static_cast<std::int64_t>(stride);
         keeping.logits_row_stride = s.heads * keeping.logits_head_stride;
-        for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = std::numeric_limits<float>::quiet_NaN();
-        if (chunks) problem.chunk_by_chunk(keeping);
-        else problem.whole(keeping);
-        CHECK(same_bits(out.data(), plain.data(), plain.size()));
+        keeping.chunk_states = static_cast<std::int64_t>(padded);
         for (const bool with_noise : {false, true}) {
+          keeping.shaped = with_noise;
+          for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = std::numeric_limits<float>::quiet_NaN();
+          if (chunks) problem.chunk_by_chunk(keeping);
+          else problem.whole(keeping);
+          CHECK(same_bits(out.data(), plain.data(), plain.size()));
           const Guarded<float> kept(slots, s.low);
           for (std::size_t i = 0; i < slots; ++i) kept[i] = 0;
           kernel.scores(with_noise ? problem.noisy(keeping) : keeping, 0, kept.data(), scratch.data());
