@@ -51,11 +51,12 @@ struct LeavingKeys {
 
 /// Of each leaving key the most similar that stays, the oldest of equal ones.
 std::vector<Nearest> find_nearest(const EvictionView& view, const EvictionChoice& choice, const LeavingKeys& leaving) {
-  static const auto* const kernels = cpu::kernel_table(default_isa()).rows;
+  const auto* const kernels = cpu::kernel_table(default_isa()).rows;
   const auto dims = static_cast<std::size_t>(view.key_dims);
   std::vector<float> keys(leaving.stride * lanes);
   std::vector<float> best(leaving.tiles * width * lanes, -2.0F);
-  std::vector<std::int32_t> slots(best.size(), -1);
+  std::vector<std::int32_t> slots;
+  slots.assign(best.size(), -1);
   for (std::int64_t slot = 0; slot < view.slots(); slot += static_cast<std::int64_t>(lanes)) {
     float penalties[lanes];
     for (std::size_t i = 0; i < lanes; ++i) {
