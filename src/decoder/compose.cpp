@@ -144,8 +144,9 @@ void DecoderImpl::make_pools() {
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const auto& layer = spec.layers[i];
     if (layer.attention && format_.source(static_cast<std::int32_t>(i)) == static_cast<std::int32_t>(i))
-      add(kv_[i], *layer.attention, kv_parts(i), options_.kv.capacity_tokens + (format_.segments() ? page * options_.parallel : 0) +
-                                                         (eviction_.traits().rebuild + page) * options_.parallel * (eviction_.traits().rebuild > 0));
+      add(kv_[i], *layer.attention, kv_parts(i),
+          options_.kv.capacity_tokens + (format_.segments() ? page * options_.parallel : 0) +
+              (eviction_.traits().rebuild + page) * options_.parallel * (eviction_.traits().rebuild > 0));
     if (layer.cross) add(source_kv_[i], *layer.cross, one_kv_part(*layer.cross, i), options_.kv.capacity_tokens);
   }
   for (auto& kv : kv_) kv.segments = format_.segments() && !kv.parts.empty();
@@ -231,7 +232,9 @@ void DecoderImpl::make_buffers() {
   std::vector<DType> types(model_.weight_types().begin(), model_.weight_types().end());
   if (eviction_.gates() && !types.empty()) types.push_back(DType::f32);
   auto limits =
-      stream_limits(spec, rows, options_.context, reads_ahead_ || chunk_reads_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel, types, model_.expert_types());
+      stream_limits(spec, rows, options_.context,
+                    reads_ahead_ || chunk_reads_ ? std::max<std::int64_t>(rows, options_.parallel) : options_.parallel,
+                    types, model_.expert_types());
   limits.earlier = has_two_parts();
   limits.tokens = std::max(limits.tokens, eviction_.traits().rebuild * options_.parallel);
   limits.segments = std::max(limits.segments, eviction_.traits().rebuild * options_.parallel);  // runs of rows

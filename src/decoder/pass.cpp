@@ -201,7 +201,8 @@ void DecoderImpl::prepare_scores(const Batch& batch, AttentionScores& scores) {
   std::size_t floats = 0;
   for (const auto& entry : entries(batch)) {
     if (scores.last_rows > 0 && (entry.count > options_.batch_tokens || batch.rows() > options_.batch_tokens))
-      throw UsageError("decoder.forward", "scores of the last rows need a batch of at most batch_tokens " + std::to_string(options_.batch_tokens));
+      throw UsageError("decoder.forward", "scores of the last rows need a batch of at most batch_tokens " +
+                                              std::to_string(options_.batch_tokens));
     const auto slots = static_cast<std::size_t>(entry.session->length() + entry.count);
     auto& layers = scores.values.emplace_back(kv_.size());
     for (std::size_t l = 0; l < kv_.size(); ++l)

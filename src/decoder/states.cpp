@@ -224,7 +224,8 @@ std::int64_t DecoderImpl::rows_until_divided(const Session& session) const noexc
   if (format_.residual() > 0) return std::max(format_.residual() + page, (length / page + 1) * page) - length;
   if (const auto every = eviction_.traits().rebuild_interval; eviction_.traits().rebuild > 0)
     return wants_rebuild(session) ? every - length % every : options_.batch_tokens;
-  if (const auto all = std::max(format_.fetched_values(), format_.read_tokens()); all > 0) return length < all ? all - length : options_.batch_tokens;
+  if (const auto all = std::max(format_.fetched_values(), format_.read_tokens()); all > 0)
+    return length < all ? all - length : options_.batch_tokens;
   const auto prompt = session.state().prompt_length();
   return format_.segments() && length < prompt ? prompt - length : options_.batch_tokens;
 }

@@ -147,7 +147,9 @@ void add_state_and_work(MemoryPlan& plan, const ModelSpec& spec, const PlanOptio
   bool reads_ahead = false;
   for (std::int32_t i = 0; i < spec.layer_count(); ++i)
     reads_ahead = reads_ahead || (options.kv_source_of && options.kv_source_of(i) > i);
-  const auto rows = reads_ahead || options.read_tokens > 0 ? std::max<std::int64_t>(options.batch_tokens, options.sequences) : options.sequences;
+  const auto rows = reads_ahead || options.read_tokens > 0
+                        ? std::max<std::int64_t>(options.batch_tokens, options.sequences)
+                        : options.sequences;
   auto limits = stream_limits(spec, options.batch_tokens, options.context, rows, weight_types, expert_types);
   limits.tokens = std::max(limits.tokens, options.rebuilt_tokens * options.sequences);
   limits.segments = std::max(limits.segments, options.rebuilt_tokens * options.sequences);

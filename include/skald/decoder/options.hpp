@@ -27,7 +27,8 @@ struct KvOptions {
   /// Tokens that all sessions together can hold; 0: context x parallel. Address space is reserved for them, memory is
   /// used as they come.
   std::int64_t capacity_tokens = 0;
-  /// Of formats with values, or keys and values, in slow memory ("f16;values=128", "f16;chunks=256"): a directory for files that hold them; empty: host memory.
+  /// Of formats with values, or keys and values, in slow memory ("f16;values=128", "f16;chunks=256"): a directory for files
+  /// that hold them; empty: host memory.
   std::string slow_directory{};
   /// Of the format "coupled": keys and values as codes of groups of channels, down to 1 bit per channel. Attention decodes one
   /// layer at a time. @see calibrate_coupled

@@ -58,9 +58,10 @@ const std::vector<Component>& components() {
     add("layout", &Pipeline::layout, {"packed", "rows"});
     add("weights", &Pipeline::weights,
         {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"});
-    add("kv", &Pipeline::kv, {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_0;residual=32", "f16;segments=prompt",
-                                 "f16;values=48", "f16;chunks=48", "q8_0;chunks=64 of 32,16", "f16;heads 1=q8_0", "f16;layers 1=layer 0", "f16;layers 0=layer 1",
-                                 "f16;layers 0=layer 1;iterations=3", "coupled"});
+    add("kv", &Pipeline::kv,
+        {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_0;residual=32", "f16;segments=prompt", "f16;values=48",
+         "f16;chunks=48", "q8_0;chunks=64 of 32,16", "f16;heads 1=q8_0", "f16;layers 1=layer 0", "f16;layers 0=layer 1",
+         "f16;layers 0=layer 1;iterations=3", "coupled"});
     add("eviction", &Pipeline::eviction, {"none", "recent_pages:sinks=1,recent=2", "window:sinks=4,window=60", "h2o:budget=64,recent=50",
                                              "snapkv:budget=64,window=8,pool=5", "rpc:interval=32,window=8,percent=25",
                                              "streaming:sinks=4,window=60", "d2o:budget=64",

@@ -60,7 +60,8 @@ skald::MemoryPlan planned(const skald::DecoderOptions& options) {
 TEST_CASE("integration.plan: formats take the bytes that were planned", "[integration]") {
   for (const std::string format :
        {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q4_0;layers 0=f16;heads 1=q8_0", "f16;layers 1=layer 0",
-        "q4_0;residual=32", "q8_0;residual=64 f32", "f16;segments=prompt", "f16;values=48", "f32;values=16", "f16;chunks=64", "q8_0;chunks=64 of 16,32"}) {
+        "q4_0;residual=32", "q8_0;residual=64 f32", "f16;segments=prompt", "f16;values=48", "f32;values=16",
+        "f16;chunks=64", "q8_0;chunks=64 of 16,32"}) {
     INFO(format);
     const auto options = options_of(format, "none");
     const auto plan = planned(options);
