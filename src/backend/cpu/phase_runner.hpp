@@ -48,15 +48,17 @@ struct Participant {
   std::int64_t phase = -1;      ///< number of the phase it works on
   std::int64_t prepared = -1;   ///< phase whose private preparations are in its work memory
   std::byte* memory = nullptr;  ///< its work memory
+  // What it fetches ahead while it waits: pieces of a later phase's units.
+  std::int64_t warm_phase = -1, warm_unit = 0, warm_piece = 0, warm_left = 0;
 };
 
 /// One phase. `run` does unit `unit` of [0, units); it must not throw.
 struct PhaseHead {
   void (*run)(const PhaseHead& phase, std::int64_t unit, Participant& participant) noexcept = nullptr;
   std::int64_t units = 0;
-  /// Optional: has the memory's first part for `unit` fetched, by one whose first unit it will be and who waits for the
-  /// phase before. Must not touch what earlier phases write.
-  void (*warm)(const PhaseHead& phase, std::int64_t unit) noexcept = nullptr;
+  /// Optional: has piece `piece` of what `unit` reads fetched, by one whose unit it will be and who waits for an earlier
+  /// phase. Must not touch what earlier phases write. @return false if the unit has fewer pieces.
+  bool (*warm)(const PhaseHead& phase, std::int64_t unit, std::int64_t piece) noexcept = nullptr;
 };
 
 class PhaseRunner {

@@ -13,8 +13,8 @@ using kernels::MatmulColumns;
 using kernels::MatmulKernel;
 using kernels::panel_rows;
 
-/// What a core reads while participants wait for each other and prepare activations.
-constexpr std::size_t warm_bytes = std::size_t{24} << 10;
+/// What a core has fetched between two looks at whether it still waits.
+constexpr std::int64_t warm_bytes = 1024;
 
 const LinearOp& linear_op(const Phase& phase) noexcept { return *std::get_if<LinearOp>(phase.op); }
 
@@ -138,15 +138,26 @@ std::size_t part_of(const LinearPlan& plan, std::int64_t unit) noexcept {
   return index;
 }
 
-/// Fetches the first weights of a unit into the second-level cache.
-void warm_multiply(const PhaseHead& head, std::int64_t unit) noexcept {
+/// Fetches a piece of a unit's weights into the second-level cache.
+bool warm_multiply(const PhaseHead& head, std::int64_t unit, std::int64_t piece) noexcept {
   const LinearPlan& plan = static_cast<const Phase&>(head).linear;
-  const LinearPartPlan& part = plan.parts[part_of(plan, unit)];
-  if (!part.weight->packed()) return;
-  const std::int64_t panel = (unit - part.unit_begin) % part.panel_ranges * plan.unit_panels;
-  const std::size_t left = static_cast<std::size_t>(part.weight->panels() - panel) * part.weight->panel_bytes();
-  const std::byte* weights = part.weight->panel(panel);
-  for (std::size_t i = 0; i < std::min(left, warm_bytes); i += 64) __builtin_prefetch(weights + i, 0, 2);
+  const std::size_t first = part_of(plan, unit);
+  const std::int64_t panel = (unit - plan.parts[first].unit_begin) % plan.parts[first].panel_ranges * plan.unit_panels;
+  const std::size_t last = linear_op(static_cast<const Phase&>(head)).epilogue == LinearEpilogue::gated ? first + 1 : first;
+  std::int64_t offset = piece * warm_bytes;
+  for (std::size_t part = first; part <= last; ++part) {
+    const CpuWeight& weight = *plan.parts[part].weight;
+    if (!weight.packed()) return false;
+    const std::int64_t bytes =
+        std::min(plan.unit_panels, weight.panels() - panel) * static_cast<std::int64_t>(weight.panel_bytes());
+    if (offset < bytes) {
+      const std::byte* from = weight.panel(panel) + offset;
+      for (std::int64_t i = 0; i < std::min(warm_bytes, bytes - offset); i += 64) __builtin_prefetch(from + i, 0, 2);
+      return true;
+    }
+    offset -= round_up(bytes, warm_bytes);
+  }
+  return false;
 }
 
 void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
