@@ -20,6 +20,9 @@ namespace skald::inline v0::cpu {
 /// that the others wait for.
 inline constexpr std::int64_t private_columns = 8;
 
+/// From here on every column is prepared by one participant, alone, and each participant only puts them side by side.
+inline constexpr std::int64_t divided_columns = 4;
+
 /// Most columns of a unit of one head's product; every participant prepares them for itself.
 inline constexpr std::int64_t head_columns = 96;
 
@@ -142,7 +145,8 @@ struct LinearPlan {
   std::int64_t column_block = 1;
   std::array<LinearPartPlan, 3> parts{};
   int part_count = 0;  ///< parts with units of their own: 1 for `gated`
-  bool private_acts = false;
+  bool private_acts = false;  ///< every participant has a copy of the prepared columns
+  bool divided = false;       ///< and they were prepared by a phase of their own
 };
 struct RowsPlan {
   std::int64_t unit_rows = 0;

@@ -18,6 +18,13 @@ constexpr std::int64_t warm_bytes = 1024;
 
 const LinearOp& linear_op(const Phase& phase) noexcept { return *std::get_if<LinearOp>(phase.op); }
 
+/// True if a part before `p` has the same activations.
+bool acts_seen(const LinearPlan& plan, std::size_t p) noexcept {
+  const int id = plan.parts[p].weight->linear_kernel().activation_id;
+  return std::any_of(plan.parts.begin(), plan.parts.begin() + static_cast<std::ptrdiff_t>(p),
+                     [id](const LinearPartPlan& part) { return part.weight->linear_kernel().activation_id == id; });
+}
+
 /// Normalizes and prepares columns [begin, end) of an op into `acts`, made for all its columns.
 void prepare_columns(const Phase& phase, std::int64_t begin, std::int64_t end, std::byte* acts, bool shared,
                      std::byte* memory) noexcept {
@@ -28,12 +35,7 @@ void prepare_columns(const Phase& phase, std::int64_t begin, std::int64_t end, s
   const bool direct = op.rows == nullptr && op.norm.kind == NormKind::none;
   for (int p = 0; p < op.part_count; ++p) {
     const MatmulKernel& kernel = phase.linear.parts[static_cast<std::size_t>(p)].weight->linear_kernel();
-    bool seen = false;
-    for (int q = 0; q < p; ++q) {
-      seen = seen ||
-             phase.linear.parts[static_cast<std::size_t>(q)].weight->linear_kernel().activation_id == kernel.activation_id;
-    }
-    if (seen) continue;
+    if (acts_seen(phase.linear, static_cast<std::size_t>(p))) continue;
     const WorkSizes::Acts& place = *sizes.find_acts(kernel.activation_id);
     std::byte* to = acts + (shared ? place.shared_offset : place.private_offset);
     if (direct) {
@@ -50,6 +52,47 @@ void prepare_columns(const Phase& phase, std::int64_t begin, std::int64_t end, s
       }
       kernel.prepare(rows, sizes.row_stride, cols, t, last, to, phase.linear.columns);
     }
+  }
+}
+
+/// Column `column` of a part, prepared alone.
+std::byte* lone_column(const Phase& phase, const CpuWeight& weight, std::int64_t column) noexcept {
+  const MatmulKernel& kernel = weight.linear_kernel();
+  return phase.state->shared_acts() + phase.state->sizes.find_acts(kernel.activation_id)->shared_offset +
+         static_cast<std::size_t>(column) * kernel.acts_bytes(weight.cols(), 1);
+}
+
+void run_prepare_lone(const PhaseHead& head, std::int64_t unit, Participant& me) noexcept {
+  const auto& phase = static_cast<const Phase&>(head);
+  const LinearOp& op = linear_op(phase);
+  const float* x = op.x.data + (op.rows != nullptr ? op.rows[unit] : unit) * op.x.stride;
+  if (op.norm.kind != NormKind::none) {
+    auto* row = reinterpret_cast<float*>(me.memory + phase.state->sizes.rows_offset);
+    normalize(phase.state->kernels.rows(), op.norm, x, op.x.cols, row);
+    x = row;
+  }
+  for (std::size_t p = 0; p < static_cast<std::size_t>(op.part_count); ++p) {
+    const CpuWeight& weight = *phase.linear.parts[p].weight;
+    if (!acts_seen(phase.linear, p))
+      weight.linear_kernel().prepare(x, 0, op.x.cols, 0, 1, lone_column(phase, weight, unit), 1);
+  }
+}
+
+/// Puts columns that were prepared alone side by side. Activations are a list of 32-bit words for each column, interleaved
+/// by column, so this needs to know nothing else of them. What is copied beyond the last word stays within both.
+void gather_columns(const Phase& phase, const LinearPartPlan& part, std::byte* acts) noexcept {
+  const CpuWeight& weight = *part.weight;
+  const MatmulKernel& kernel = weight.linear_kernel();
+  const auto width = static_cast<std::size_t>(phase.linear.columns);
+  const std::size_t from_stride = kernel.acts_bytes(weight.cols(), 1) / 4;
+  const std::size_t words = std::min(from_stride, kernel.acts_bytes(weight.cols(), phase.linear.columns) / (4 * width));
+  const auto* from = reinterpret_cast<const std::uint32_t*>(lone_column(phase, weight, 0));
+  auto* to = reinterpret_cast<std::uint32_t*>(acts + part.acts_offset);
+  constexpr std::size_t step = 64;  // keeps the lines of `to` near while all columns are written
+  for (std::size_t first = 0; first < words; first += step) {
+    const std::size_t end = std::min(words, first + step);
+    for (std::size_t c = 0; c < width; ++c)
+      for (std::size_t i = first; i < end; ++i) to[i * width + c] = from[c * from_stride + i];
   }
 }
 
@@ -167,7 +210,12 @@ void run_multiply(const PhaseHead& head, std::int64_t unit, Participant& me) noe
   if (plan.private_acts) {
     acts = me.memory + phase.state->sizes.acts_offset;
     if (me.prepared != me.phase) {
-      prepare_columns(phase, 0, plan.columns, acts, false, me.memory);
+      if (plan.divided) {
+        for (std::size_t p = 0; p < static_cast<std::size_t>(linear_op(phase).part_count); ++p)
+          if (!acts_seen(plan, p)) gather_columns(phase, plan.parts[p], acts);
+      } else {
+        prepare_columns(phase, 0, plan.columns, acts, false, me.memory);
+      }
       me.prepared = me.phase;
     }
   }
@@ -280,6 +328,7 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
   LinearPlan& plan = phase.linear;
   plan.columns = columns;
   plan.private_acts = columns <= private_columns;
+  plan.divided = plan.private_acts && columns >= divided_columns && state.participants > 1;
   plan.part_count = op.epilogue == LinearEpilogue::gated ? 1 : op.part_count;
   std::int64_t panels = 0;
   std::int64_t panel_bytes = 0;
@@ -289,6 +338,7 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
     part.weight = static_cast<const CpuWeight*>(op.parts[static_cast<std::size_t>(p)].weight);
     state.weight_bytes_read += part.weight->bytes();
     const MatmulKernel& kernel = part.weight->linear_kernel();
+    if (kernel.alone) plan.divided = false;  // more than words of each column
     const WorkSizes::Acts& place = *state.sizes.find_acts(kernel.activation_id);
     part.acts_offset = plan.private_acts ? place.private_offset : place.shared_offset;
     plan.column_block = std::lcm(plan.column_block, std::int64_t{kernel.column_block});
@@ -305,11 +355,11 @@ void plan_linear(StreamState& state, const Op& whole, std::vector<Phase>& phases
   shape_units(plan, panels, panel_bytes, act_bytes, state.participants);
   const std::int64_t column_ranges = ceil_div(columns, plan.unit_columns);
 
-  if (!plan.private_acts) {
+  if (!plan.private_acts || plan.divided) {
     Phase prepare = phase;
-    prepare.run = run_prepare;
-    prepare.linear.unit_columns = plan.column_block;
-    prepare.units = ceil_div(columns, plan.column_block);
+    prepare.run = plan.divided ? run_prepare_lone : run_prepare;
+    prepare.linear.unit_columns = plan.divided ? 1 : plan.column_block;
+    prepare.units = ceil_div(columns, prepare.linear.unit_columns);
     phases.push_back(prepare);
   }
   phase.run = run_multiply;

@@ -79,7 +79,11 @@ Matmuls measure_matmuls(const KernelSet& kernels, const StreamLimits& limits, Wo
         aligned(std::max(lone, most_over_counts(std::min(limits.tokens, private_columns), acts)));
     // The columns of an expert begin where its first pair would if each had memory of its own.
     if (limits.tokens > 1) most.expert_acts += positive(limits.tokens) * lone;
-    if (limits.tokens > private_columns) most.shared_acts += aligned(most_over_counts(limits.tokens, acts));
+    // Few columns are prepared alone.
+    std::size_t shared = 0;
+    if (limits.tokens >= divided_columns) shared = positive(std::min(limits.tokens, private_columns)) * acts(1);
+    if (limits.tokens > private_columns) shared = std::max(shared, most_over_counts(limits.tokens, acts));
+    most.shared_acts += aligned(shared);
   }
   return most;
 }
