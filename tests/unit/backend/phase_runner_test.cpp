@@ -137,3 +137,69 @@ TEST_CASE("backend.phases: an executor's exception arrives and the runner stays 
     CHECK(again.result() == expected.result());
   }
 }
+
+namespace {
+
+/// A phase that notes which pieces of its units were fetched ahead.
+struct FetchedPhase : PhaseHead {
+  struct Piece {
+    std::int64_t unit, number;
+  };
+  std::vector<Piece>* pieces = nullptr;  ///< written by the only participant that waits
+  std::atomic<std::int64_t>* fetched = nullptr;
+  std::int64_t pieces_of_unit = 3;
+};
+
+bool fetch_noted(const PhaseHead& head, std::int64_t unit, std::int64_t piece) noexcept {
+  const auto& phase = static_cast<const FetchedPhase&>(head);
+  if (piece >= phase.pieces_of_unit) return false;
+  if (phase.fetched->load() < static_cast<std::int64_t>(phase.pieces->size())) {
+    (*phase.pieces)[static_cast<std::size_t>(phase.fetched->load())] = {unit, piece};
+    phase.fetched->fetch_add(1);
+  }
+  return true;
+}
+
+/// One unit that lasts until enough was fetched, at most two seconds.
+struct SlowPhase : PhaseHead {
+  const std::atomic<std::int64_t>* fetched = nullptr;
+  std::int64_t enough = 0;
+};
+
+}  // namespace
+
+TEST_CASE("backend.phases: who waits fetches the pieces of its own next units, in order", "[backend]") {
+  std::vector<FetchedPhase::Piece> pieces(1000);
+  std::atomic<std::int64_t> fetched{0};
+  SlowPhase slow;
+  slow.units = 1;
+  slow.fetched = &fetched;
+  slow.enough = 24;  // eight units
+  slow.run = [](const PhaseHead& head, std::int64_t, Participant&) noexcept {
+    const auto& phase = static_cast<const SlowPhase&>(head);
+    const auto start = std::chrono::steady_clock::now();
+    while (phase.fetched->load() < phase.enough && std::chrono::steady_clock::now() - start < std::chrono::seconds(2))
+      std::this_thread::yield();
+  };
+  FetchedPhase between;  // nothing to fetch: the phase behind it is looked at
+  between.units = 2;
+  between.run = [](const PhaseHead&, std::int64_t, Participant&) noexcept {};
+  FetchedPhase next = between;
+  next.units = 20;  // of which eight belong to each of two
+  next.pieces = &pieces;
+  next.fetched = &fetched;
+  next.warm = fetch_noted;
+  const std::vector<const PhaseHead*> heads = {&slow, &between, &next};
+  PhaseRunner runner(2);
+  std::vector<std::byte> memory(128);
+  REQUIRE(runner.run(std::make_shared<ThreadExecutor>(2), heads.data(), 3, memory.data(), 64, {}));
+  // Both wait: one for the slow unit, either for the other afterwards; the second finds its own share only.
+  const auto count = static_cast<std::size_t>(fetched.load());
+  REQUIRE(count >= 24);
+  const std::int64_t first = pieces[0].unit;
+  CHECK((first == 0 || first == 8));
+  for (std::size_t i = 0; i < 24; ++i) {
+    CHECK(pieces[i].unit == first + static_cast<std::int64_t>(i) / 3);
+    CHECK(pieces[i].number == static_cast<std::int64_t>(i) % 3);
+  }
+}
