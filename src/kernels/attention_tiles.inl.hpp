@@ -25,29 +25,39 @@ inline constexpr int tile_vectors = 1;
 inline constexpr int direct_queries = 3;
 #endif
 
-/// e^x for x <= 0, at most 2 units in the last place off; exactly 0 below -87; NaN stays NaN.
-SKALD_INLINE f32x16 exp(f32x16 x) noexcept {
-  // x = n ln 2 + r with |r| <= ln 2 / 2; the first part of ln 2 has 9 bits, so that n times it is exact.
+/// Scores are in units of ln 2, so that weights are powers of two: the factor is part of the scale of the queries.
+inline constexpr float log2_of_e = 1.44269504F;
+
+/// 2^x for x <= 0, at most 2 units in the last place off; exactly 0 below -126; NaN stays NaN.
+SKALD_INLINE f32x16 exp2(f32x16 x) noexcept {
+  // x = n + r with |r| <= 1/2, exactly.
+#if SKALD_VEC_REGISTERS == 1
+  const f32x16 n = nearest(x);
+#else
   const f32x16 magic = set1(12582912.0F);  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-  const f32x16 shifted = fma(x, set1(1.44269504F), magic);
+  const f32x16 shifted = x + magic;
   const f32x16 n = shifted - magic;
-  f32x16 r = fma(n, set1(-0.693359375F), x);
-  r = fma(n, set1(2.12194440e-4F), r);
-  // 1 + r + r^2 P(r), P of degree 4 with least relative error on the interval: 2^-28.
-  f32x16 p = set1(0x1.6a234ep-10F);
-  p = fma(p, r, set1(0x1.123a6cp-7F));
-  p = fma(p, r, set1(0x1.5558f4p-5F));
-  p = fma(p, r, set1(0x1.555490p-3F));
-  p = fma(p, r, set1(0x1.fffffcp-2F));
+#endif
+  const f32x16 r = x - n;
+  // 1 + r P(r), P of degree 5 with least relative error on the interval: 2^-26.6 with coefficients of single precision.
+  f32x16 p = set1(0x1.4c62c0p-13F);
+  p = fma(p, r, set1(0x1.5fc786p-10F));
+  p = fma(p, r, set1(0x1.3b2176p-7F));
+  p = fma(p, r, set1(0x1.c6ada8p-5F));
+  p = fma(p, r, set1(0x1.ebfbe6p-3F));
+  p = fma(p, r, set1(0x1.62e432p-1F));
   p = fma(p, r, set1(1.0F));
-  p = fma(p, r, set1(1.0F));
+#if SKALD_VEC_REGISTERS == 1
+  return times_power_unless_less(p, n, x, set1(-126.0F));
+#else
   const f32x16 power = from_bits(shl<23>(bits(shifted)) + set1(0x3F800000));
-  return select(less(x, set1(-87.0F)), zero_f32(), p * power);
+  return select(less(x, set1(-126.0F)), zero_f32(), p * power);
+#endif
 }
 
 /// tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|): absolute error of a few 2^-24.
 SKALD_INLINE f32x16 tanh(f32x16 x) noexcept {
-  const f32x16 e = exp(abs(x) * set1(-2.0F));
+  const f32x16 e = exp2(abs(x) * set1(-2.0F * log2_of_e));
   const f32x16 one = set1(1.0F);
   const i32x16 sign = bits(x) & set1(INT32_MIN);
   return from_bits(bits((one - e) / (one + e)) | sign);
@@ -62,8 +72,6 @@ struct ScorePiece {
   int dims;
   float* scores;  ///< query i, group v: scores + i * score_stride + 16 v
   bool first;     ///< starts from zero, else from what is in `scores`
-  bool last;      ///< multiplies the sums by `scale`
-  float scale;
   const std::byte* next;  ///< memory that is needed after this piece, or null
   std::ptrdiff_t step;    ///< how much of it to fetch with each dimension
 };
@@ -99,10 +107,9 @@ void score_tile(const ScorePiece& piece, const typename Element::Stored* const* 
     }
     q += NQ;
   }
-  const f32x16 scale = set1(piece.last ? piece.scale : 1.0F);
   float* scores = piece.scores;
   SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
-    SKALD_UNROLL for (int v = 0; v < NV; ++v) store(scores + i * score_stride + 16 * v, acc[i][v] * scale);
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) store(scores + i * score_stride + 16 * v, acc[i][v]);
   }
 }
 
@@ -176,6 +183,7 @@ struct ValuePiece {
   const float* p;  ///< query i, token t: p[i * score_stride + t]
   int tokens;
   float* out;  ///< query i: out + i * out_stride; added to
+  bool fresh;  ///< sums start from zero, not from what is in `out`
   std::ptrdiff_t out_stride;
   std::ptrdiff_t value_stride;  ///< elements from token to token
   const std::byte* next;        ///< memory that is needed later, or null
@@ -191,7 +199,9 @@ template <class Element, int NQ, int NV>
 void value_tile(const ValuePiece& piece, const typename Element::Stored* values) noexcept {
   f32x16 acc[NQ][NV];
   SKALD_UNROLL for (int i = 0; i < NQ; ++i) {
-    SKALD_UNROLL for (int v = 0; v < NV; ++v) acc[i][v] = load(piece.out + i * piece.out_stride + 16 * v);
+    SKALD_UNROLL for (int v = 0; v < NV; ++v) {
+      acc[i][v] = piece.fresh ? zero_f32() : load(piece.out + i * piece.out_stride + 16 * v);
+    }
   }
   const float* p = piece.p;
   [[maybe_unused]] const float* scales = piece.scales;

@@ -89,6 +89,15 @@ SKALD_INLINE mask16 greater(i32x16 a, i32x16 b) noexcept { return {_mm512_cmpgt_
 SKALD_INLINE f32x16 select(mask16 m, f32x16 a, f32x16 b) noexcept { return {_mm512_mask_blend_ps(m.m, b.r, a.r)}; }
 SKALD_INLINE i32x16 select(mask16 m, i32x16 a, i32x16 b) noexcept { return {_mm512_mask_blend_epi32(m.m, b.r, a.r)}; }
 
+/// The nearest integer, halves to even.
+SKALD_INLINE f32x16 nearest(f32x16 a) noexcept {
+  return {_mm512_roundscale_ps(a.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+/// a 2^n for integers n; 0 where x < least.
+SKALD_INLINE f32x16 times_power_unless_less(f32x16 a, f32x16 n, f32x16 x, f32x16 least) noexcept {
+  return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.r, least.r, _CMP_NLT_UQ), a.r, n.r)};
+}
+
 SKALD_INLINE i32x16 load_u8(const std::uint8_t* p) noexcept {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }

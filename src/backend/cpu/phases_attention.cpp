@@ -125,9 +125,9 @@ void run_whole(const PhaseHead& head, std::int64_t unit, Participant& me) noexce
   const AttentionOp& op = attention_op(phase);
   const AttentionSpan& span = span_of(phase, unit);
   const std::int64_t local = unit - span.unit_begin;
-  const auto kv_head = static_cast<std::int32_t>(local % op.kv.layout.heads);
-  // The last rows see the most slots: they come first.
-  const auto block = static_cast<std::int32_t>(span.blocks - 1 - local / op.kv.layout.heads);
+  // Blocks of a head read the same keys and values at a time. The last rows see the most slots: they come first.
+  const auto kv_head = static_cast<std::int32_t>(local / span.blocks);
+  const auto block = static_cast<std::int32_t>(span.blocks - 1 - local % span.blocks);
   const std::int32_t first = block * phase.attention.block_rows;
   const std::int32_t rows = std::min(phase.attention.block_rows, op.segments[span.segment].row_count - first);
   AttentionTask task = make_attention_task(op, span.segment, span.group, kv_head, first, rows);

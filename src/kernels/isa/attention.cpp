@@ -15,7 +15,7 @@ namespace SKALD_ISA {
 namespace {
 
 inline constexpr int chunk_slots = 256;                ///< slots per partial result
-inline constexpr int part_slots = 64;                  ///< slots that are converted and used together
+inline constexpr int part_slots = 64;                  ///< keys that are converted and used together
 inline constexpr int part_dims = 64;                   ///< dimensions that are converted together
 inline constexpr int score_stride = chunk_slots + 16;  ///< not a power of two: rows must not share cache sets
 inline constexpr int block_queries = 128;              ///< about as many (row, head) pairs share each key and value
@@ -58,7 +58,7 @@ struct Block {
   std::ptrdiff_t packed_stride;
   float* packed;              ///< queries in tile order, packed_stride words for each; see pack_queries
   float* scores;              ///< [queries][score_stride]
-  float* stage;               ///< converted keys or values
+  float* stage;               ///< converted keys of a part, or values of a chunk
   float* state;               ///< [queries][state_stride] running results
   float* partial;             ///< [queries][state_stride] results of one chunk
   float* sums;                ///< [chunk_slots]
@@ -130,7 +130,7 @@ SKALD_INLINE ScratchSizes scratch_sizes(int dims_k, int dims_v, int heads, int r
   const auto queries = static_cast<std::size_t>(least(rows, rows_per_block(heads)) * heads);
   return {round_up16(queries * packed_words(dims_k)),
           queries * score_stride,
-          std::size_t{part_slots} * part_dims,
+          std::size_t{chunk_slots} * part_dims,
           queries * state_floats(dims_v),
           chunk_slots,
           static_cast<std::size_t>(part_slots * blocks_of(dims_v)) * 2};
@@ -180,9 +180,11 @@ void pack_codes(const float* q, int dims, float scale, int offset, std::int32_t*
   __builtin_memcpy(tile + std::ptrdiff_t{17} * width * blocks + i, &value, sizeof value);
 }
 
-/// Puts the queries of a block in the order of its tiles: [dims_k][width] numbers, or codes.
+/// Puts the queries of a block, times the scale of the scores, in the order of its tiles: [dims_k][width] numbers, or
+/// codes.
 void pack_queries(const Block& b) noexcept {
   const AttentionTask& task = *b.task;
+  const float scale = task.scale * log2_of_e;
   for (int first = 0, width; first < b.queries; first += width) {
     width = next_tile(b.queries - first);
     float* tile = b.packed + first * b.packed_stride;
@@ -195,9 +197,9 @@ void pack_queries(const Block& b) noexcept {
         const int offset = task.layout.dtype == DType::q4_0 ? Four::offset
                            : task.layout.dtype == DType::q4_1 ? -1
                                                               : Eight::offset;
-        pack_codes(q, b.dims_k, task.scale, offset, reinterpret_cast<std::int32_t*>(tile), width, i);
+        pack_codes(q, b.dims_k, scale, offset, reinterpret_cast<std::int32_t*>(tile), width, i);
       } else {
-        for (int d = 0; d < b.dims_k; ++d) tile[static_cast<std::ptrdiff_t>(d) * width + i] = q[d];
+        for (int d = 0; d < b.dims_k; ++d) tile[static_cast<std::ptrdiff_t>(d) * width + i] = q[d] * scale;
       }
     }
   }
@@ -281,8 +283,6 @@ SKALD_INLINE void score_numbers(const Block& b, const KeyPiece<Element>& keys, c
   piece.q = tile + static_cast<std::ptrdiff_t>(keys.dim) * width;
   piece.dims = keys.dims;
   piece.first = keys.dim == 0;
-  piece.last = keys.dim + keys.dims == b.dims_k;
-  piece.scale = b.task->scale;
   for (int group = begin, count; group < end; group += count) {
     count = next_vectors(end - group);
     const std::ptrdiff_t skipped = std::ptrdiff_t{16} * (group - keys.begin) * b.dims_k;
@@ -338,7 +338,7 @@ void stage_and_score(const Block& b, int base, const KeyPiece<Element>& direct) 
   }
 }
 
-/// scale * q k for all queries and the slots [begin, end) of the chunk that starts at slot `base`.
+/// q k for all queries, q times the scale, and the slots [begin, end) of the chunk that starts at slot `base`.
 template <class Element>
 void score_chunk(const Block& b, int base, int begin, int end) noexcept {
   using Stored = typename Element::Stored;
@@ -367,7 +367,7 @@ void add_distances(const Block& b, int r, int h, int base, int first, int last, 
   const int nearest = base - b.own(r);  // distance of scores[0]
   if (task.slopes != nullptr) {
     static constexpr std::int32_t counting[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const f32x16 slope = set1(task.slopes[h]);
+    const f32x16 slope = set1(task.slopes[h] * log2_of_e);
     for (int i = first; task.positions != nullptr && i < last; i += 16) {
       const i32x16 at = load_n(task.positions + base + i, least(16, last - i));
       const f32x16 distance = to_f32(at - set1(task.position + b.row + r));
@@ -381,14 +381,14 @@ void add_distances(const Block& b, int r, int h, int base, int first, int last, 
   if (task.bias != nullptr) {
     const int reach = task.bias_reach;
     const float* bias = task.bias + static_cast<std::ptrdiff_t>(h) * (2 * reach + 1);
-    for (int i = first; i < last; ++i) scores[i] += bias[least(most(nearest + i, -reach), reach) + reach];
+    for (int i = first; i < last; ++i) scores[i] += bias[least(most(nearest + i, -reach), reach) + reach] * log2_of_e;
   }
 }
 
-/// Adds one number to the score of each slot in base + [first, last).
+/// Adds one number, in units of 1, to the score of each slot in base + [first, last).
 SKALD_INLINE void add_of_slots(const float* numbers, int base, int first, int last, float* scores) noexcept {
   for (int i = first; i < last; i += 16) {
-    store(scores + i, load(scores + i) + load_n(numbers + base + i, least(16, last - i)));
+    store(scores + i, fma(load_n(numbers + base + i, least(16, last - i)), set1(log2_of_e), load(scores + i)));
   }
 }
 
@@ -423,8 +423,8 @@ bool mask_scores(const Block& b, int r, int h, int base, int begin, int end, flo
     return true;
   }
   if (b.task->softcap > 0) {
-    const f32x16 cap = set1(b.task->softcap);
-    const f32x16 inverse = set1(1.0F / b.task->softcap);
+    const f32x16 cap = set1(b.task->softcap * log2_of_e);
+    const f32x16 inverse = set1(1.0F / (b.task->softcap * log2_of_e));
     for (int i = first; i < last; i += 16) store(scores + i, cap * tanh(load(scores + i) * inverse));
   }
   // What is given for each slot ends with the row's range.
@@ -450,9 +450,51 @@ SKALD_INLINE void keep_state(const Block& b, float* kept, int base, const float*
   out[1] = state[1];
 }
 
-/// Turns scores into weights exp(s - m) and leaves m and their sum in the partial results; 0 as the sum says that the
+/// Scores of one query in [first, last), multiples of 16, into weights.
+SKALD_INLINE float weigh(float* scores, int first, int last, float maximum) noexcept {
+  // All scores overflowed to -infinity: they weigh nothing, where infinity - infinity would be NaN.
+  const f32x16 shift = set1(maximum == minus_infinity ? 0.0F : maximum);
+  f32x16 sum = zero_f32();
+  for (int i = first; i < last; i += 16) {
+    const f32x16 weight = exp2(load(scores + i) - shift);
+    store(scores + i, weight);
+    sum += weight;
+  }
+  return reduce_add(sum);
+}
+
+/// True if all rows see all slots of the chunk and scores are logits as they are.
+SKALD_INLINE bool plain_chunk(const Block& b, int base) noexcept {
+  const AttentionTask& task = *b.task;
+  return b.low(b.rows - 1) <= base && b.high(0) >= base + chunk_slots && !b.stored && task.logits == nullptr &&
+         task.softcap <= 0 && task.slopes == nullptr && task.bias == nullptr && task.slot_bias == nullptr &&
+         task.noise == nullptr && task.inverse_temperatures == nullptr && task.until == nullptr &&
+         (task.visible == nullptr || base + chunk_slots <= task.slot_base);
+}
+
+/// soften_chunk for a plain chunk: maxima of several queries first, whose sums across lanes do not wait for each other.
+void soften_plain_chunk(const Block& b) noexcept {
+  constexpr int together = 4;
+  for (int query = 0, count; query < b.queries; query += count) {
+    count = least(together, b.queries - query);
+    float* scores = b.scores + static_cast<std::ptrdiff_t>(query) * score_stride;
+    float* result = b.partial + query * b.state_stride;
+    for (int n = 0; n < count; ++n) {
+      const float* row = scores + n * score_stride;
+      f32x16 top = set1(minus_infinity);
+      SKALD_UNROLL for (int i = 0; i < chunk_slots; i += 16) top = max(top, load(row + i));
+      result[n * b.state_stride] = reduce_max(top);
+    }
+    for (int n = 0; n < count; ++n) {
+      result[n * b.state_stride + 1] = weigh(scores + n * score_stride, 0, chunk_slots, result[n * b.state_stride]);
+    }
+  }
+}
+
+/// Turns scores into weights exp2(s - m) and leaves m and their sum in the partial results; 0 as the sum says that the
 /// row sees nothing in this chunk.
 void soften_chunk(const Block& b, int base) noexcept {
+  if (plain_chunk(b, base)) return soften_plain_chunk(b);
   for (int r = 0; r < b.rows; ++r) {
     const int begin = most(base, b.low(r));
     const int end = least(base + chunk_slots, b.high(r));
@@ -470,234 +512,16 @@ void soften_chunk(const Block& b, int base) noexcept {
       const int last = (end - base + 15) / 16 * 16;
       f32x16 top = set1(minus_infinity);
       for (int i = first; i < last; i += 16) top = max(top, load(scores + i));
-      const float maximum = reduce_max(top);
-      f32x16 sum = zero_f32();
-      // All scores overflowed to -infinity: they weigh nothing, where infinity - infinity would be NaN.
-      const f32x16 shift = set1(maximum == minus_infinity ? 0.0F : maximum);
-      for (int i = first; i < last; i += 16) {
-        const f32x16 weight = exp(load(scores + i) - shift);
-        store(scores + i, weight);
-        if (kept != nullptr) store(kept + base + i, weight);
-        sum += weight;
-      }
-      result[0] = maximum;
-      result[1] = reduce_add(sum);
-      if (kept != nullptr) keep_state(b, kept, base, result);
+      result[0] = reduce_max(top);
+      result[1] = weigh(scores, first, last, result[0]);
+      if (kept == nullptr) continue;
+      for (int i = first; i < last; i += 16) store(kept + base + i, load(scores + i));
+      keep_state(b, kept, base, result);
     }
   }
 }
 
-/// A piece of the values of one chunk: slots [begin, end), dimensions [dim, dim + dims), dims a multiple of 16.
-template <class Element>
-struct ValueSlice {
-  const typename Element::Stored* values;  ///< of slot `begin`
-  std::ptrdiff_t stride;
-  int base;
-  int begin, end;
-  int dim, dims;
-  const std::byte* next;  ///< memory that is needed later, or null
-  std::ptrdiff_t step;    ///< how much of it to fetch with each token
-  const float* scales = nullptr;  ///< of slot `begin`, if the values are coded
-  const float* minimums = nullptr;  ///< as scales
-};
-
-/// Adds the weighted values of slots [begin, end) for queries [first, last), all of which see all of them.
-template <class Element>
-void add_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin, int end,
-                int tile_number) noexcept {
-  if (begin >= end) return;
-  ValuePiece piece{};
-  piece.tokens = end - begin;
-  piece.out_stride = b.state_stride;
-  piece.value_stride = slice.stride;
-  piece.step = slice.step;
-  const std::byte* next = slice.next == nullptr ? nullptr : slice.next + (begin - slice.begin) * slice.step;
-  // Converted values: the first tiles fetch the lines of a token, one each.
-  if constexpr (!Element::converts) {
-    next = next == nullptr || tile_number >= staged_fetchers ? nullptr : next + std::ptrdiff_t{64} * tile_number;
-  }
-  if constexpr (Element::coded) {
-    piece.scale_stride = blocks_of(b.dims_v);
-    piece.scales = slice.scales + (begin - slice.begin) * piece.scale_stride;
-    piece.minimums = slice.minimums + (begin - slice.begin) * piece.scale_stride;
-  }
-  const typename Element::Stored* values = slice.values + (begin - slice.begin) * slice.stride;
-  for (int width; first < last; first += width) {
-    width = next_tile(last - first);
-    piece.p = b.scores + static_cast<std::ptrdiff_t>(first) * score_stride + (begin - slice.base);
-    for (int dim = 0, count; dim < slice.dims; dim += 16 * count) {
-      count = next_vectors((slice.dims - dim) / 16);
-      piece.out = b.partial + first * b.state_stride + 16 + slice.dim + dim;
-      piece.vector = dim / 16;
-      piece.next = next;
-      if constexpr (Element::converts && !Element::coded) {
-        if (next != nullptr) piece.next = next + std::ptrdiff_t{sizeof(*values)} * dim;
-      }
-      with_shape(width, count, ValueCall<Element>{piece, Element::coded ? values : values + dim});
-    }
-  }
-}
-
-/// The same for slots of which queries [first, last) may not see all: row by row, run by run.
-template <class Element>
-void add_visible_values(const Block& b, const ValueSlice<Element>& slice, int first, int last, int begin, int end,
-                        int tile_number) noexcept {
-  if (begin >= end) return;
-  for (int query = first; query < last;) {
-    const int r = query / b.heads;
-    const int row_end = least(last, (r + 1) * b.heads);
-    const int to = least(end, b.high(r));
-    for (int slot = most(begin, b.low(r)); slot < to;) {
-      int run = slot;
-      if (b.task->visible == nullptr && b.task->until == nullptr) run = to;
-      while (run < to && b.sees(r, run)) ++run;
-      add_values(b, slice, query, row_end, slot, run, tile_number);
-      slot = run + 1;
-    }
-    query = row_end;
-  }
-}
-
-template <class Element>
-void value_slice(const Block& b, const ValueSlice<Element>& slice) noexcept {
-  for (int first = 0, number = 0, width; first < b.queries; first += width, ++number) {
-    width = next_tile(b.queries - first);
-    // What all queries of the tile see; before the segment, if the segment has a matrix of its own.
-    int low = b.low((first + width - 1) / b.heads);
-    int high = b.high(first / b.heads);
-    if (b.task->visible != nullptr) high = least(high, b.task->slot_base);
-    if (b.task->until != nullptr) high = low;
-    if (low >= high) low = high = slice.end;
-    low = least(most(low, slice.begin), slice.end);
-    high = least(most(high, low), slice.end);
-    add_visible_values(b, slice, first, first + width, slice.begin, low, number);
-    add_values(b, slice, first, first + width, low, high, number);
-    add_visible_values(b, slice, first, first + width, high, slice.end, number);
-  }
-}
-
-/// Puts dimensions [dim, dim + dims) of the values of slots [from, to), which are the leading ones of their keys, into
-/// b.stage, token after token; zeros beyond the last dimension.
-template <class Element>
-void stage_values_of_keys(const Block& b, int from, int to, int dim, int dims) noexcept {
-  for (int group = from / 16 * 16; group < to; group += 16) {
-    const auto* keys = b.keys<typename Element::Stored>(group);
-    const int begin = most(from, group);
-    const int end = least(to, group + 16);
-    for (int d = 0; d < dims; ++d) {
-      float tokens[16];
-      store(tokens, dim + d < b.dims_v ? read_dimension<Element>(keys, b.dims_k, dim + d) : zero_f32());
-      float* column = b.stage + d;
-      for (int slot = begin; slot < end; ++slot) column[std::ptrdiff_t{part_dims} * (slot - from)] = tokens[slot - group];
-    }
-  }
-}
-
-/// Fetches the scales of coded values in slots [begin, end) long before they are converted.
-void prefetch_scales(const Block& b, int begin, int end) noexcept {
-  if (b.task->layout.values_in_keys) return;
-  const int page = b.task->layout.page_tokens;
-  for (int slot = begin, stop; slot < end; slot = stop) {
-    stop = least(end, (slot / page + 1) * page);
-    const auto* first = reinterpret_cast<const std::byte*>(b.scales_of(slot));
-    const std::ptrdiff_t bytes = std::ptrdiff_t{2} * (stop - slot) * blocks_of(b.dims_v);
-    for (std::ptrdiff_t at = 0; at < bytes; at += 64) prefetch_far(first + at);
-  }
-}
-
-/// Converts the scales of coded values in slots [from, to), or with `minimums` these.
-void read_scales(const Block& b, int from, int to, bool minimums) noexcept {
-  const int blocks = blocks_of(b.dims_v);
-  const int page = b.task->layout.page_tokens;
-  for (int slot = from, stop; slot < to; slot = stop) {
-    stop = least(to, (slot / page + 1) * page);
-    const std::uint16_t* scales = b.scales_of(slot) + (minimums ? std::ptrdiff_t{page} * blocks : 0);
-    float* out = (minimums ? b.value_minimums : b.value_scales) + static_cast<std::ptrdiff_t>(slot - from) * blocks;
-    const int count = (stop - slot) * blocks;
-    for (int i = 0; i < count; i += 16) {
-      const int n = least(16, count - i);
-      if (n == 16) store(out + i, load_f16(scales + i));
-      else store_n(out + i, load_f16_n(scales + i, n), n);
-    }
-  }
-}
-
-/// Puts dimensions [dim, dim + dims) of the values of slots [from, to) into b.stage, token after token.
-template <class Element>
-void stage_values(const Block& b, int from, int to, int dim, int dims) noexcept {
-  using Stored = typename Element::Stored;
-  for (int slot = from; slot < to; ++slot) {
-    const Stored* values = b.values<Stored>(slot);
-    float* row = b.stage + std::ptrdiff_t{part_dims} * (slot - from);
-    if constexpr (Element::coded) {
-      const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
-      for (int d = 0; d < dims; d += 16) {
-        const f32x16 code = to_f32(Element::value(values, (dim + d) / 16));
-        if constexpr (Element::minimums) {
-          const float* minimums = b.value_minimums + (scales - b.value_scales);
-          store(row + d, fma(code, set1(scales[(dim + d) / 32]), set1(minimums[(dim + d) / 32])));
-        } else {
-          store(row + d, code * set1(scales[(dim + d) / 32]));
-        }
-      }
-    } else {
-      int d = 0;
-      for (; d + 16 <= b.dims_v - dim && d < dims; d += 16) store(row + d, Element::read(values + dim + d));
-      if (d < dims) store(row + d, Element::read_n(values + dim + d, b.dims_v - dim - d));
-    }
-  }
-}
-
-/// Weighted sums of the values in the slots [begin, end) of the chunk that starts at slot `base`. `next` is memory
-/// that is needed afterwards, or null.
-template <class Element>
-void value_chunk(const Block& b, int base, int begin, int end, const std::byte* next) noexcept {
-  using Stored = typename Element::Stored;
-  const int padded = static_cast<int>(b.state_stride) - 16;
-  for (int i = 0; i < b.queries; ++i) {
-    float* sums = b.partial + i * b.state_stride + 16;
-    for (int d = 0; d < padded; d += 16) store(sums + d, zero_f32());
-  }
-  const int page = b.task->layout.page_tokens;
-  const auto row_bytes = static_cast<std::ptrdiff_t>(b.value_bytes);
-  for (int part = base; part < end; part += part_slots) {
-    const int from = most(part, begin);
-    const int to = least(part + part_slots, end);
-    if (from >= to) continue;
-    if (part + part_slots < end) next = reinterpret_cast<const std::byte*>(b.values<Stored>(part + part_slots));
-    if (b.task->layout.values_in_keys) {
-      for (int dim = 0; dim < padded; dim += part_dims) {
-        const int dims = least(part_dims, padded - dim);
-        stage_values_of_keys<Element>(b, from, to, dim, dims);
-        value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, nullptr, 0});
-      }
-      continue;
-    }
-    if constexpr (Element::coded) {
-      read_scales(b, from, to, false);
-      if (Element::minimums) read_scales(b, from, to, true);
-    }
-    if (Element::coded || b.dims_v % 16 == 0) {
-      if (!(Element::converts && b.many_queries())) {
-        for (int slot = from, stop; slot < to; slot = stop) {
-          stop = least(to, (slot / page + 1) * page);
-          const Stored* values = b.values<Stored>(slot);
-          const auto stride = static_cast<std::ptrdiff_t>(b.value_bytes / sizeof(Stored));
-          const float* scales = b.value_scales + static_cast<std::ptrdiff_t>(slot - from) * blocks_of(b.dims_v);
-          value_slice(b, ValueSlice<Element>{values, stride, base, slot, stop, 0, padded, next, row_bytes, scales,
-                                             b.value_minimums + (scales - b.value_scales)});
-        }
-        continue;
-      }
-    }
-    for (int dim = 0; dim < padded; dim += part_dims) {
-      const int dims = least(part_dims, padded - dim);
-      stage_values<Element>(b, from, to, dim, dims);
-      const std::byte* later = next == nullptr ? nullptr : next + row_bytes * dim / b.dims_v;
-      value_slice(b, ValueSlice<Single>{b.stage, part_dims, base, from, to, dim, dims, later, row_bytes});
-    }
-  }
-}
+#include "kernels/attention_values.inl.hpp"
 
 /// Maximum and sum of what was merged so far.
 struct Running {
@@ -715,7 +539,7 @@ SKALD_INLINE Merge merge_sums(Running& running, float maximum, float sum, float&
   }
   const float difference = running.maximum - maximum;
   float lane[16];
-  store(lane, exp(set1(difference < 0 ? difference : -difference)));
+  store(lane, exp2(set1(difference < 0 ? difference : -difference)));
   factor = lane[0];
   if (difference < 0) {
     running = {maximum, running.sum * factor + sum};
@@ -783,7 +607,7 @@ void merge(const AttentionTask& task, const std::byte* partials, std::size_t str
       }
       if (task.sinks != nullptr) {
         float factor = 1.0F;
-        const Merge how = merge_sums(running, task.sinks[query % task.heads], 1.0F, factor);
+        const Merge how = merge_sums(running, task.sinks[query % task.heads] * log2_of_e, 1.0F, factor);
         for (int v = 0; v < vectors; ++v) values[v] = merge_values(how, values[v], zero_f32(), set1(factor));
       }
       const f32x16 inverse = inverse_sum(running.sum);
@@ -817,7 +641,7 @@ SKALD_INLINE void merge_sinks(const Block& b, bool values) noexcept {
     float* state = b.state + query * b.state_stride;
     Running running{state[0], state[1]};
     float factor = 1.0F;
-    const float sink = b.task->sinks[query % b.heads] * b.temperature(query / b.heads);
+    const float sink = b.task->sinks[query % b.heads] * log2_of_e * b.temperature(query / b.heads);
     const Merge how = merge_sums(running, sink, 1.0F, factor);
     state[0] = running.maximum;
     state[1] = running.sum;
@@ -900,7 +724,7 @@ void add_probabilities(const Block& b, int base, int kind) noexcept {
         const float* part = b.partial + query * b.state_stride;
         if (part[1] == 0.0F || state[1] == 0.0F) continue;  // sees nothing
         float lane[16];
-        store(lane, exp(set1(part[0] - state[0])));
+        store(lane, exp2(set1(part[0] - state[0])));
         factors[count] = lane[0] * (1.0F / state[1]);
         weights[count++] = b.stored ? b.logits(r, h) + base : b.scores + query * score_stride;
       }
