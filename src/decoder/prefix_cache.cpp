@@ -35,6 +35,19 @@ double steady_seconds() {
 
 }  // namespace
 
+std::vector<TokenId> tokens_until(const PrefixNode& last) {
+  std::vector<TokenId> all(static_cast<std::size_t>(last.end()));
+  auto begin = last.end();
+  const auto put = [&](const PrefixNode& node) {
+    begin = node.begin;
+    std::copy(node.tokens.begin(), node.tokens.end(), all.begin() + begin);
+  };
+  put(last);
+  for (auto node = last.parent.lock(); node; node = node->parent.lock()) put(*node);
+  if (begin > 0) all.clear();
+  return all;
+}
+
 PrefixTree::PrefixTree(std::shared_ptr<DecoderCore> decoder, PrefixCacheOptions given)
     : core(std::move(decoder)), options(std::move(given)) {
   if (options.replacement != "gdsf" && options.replacement != "lru")
@@ -177,18 +190,15 @@ std::vector<std::byte> PrefixTree::read_slow(PrefixNode& node) {
   return copy_slow(node);
 }
 
-/// Begins to read the files of a node and of those that it builds on.
-std::int64_t PrefixTree::prefetch(const NodePtr& node) {
-  if (!options.background || node->state || node->file.empty()) return 0;
-  const auto above = node->rows ? known_above(*node) : nullptr;
-  const auto begun = above ? prefetch(above) : 0;
-  if (node->reading) return begun;
-  if (node->writing) {
-    const std::lock_guard lock(node->writing->mutex);
-    if (!node->writing->bytes.empty()) return begun;  // still in memory
+/// Begins to read a node's file.
+bool PrefixTree::prefetch(PrefixNode& node) {
+  if (node.file.empty() || node.reading) return false;
+  if (node.writing) {
+    const std::lock_guard lock(node.writing->mutex);
+    if (!node.writing->bytes.empty()) return false;  // still in memory
   }
   auto reading = std::make_shared<SlowJob>();
-  options.background([job = reading, path = node->file] {
+  options.background([job = reading, path = node.file] {
     std::vector<std::byte> bytes;
     bool failed = false;
     try {
@@ -202,8 +212,8 @@ std::int64_t PrefixTree::prefetch(const NodePtr& node) {
     job->done = true;
     job->ended.notify_all();
   });
-  node->reading = std::move(reading);
-  return begun + 1;
+  node.reading = std::move(reading);
+  return true;
 }
 
 void PrefixTree::drop_slow(PrefixNode& node) noexcept {
@@ -248,30 +258,52 @@ void PrefixTree::set_state(PrefixNode& node, SequenceState state) {
   node.state.emplace(std::move(state));
 }
 
-/// Brings a node's state, and those above that it builds on, into the fast tier.
-void PrefixTree::promote(const NodePtr& node) {
-  if (node->state) return;
-  auto base = core->new_session();
-  auto state = std::move(base.state());
-  const auto above = known_above(*node);
-  if (above && node->rows) {
-    promote(above);
-    state = above->state->fork();
-  }
-  const auto bytes = node->file.empty() ? std::vector<std::byte>{} : read_slow(*node);
-  ArchiveReader in(node->file.empty() ? std::span<const std::byte>(node->slow) : std::span<const std::byte>(bytes),
-                   node->file.empty() ? "slow tier" : node->file);
-  if (node->rows) state.load_rows(in);
-  else state.load(in);
-  in.finish();
-  set_state(*node, std::move(state));
-  drop_slow(*node);
-  ++counters.promoted;
+/// The nodes without a state of their own that a node's state is made from, itself first.
+std::vector<NodePtr> PrefixTree::asleep(const NodePtr& node) const {
+  std::vector<NodePtr> nodes;
+  for (auto at = node; at && !at->state; at = at->rows ? known_above(*at) : nullptr) nodes.push_back(at);
+  return nodes;
 }
 
-/// Cuts a node in two, so that one ends after `size` of its tokens; returns that one.
+/// Brings a node's state, and those above that it builds on, into the fast tier. Returns false if a file of the slow tier is
+/// gone or damaged: what builds on it is then dropped, as if it had never been known.
+bool PrefixTree::promote(const NodePtr& node) {
+  auto nodes = asleep(node);
+  for (; !nodes.empty(); nodes.pop_back()) {
+    const auto& next = nodes.back();
+    try {
+      set_state(*next, load_slow(*next));
+    } catch (const Error& error) {
+      const bool lost = error.code() == ErrorCode::io || error.code() == ErrorCode::format;
+      if (next->file.empty() || !lost) throw;
+      ++counters.lost;
+      drop(NodePtr(next));
+      return false;
+    }
+    drop_slow(*next);
+    ++counters.promoted;
+  }
+  return true;
+}
+
+/// A node's state from its slow form, those above that it builds on being in the fast tier.
+SequenceState PrefixTree::load_slow(PrefixNode& node) {
+  auto base = core->new_session();
+  auto state = std::move(base.state());
+  const auto above = known_above(node);
+  if (above && node.rows) state = above->state->fork();
+  const auto bytes = node.file.empty() ? std::vector<std::byte>{} : read_slow(node);
+  ArchiveReader in(node.file.empty() ? std::span<const std::byte>(node.slow) : std::span<const std::byte>(bytes),
+                   node.file.empty() ? "slow tier" : node.file);
+  if (node.rows) state.load_rows(in);
+  else state.load(in);
+  in.finish();
+  return state;
+}
+
+/// Cuts a node in two, so that one ends after `size` of its tokens; returns that one, or null if the node had to be dropped.
 NodePtr PrefixTree::split(const NodePtr& node, std::int64_t size) {
-  if (node->known() && !node->state) promote(node);
+  if (node->known() && !node->state && !promote(node)) return nullptr;
   auto upper = std::make_shared<PrefixNode>();
   upper->begin = node->begin;
   upper->hash = node->hash;
@@ -323,6 +355,7 @@ NodePtr PrefixTree::insert(const std::string& scope, std::span<const TokenId> to
       counters.inserted_tokens += rest.size();
     } else if (equal < child->size()) {
       child = split(child, equal);
+      if (!child) child = root;  // what was lost is gone: from the beginning again
     }
     node = child;
   }
@@ -335,16 +368,18 @@ NodePtr PrefixTree::insert(const std::string& scope, std::span<const TokenId> to
   return node;
 }
 
-void PrefixTree::forget(const NodePtr& node) noexcept {
-  for (const auto& child : node->children) forget(child);
-  node->children.clear();
-  drop_fast(*node);
-  drop_slow(*node);
-}
-
-bool PrefixTree::held(const PrefixNode& node, double time) const {
-  return node.pins > 0 || node.keep_until > time ||
-         std::any_of(node.children.begin(), node.children.end(), [&](const auto& child) { return held(*child, time); });
+/// Takes apart all that is below a node, however deep, and lets go of what it holds; returns the number of nodes.
+std::uint64_t PrefixTree::forget(const NodePtr& top) noexcept {
+  std::uint64_t count = 0;
+  for (auto node = top;;) {
+    while (!node->children.empty()) node = NodePtr(node->children.back());
+    drop_fast(*node);
+    drop_slow(*node);
+    ++count;
+    if (node == top) return count;
+    node = node->parent.lock();
+    node->children.pop_back();
+  }
 }
 
 double PrefixTree::worth(const PrefixNode& node) const {
@@ -356,39 +391,43 @@ double PrefixTree::worth(const PrefixNode& node) const {
   return node.age + static_cast<double>(node.uses) * cost / bytes;
 }
 
-/// The least worth leaf of a tier, or null.
+/// The least worth leaf of a tier, or null: nothing that lives on below it, and nobody holds on to it.
 NodePtr PrefixTree::victim(bool fast, double time) const {
-  NodePtr best;
-  const auto visit = [&](const auto& self, const NodePtr& node) -> void {
-    for (const auto& child : node->children) self(self, child);
-    if (node->begin == 0 && node->tokens.empty()) return;  // a root
-    const bool in_tier = fast ? node->state.has_value() : node->slow_size > 0;
-    if (!in_tier || held(*node, time)) return;
-    const auto below = [&](const auto& again, const NodePtr& at) -> bool {
-      return std::any_of(at->children.begin(), at->children.end(), [&](const NodePtr& child) {
-        return (fast ? child->state.has_value() : child->known()) || again(again, child);
-      });
-    };
-    if (below(below, node)) return;  // a child is never kept without its parent
-    if (!best || worth(*node) < worth(*best)) best = node;
+  struct Visit {
+    const NodePtr* node;
+    std::size_t parent;
+    bool held;   // it, or one below
+    bool below;  // one below is in the tier (of the slow one: in any)
   };
-  for (const auto& [scope, root] : roots) visit(visit, root);
-  return best;
+  std::vector<Visit> visits;
+  for (const auto& [scope, root] : roots) visits.push_back({&root, visits.size(), true, false});
+  const auto first = visits.size();
+  for (std::size_t i = 0; i < visits.size(); ++i)
+    for (const auto& child : (*visits[i].node)->children)
+      visits.push_back({&child, i, child->pins > 0 || child->keep_until > time, false});
+  const NodePtr* best = nullptr;
+  for (std::size_t i = visits.size(); i-- > first;) {
+    const auto& [place, above, held, below] = visits[i];
+    const PrefixNode& node = **place;
+    const bool in_tier = fast ? node.state.has_value() : node.slow_size > 0;
+    visits[above].held |= held;
+    visits[above].below |= below || (fast ? in_tier : node.known());
+    if (in_tier && !held && !below && (best == nullptr || worth(node) < worth(**best))) best = place;
+  }
+  return best == nullptr ? nullptr : *best;
 }
 
-void PrefixTree::drop(const NodePtr& node) {
-  const auto count = [&](const auto& self, const NodePtr& at) -> std::uint64_t {
-    std::uint64_t sum = 1;
-    for (const auto& child : at->children) sum += self(self, child);
-    return sum;
-  };
-  const auto parent = node->parent.lock();
-  const auto gone = count(count, node);
-  forget(node);
-  std::erase(parent->children, node);
-  nodes -= gone;
-  counters.dropped += gone;
-  if (parent->children.empty() && !parent->known() && parent->pins == 0 && parent->parent.lock()) drop(parent);
+/// Forgets a node with all below it, and those above that were there for its sake only.
+void PrefixTree::drop(NodePtr node) {
+  for (;;) {
+    const auto parent = node->parent.lock();
+    const auto gone = forget(node);
+    std::erase(parent->children, node);
+    nodes -= gone;
+    counters.dropped += gone;
+    if (!parent->children.empty() || parent->known() || parent->pins > 0 || parent->parent.expired()) return;
+    node = parent;
+  }
 }
 
 std::size_t PrefixTree::shrink(std::size_t most) {
@@ -441,11 +480,7 @@ PrefixHandle::~PrefixHandle() {
 }
 std::int64_t PrefixHandle::length() const noexcept { return node_ ? node_->end() : 0; }
 std::vector<TokenId> PrefixHandle::tokens() const {
-  std::vector<TokenId> all;
-  for (auto node = node_; node; node = node->parent.lock())
-    all.insert(all.begin(), node->tokens.begin(), node->tokens.end());
-  if (static_cast<std::int64_t>(all.size()) != length()) all.clear();  // the cache has forgotten what was before
-  return all;
+  return node_ ? detail::tokens_until(*node_) : std::vector<TokenId>{};
 }
 
 PrefixCache::PrefixCache(std::shared_ptr<detail::DecoderCore> core, PrefixCacheOptions options)
@@ -460,10 +495,13 @@ Session PrefixCache::new_session(std::span<const TokenId> tokens, std::string_vi
   tree.counters.missed_tokens += tokens.size();
   const auto root = tree.roots.find(scope);
   if (root == tree.roots.end() || tokens.empty()) return tree.core->new_session();
-  auto hit = tree.look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1);
-  if (hit.length == 0) return tree.core->new_session();
-  const PrefixHandle pin(hit.node);
-  tree.promote(hit.node);
+  PrefixTree::Hit hit;
+  PrefixHandle pin;
+  do {  // until nothing more is found lost
+    hit = tree.look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1);
+    if (hit.length == 0) return tree.core->new_session();
+    pin = PrefixHandle(hit.node);
+  } while (!tree.promote(hit.node));
   // A state that came back may be less willing to go back than its rows promised.
   hit.length = hit.node->state->restorable(hit.length);
   if (hit.length <= 0) return tree.core->new_session();
@@ -498,7 +536,9 @@ std::int64_t PrefixCache::prefetch(std::span<const TokenId> tokens, std::string_
   const auto root = tree_->roots.find(scope);
   if (root == tree_->roots.end() || tokens.empty()) return 0;
   const auto hit = tree_->look_up(root->second, tokens, static_cast<std::int64_t>(tokens.size()) - 1);
-  return hit.length > 0 ? tree_->prefetch(hit.node) : 0;
+  if (hit.length == 0 || !tree_->options.background) return 0;
+  const auto nodes = tree_->asleep(hit.node);
+  return std::count_if(nodes.rbegin(), nodes.rend(), [&](const NodePtr& node) { return tree_->prefetch(*node); });
 }
 
 PrefixHandle PrefixCache::insert(const Session& session, std::string_view scope) {

@@ -24,15 +24,11 @@ void PrefixCache::save(const std::string& path) const {
   out.text(magic);
   out.value(format_version);
   out.text(key());
-  const auto write = [&](const auto& self, const std::shared_ptr<detail::PrefixNode>& node,
-                         const std::string& scope) -> void {
+  const auto write = [&](const std::shared_ptr<detail::PrefixNode>& node, const std::string& scope) {
     if (node->known()) {
-      std::vector<TokenId> tokens;
-      for (auto at = node; at; at = at->parent.lock())
-        tokens.insert(tokens.begin(), at->tokens.begin(), at->tokens.end());
       out.text("prefix");
       out.text(scope);
-      out.array(std::span<const TokenId>(tokens));
+      out.array(std::span<const TokenId>(detail::tokens_until(*node)));
       out.value(static_cast<std::uint8_t>(node->state ? node->state->row_wise() : node->rows));
       if (!node->state) {  // the slow form is that of the file
         const auto bytes = tree.copy_slow(*node);
@@ -44,9 +40,16 @@ void PrefixCache::save(const std::string& path) const {
         node->state->save(out);
       }
     }
-    for (const auto& child : node->children) self(self, child, scope);
   };
-  for (const auto& [scope, root] : tree.roots) write(write, root, scope);
+  for (const auto& [scope, root] : tree.roots) {
+    std::vector<detail::PrefixTree::NodePtr> left{root};
+    while (!left.empty()) {
+      const auto node = left.back();
+      left.pop_back();
+      write(node, scope);
+      left.insert(left.end(), node->children.rbegin(), node->children.rend());
+    }
+  }
   out.text("end");
   out.value(detail::checksum(out.bytes()));
   write_file_atomically(path, out.bytes());

@@ -50,6 +50,9 @@ struct PrefixNode {
   [[nodiscard]] bool known() const noexcept { return state.has_value() || slow_size > 0; }
 };
 
+/// All tokens up to the end of a node; none if the tree has forgotten what was before.
+[[nodiscard]] std::vector<TokenId> tokens_until(const PrefixNode& last);
+
 struct PrefixTree {
   using NodePtr = std::shared_ptr<PrefixNode>;
   struct Hit {
@@ -71,16 +74,17 @@ struct PrefixTree {
   void store_slow(PrefixNode& node);
   void drop_slow(PrefixNode& node) noexcept;
   void drop_fast(PrefixNode& node) noexcept;
-  void promote(const NodePtr& node);
+  [[nodiscard]] std::vector<NodePtr> asleep(const NodePtr& node) const;
+  [[nodiscard]] bool promote(const NodePtr& node);
+  [[nodiscard]] SequenceState load_slow(PrefixNode& node);
   [[nodiscard]] std::shared_ptr<SlowJob> write_slow(const std::string& file, std::vector<std::byte> bytes) const;
   [[nodiscard]] std::vector<std::byte> copy_slow(const PrefixNode& node) const;
   [[nodiscard]] std::vector<std::byte> read_slow(PrefixNode& node);
-  std::int64_t prefetch(const NodePtr& node);
+  bool prefetch(PrefixNode& node);
   [[nodiscard]] NodePtr split(const NodePtr& node, std::int64_t size);
   NodePtr insert(const std::string& scope, std::span<const TokenId> tokens, const SequenceState& state);
-  void forget(const NodePtr& node) noexcept;
-  void drop(const NodePtr& node);
-  [[nodiscard]] bool held(const PrefixNode& node, double time) const;
+  std::uint64_t forget(const NodePtr& top) noexcept;
+  void drop(NodePtr node);
   [[nodiscard]] double worth(const PrefixNode& node) const;
   [[nodiscard]] NodePtr victim(bool fast, double time) const;
   std::size_t shrink(std::size_t most);

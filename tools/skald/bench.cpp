@@ -48,6 +48,7 @@ struct BenchFlags {
   bool no_probe = false;
   bool no_repack = false;
   std::string packed_cache;
+  std::string kv_directory;
   bool progress = false;
 };
 
@@ -572,6 +573,7 @@ ordered_json measure(const BenchFlags& flags, const skald::Model& model, const S
   options.parallel = static_cast<std::int32_t>(test.sequences);
   options.batch_tokens = std::min(setting.ubatch, setting.batch);
   options.kv.format = setting.cache;
+  options.kv.slow_directory = flags.kv_directory;
   options.check_finite = skald::CheckFinite::off;
   Runner runner(model, options, test, setting.batch, flags.random_depth);
   const auto tell = [&](const std::string& what) {
@@ -688,6 +690,7 @@ void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands) {
   command->add_flag("--no-probe", flags->no_probe, "Do not measure the machine's bandwidth and peaks");
   command->add_flag("--no-repack", flags->no_repack, "Keep the file's weight layout");
   command->add_option("--packed-cache", flags->packed_cache, "As in other commands: file that keeps the repacked weights");
+  command->add_option("--kv-directory", flags->kv_directory, "Directory for the slow memory of -ctk 'f16;values=128' or 'f16;chunks=256'");
   command->add_flag("--progress", flags->progress, "Tell each repetition on stderr");
   command->footer(
       "Numbers may be lists and ranges: 128,256 or 128-512+128 or 128-1024*2. Tokens are random; sampling is not "

@@ -50,6 +50,7 @@ struct PrefixCacheCounters {
   std::uint64_t promoted = 0;         ///< nodes brought back
   std::uint64_t prefetched = 0;       ///< of those, nodes whose file prefetch had asked for
   std::uint64_t dropped = 0;          ///< nodes forgotten
+  std::uint64_t lost = 0;             ///< nodes whose file of the slow tier was gone or damaged; dropped with what built on them
   std::uint64_t nodes = 0;            ///< now
   std::uint64_t fast_bytes = 0;       ///< now
   std::uint64_t slow_bytes = 0;       ///< now
@@ -91,7 +92,7 @@ class SKALD_API PrefixCache {
   PrefixCache& operator=(PrefixCache&&) noexcept;
 
   /// A session that holds the longest known prefix of `tokens`, but not all of them: the rest, from Session::length() on, is
-  /// for the caller to forward. @throws OutOfMemoryError.
+  /// for the caller to forward. What a lost file of the slow tier held counts as unknown. @throws OutOfMemoryError.
   [[nodiscard]] Session new_session(std::span<const TokenId> tokens, std::string_view scope = {});
   /// The same under adapters: only what was computed under equal ones is reused, and the session has them.
   /// @throws as Session::set_adapters.

@@ -539,3 +539,75 @@ TEST_CASE("integration.prefix: saving brings nothing back from the slow tier") {
     }
   }
 }
+
+TEST_CASE("integration.prefix: what a lost or damaged file of the slow tier held is computed again") {
+  const auto model = tiny_model(shape, {.backend = cpu_with(1)});
+  for (const std::string eviction : {"none", "window:sinks=4,window=60"}) {
+    for (const bool damaged : {false, true}) {
+      INFO(eviction << (damaged ? ", damaged" : ", gone"));
+      const skald::Decoder decoder(model, small_pages(eviction));
+      const Folder folder;
+      skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 30, .slow_folder = folder.path});
+      const auto common = document(1, 48), first = common + document(2, 30), second = common + document(3, 30);
+      (void)ask(cache, first);
+      (void)ask(cache, second);
+      (void)cache.shrink(0);
+      const auto nodes = cache.counters().nodes;
+      for (const auto& entry : std::filesystem::directory_iterator(folder.path)) {
+        if (damaged) std::filesystem::resize_file(entry.path(), 3);
+        else std::filesystem::remove(entry.path());
+      }
+      const auto prompt = first + document(4, 5);
+      CHECK(cache.match(prompt) > 0);
+      std::int64_t reused = -1;
+      CHECK(same_bits(ask(cache, prompt, &reused), alone(decoder, prompt)));
+      CHECK(reused == 0);
+      CHECK(cache.counters().lost > 0);
+      CHECK(cache.counters().nodes < nodes + 1);
+      // Insertion meets a lost file too, where it has to divide what the file held.
+      (void)cache.shrink(0);
+      for (const auto& entry : std::filesystem::directory_iterator(folder.path)) std::filesystem::remove(entry.path());
+      auto session = decoder.new_session();
+      const auto part = first + document(5, 3);
+      (void)session.forward(part);
+      CHECK(cache.insert(session).length() == 81);
+      CHECK(same_bits(ask(cache, part + document(6, 5), &reused), alone(decoder, part + document(6, 5))));
+      CHECK(reused == 81);
+    }
+  }
+}
+
+TEST_CASE("integration.prefix: a conversation of thousands of turns is a path that no stack has to hold") {
+  const auto model = tiny_model({.layers = 1, .context = 4096, .type = skald::DType::q8_0}, {.backend = cpu_with(1)});
+  const skald::Decoder decoder(model, small_pages());
+  const Folder folder;
+  skald::PrefixCache cache(decoder, {.slow_bytes = std::size_t{1} << 30});
+  auto session = decoder.new_session();
+  constexpr int turns = 3000;
+  const auto tokens = document(1, turns);
+  for (int i = 0; i < turns; ++i) {
+    (void)session.forward(std::span(tokens).subspan(static_cast<std::size_t>(i), 1));
+    (void)cache.insert(session);
+  }
+  CHECK(cache.counters().nodes == turns);
+  const auto work = [&] {
+    const auto handle = cache.insert(session);
+    CHECK(handle.tokens() == tokens);
+    cache.set_name("all", handle);
+    cache.set_name("all", {});
+    const auto half = cache.counters().fast_bytes / 2;
+    CHECK(cache.shrink(half) > half);  // the handle holds all of it
+    cache.save(folder.path + "/prefixes");
+    cache.clear();
+    CHECK(cache.counters().nodes == 0);
+  };
+  // A thread with a stack of 256 KiB.
+  std::function<void()> call = work;
+  pthread_attr_t attributes;
+  REQUIRE(pthread_attr_init(&attributes) == 0);
+  REQUIRE(pthread_attr_setstacksize(&attributes, std::size_t{256} << 10) == 0);
+  pthread_t thread{};
+  REQUIRE(pthread_create(&thread, &attributes, [](void* f) -> void* { (*static_cast<std::function<void()>*>(f))(); return nullptr; }, &call) == 0);
+  pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+}
