@@ -251,9 +251,7 @@ void PrefixTree::set_state(PrefixNode& node, SequenceState state) {
   drop_fast(node);
   const auto above = known_above(node);
   if (above && above->state) state.share_rows(*above->state, above->end());
-  const auto shared = above && above->state ? above->state->bytes() - above->state->unshared_bytes() : 0;
-  const auto total = state.bytes();
-  node.bytes = total > shared ? total - shared : 0;
+  node.bytes = above && above->state ? state.bytes_beyond(*above->state) : state.bytes();
   fast_bytes += node.bytes;
   node.state.emplace(std::move(state));
 }

@@ -36,11 +36,6 @@ std::unique_ptr<LayerState> KeysFirstKv::fork() const {
   return std::make_unique<KeysFirstKv>(fork_part(*front_), fork_part(*back_));
 }
 
-void KeysFirstKv::commit() noexcept {
-  front_->commit();
-  back_->commit();
-}
-
 void KeysFirstKv::load(ArchiveReader& in) {
   try {
     front_->load(in);

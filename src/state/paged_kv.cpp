@@ -304,6 +304,19 @@ std::size_t PagedKv::bytes() const noexcept {
   return pages * pool_->page_bytes();
 }
 
+std::size_t PagedKv::bytes_beyond(const LayerState& other) const {
+  const auto& with = static_cast<const PagedKv&>(other);
+  if (with.pool_ != pool_) return bytes();
+  std::int64_t pages = 0;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    auto theirs = with.groups_[g].pages;
+    std::sort(theirs.begin(), theirs.end());
+    pages += std::count_if(groups_[g].pages.begin(), groups_[g].pages.end(),
+                           [&](PageId page) { return !std::binary_search(theirs.begin(), theirs.end(), page); });
+  }
+  return static_cast<std::size_t>(pages) * pool_->page_bytes();
+}
+
 void PagedKv::save(ArchiveWriter& out) const {
   out.value(tokens_);
   out.value(kept_from_);

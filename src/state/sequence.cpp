@@ -152,6 +152,17 @@ std::size_t SequenceState::bytes() const noexcept {
   return total;
 }
 
+std::size_t SequenceState::bytes_beyond(const SequenceState& other) const {
+  std::size_t total = 0;
+  const auto add = [&](const auto& layers, const auto& others) {
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      if (layers[i]) total += i < others.size() && others[i] ? layers[i]->bytes_beyond(*others[i]) : layers[i]->bytes();
+  };
+  add(layers_, other.layers_);
+  add(source_, other.source_);
+  return total;
+}
+
 std::size_t SequenceState::policy_bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& layer : layers_)
@@ -163,13 +174,6 @@ std::size_t SequenceState::slow_bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& layer : layers_)
     if (layer) total += layer->slow_bytes();
-  return total;
-}
-
-std::size_t SequenceState::unshared_bytes() const noexcept {
-  std::size_t total = 0;
-  for (const auto& layer : layers_)
-    if (layer) total += layer->unshared_bytes();
   return total;
 }
 

@@ -79,6 +79,13 @@ std::int64_t SplitKv::restorable(std::int64_t length) const noexcept {
   return length;
 }
 
+std::size_t SplitKv::bytes_beyond(const LayerState& other) const {
+  const auto& split = static_cast<const SplitKv&>(other);
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < parts_.size(); ++i) total += parts_[i]->bytes_beyond(*split.parts_[i]);
+  return total;
+}
+
 std::size_t SplitKv::policy_bytes() const noexcept {
   std::size_t total = 0;
   for (const auto& part : parts_) total += part->policy_bytes();

@@ -29,11 +29,6 @@ std::unique_ptr<LayerState> SummarizedKv::fork() const {
   return std::make_unique<SummarizedKv>(fork_part(*front_), fork_part(*back_), chunk_);
 }
 
-void SummarizedKv::commit() noexcept {
-  front_->commit();
-  back_->commit();
-}
-
 void SummarizedKv::load(ArchiveReader& in) {
   try {
     front_->load(in);

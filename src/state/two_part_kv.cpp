@@ -7,6 +7,11 @@
 
 namespace skald::inline v0 {
 
+std::size_t TwoPartKv::bytes_beyond(const LayerState& other) const {
+  const auto& with = static_cast<const TwoPartKv&>(other);
+  return front_->bytes_beyond(*with.front_) + back_->bytes_beyond(*with.back_);
+}
+
 void TwoPartKv::save(ArchiveWriter& out) const {
   front_->save(out);
   back_->save(out);
@@ -19,6 +24,15 @@ void TwoPartKv::clear() noexcept {
 
 std::unique_ptr<PagedKv> TwoPartKv::fork_part(const PagedKv& part) {
   return std::unique_ptr<PagedKv>(static_cast<PagedKv*>(part.fork().release()));  // NOLINT: a PagedKv forks into one
+}
+
+void SlowBackKv::commit() noexcept {
+  front_->commit();
+  back_->commit();
+}
+
+std::size_t SlowBackKv::bytes_beyond(const LayerState& other) const {
+  return front_->bytes_beyond(static_cast<const SlowBackKv&>(other).front());
 }
 
 ResidualKv::ResidualKv(std::unique_ptr<PagedKv> coded, std::unique_ptr<PagedKv> recent, std::int64_t residual)

@@ -11,23 +11,18 @@ namespace skald::inline v0 {
 
 /// Keys in fast memory, values in slow memory (KCache, He and Wu 2024, arXiv 2404.18057): both have a row for every token, in
 /// pages of pools of their own. `front` has the keys, `back` the values.
-class SKALD_API KeysFirstKv final : public TwoPartKv {
+class SKALD_API KeysFirstKv final : public SlowBackKv {
  public:
   KeysFirstKv(std::unique_ptr<PagedKv> keys, std::unique_ptr<PagedKv> values)
-      : TwoPartKv(std::move(keys), std::move(values)) {}
+      : SlowBackKv(std::move(keys), std::move(values)) {}
 
   [[nodiscard]] std::string_view kind() const noexcept override { return "keys_first_kv"; }
   [[nodiscard]] PagedKv& written() const noexcept override { return *front_; }
-  [[nodiscard]] std::int64_t earlier_slots() const noexcept override { return 0; }
   void append(std::int64_t count) override;
   [[nodiscard]] std::int64_t length() const noexcept override { return front_->length(); }
   void remove_last(std::int64_t count) override;
   void select_last(std::int64_t count, std::span<const std::int32_t> rows) override;
   [[nodiscard]] std::unique_ptr<LayerState> fork() const override;
-  void commit() noexcept override;
-  /// Of fast memory.
-  [[nodiscard]] std::size_t bytes() const noexcept override { return front_->bytes(); }
-  [[nodiscard]] std::size_t slow_bytes() const noexcept override { return back_->bytes(); }
   void load(ArchiveReader& in) override;
 };
 

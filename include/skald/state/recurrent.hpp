@@ -37,7 +37,6 @@ class SKALD_API RecurrentState final : public LayerState {
   void commit() noexcept override;
   [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept override;
   [[nodiscard]] std::size_t bytes() const noexcept override;
-  [[nodiscard]] std::size_t unshared_bytes() const noexcept override { return bytes(); }
   void save(ArchiveWriter& out) const override;
   void load(ArchiveReader& in) override;
   void clear() noexcept override;

@@ -73,12 +73,12 @@ class SKALD_API SequenceState {
   void apply_evictions(const Spread* spread = nullptr) noexcept;
   /// Bytes of backend memory held; memory shared with forks counts in full.
   [[nodiscard]] std::size_t bytes() const noexcept;
+  /// Those of them that `other`, of the same decoder, does not hold too.
+  [[nodiscard]] std::size_t bytes_beyond(const SequenceState& other) const;
   /// As LayerState::policy_bytes, of all layers.
   [[nodiscard]] std::size_t policy_bytes() const noexcept;
   /// As LayerState::slow_bytes, of all layers.
   [[nodiscard]] std::size_t slow_bytes() const noexcept;
-  /// As LayerState::unshared_bytes, of all layers.
-  [[nodiscard]] std::size_t unshared_bytes() const noexcept;
   void save(ArchiveWriter& out) const;
   /// Replaces the contents. @throws FormatError, OutOfMemoryError; the sequence is then empty.
   void load(ArchiveReader& in);

@@ -30,6 +30,7 @@ class SKALD_API SplitKv final : public LayerState {
   void commit() noexcept override;
   [[nodiscard]] std::int64_t restorable(std::int64_t length) const noexcept override;
   [[nodiscard]] std::size_t bytes() const noexcept override;
+  [[nodiscard]] std::size_t bytes_beyond(const LayerState& other) const override;
   [[nodiscard]] std::size_t policy_bytes() const noexcept override;
   void save(ArchiveWriter& out) const override;
   void load(ArchiveReader& in) override;

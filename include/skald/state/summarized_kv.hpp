@@ -13,25 +13,20 @@ namespace skald::inline v0 {
 /// Keys and values in slow memory, in `back`, and in fast memory a summary of every complete chunk of them, in `front`: a slot
 /// per chunk, whose even heads hold the least element of the chunk's keys in each dimension and whose odd heads the
 /// greatest (LeoAM, Sun et al. 2025, arXiv 2506.20187).
-class SKALD_API SummarizedKv final : public TwoPartKv {
+class SKALD_API SummarizedKv final : public SlowBackKv {
  public:
   /// Both empty, with as many groups; `front` has two heads for each of `back`.
   SummarizedKv(std::unique_ptr<PagedKv> summaries, std::unique_ptr<PagedKv> kv, std::int64_t chunk_tokens)
-      : TwoPartKv(std::move(summaries), std::move(kv)), chunk_(chunk_tokens) {}
+      : SlowBackKv(std::move(summaries), std::move(kv)), chunk_(chunk_tokens) {}
 
   [[nodiscard]] std::string_view kind() const noexcept override { return "summarized_kv"; }
   [[nodiscard]] PagedKv& written() const noexcept override { return *back_; }
-  [[nodiscard]] std::int64_t earlier_slots() const noexcept override { return 0; }
   void append(std::int64_t count) override;
   [[nodiscard]] std::int64_t length() const noexcept override { return back_->length(); }
   void remove_last(std::int64_t count) override;
   /// @throws IncompatibleError: summaries are made of tokens that follow one another.
   void select_last(std::int64_t count, std::span<const std::int32_t> rows) override;
   [[nodiscard]] std::unique_ptr<LayerState> fork() const override;
-  void commit() noexcept override;
-  /// Of fast memory: the summaries.
-  [[nodiscard]] std::size_t bytes() const noexcept override { return front_->bytes(); }
-  [[nodiscard]] std::size_t slow_bytes() const noexcept override { return back_->bytes(); }
   void load(ArchiveReader& in) override;
 
  private:

@@ -22,6 +22,7 @@ class SKALD_API TwoPartKv : public LayerState {
   [[nodiscard]] virtual std::int64_t earlier_slots() const noexcept = 0;
 
   [[nodiscard]] std::size_t bytes() const noexcept override { return front_->bytes() + back_->bytes(); }
+  [[nodiscard]] std::size_t bytes_beyond(const LayerState& other) const override;
   [[nodiscard]] std::size_t policy_bytes() const noexcept override { return front_->policy_bytes() + back_->policy_bytes(); }
   void save(ArchiveWriter& out) const override;
   void clear() noexcept override;
@@ -33,6 +34,20 @@ class SKALD_API TwoPartKv : public LayerState {
 
   std::unique_ptr<PagedKv> front_;
   std::unique_ptr<PagedKv> back_;
+};
+
+/// A layer whose back lies in slow memory. Both parts grow with every token.
+class SKALD_API SlowBackKv : public TwoPartKv {
+ public:
+  [[nodiscard]] std::int64_t earlier_slots() const noexcept override { return 0; }
+  void commit() noexcept override;
+  /// Of fast memory.
+  [[nodiscard]] std::size_t bytes() const noexcept override { return front_->bytes(); }
+  [[nodiscard]] std::size_t bytes_beyond(const LayerState& other) const override;
+  [[nodiscard]] std::size_t slow_bytes() const noexcept override { return back_->bytes(); }
+
+ protected:
+  using TwoPartKv::TwoPartKv;
 };
 
 /// Quantized keys and values of which the newest stay as they are (KIVI, Liu et al. 2024, arXiv 2402.02750): at each page

@@ -161,5 +161,5 @@ TEST_CASE("state.sequence: second states of layers move with the first", "[state
   REQUIRE(fork.second(1) != nullptr);
   CHECK(fork.second(1)->length() == 4);
   CHECK_FALSE(sequence.row_wise());
-  CHECK(sequence.unshared_bytes() == sequence.bytes());
+  CHECK(fork.bytes_beyond(sequence) == fork.bytes());
 }

@@ -113,8 +113,11 @@ TEST_CASE("state.paged_kv: a fork shares pages and copies a partial page when it
   write_tokens(parent, 20, 0);
   auto child = parent.fork();
   CHECK(pool->used_pages() == 2);
+  CHECK(child.bytes_beyond(parent) == 0);
   write_tokens(child, 3, 500);
   CHECK(pool->used_pages() == 3);
+  CHECK(child.bytes_beyond(parent) == pool->page_bytes());
+  CHECK(child.bytes_beyond(make_sequence(pool, 1, 1)) == child.bytes());
   write_tokens(parent, 2, 0);
   CHECK(pool->used_pages() == 3);  // the parent now owns the partial page alone
   std::vector<float> expected(22);
