@@ -37,7 +37,7 @@ struct Division {
   std::int64_t share;
   std::int64_t tail_begin;
   Division(std::int64_t units, int participants) noexcept
-      : share(units * 4 / (5 * std::int64_t{participants})), tail_begin(share * participants) {}
+      : share(units * 9 / (10 * std::int64_t{participants})), tail_begin(share * participants) {}
 };
 
 }  // namespace

@@ -264,9 +264,11 @@ void shape_units(LinearPlan& plan, std::int64_t panels, std::int64_t panel_bytes
                  int participants) noexcept {
   const std::int64_t wanted = participants > 1 ? std::int64_t{8} * participants : 1;
   if (plan.columns < 24) {
-    // About five microseconds at the speed of memory: who has the last unit keeps the others waiting.
-    constexpr std::int64_t unit_bytes = 80 << 10;
-    plan.unit_panels = std::clamp<std::int64_t>(std::min(panels / wanted, unit_bytes / std::max<std::int64_t>(1, panel_bytes)), 1, 8);
+    // About ten microseconds at the speed of memory. Who has the last unit keeps the others waiting, but these have their
+    // next weights fetched meanwhile, while memory pauses where a unit begins.
+    constexpr std::int64_t unit_bytes = 192 << 10;
+    const std::int64_t few = participants > 1 ? std::int64_t{6} * participants : 1;
+    plan.unit_panels = std::clamp<std::int64_t>(std::min(panels / few, unit_bytes / std::max<std::int64_t>(1, panel_bytes)), 1, 8);
     if (plan.unit_panels > 4 && plan.unit_panels < 8) plan.unit_panels = 4;
     plan.unit_columns = plan.columns;
     return;
