@@ -3,8 +3,24 @@
 #include "kernels/matmul_float.inl.hpp"
 #include "kernels/matmul_low_formats.inl.hpp"
 #include "kernels/matmul_parts.hpp"
+#include "kernels/matmul_prepare.inl.hpp"
 
 namespace skald::inline v0::kernels::SKALD_ISA {
+
+#if defined(SKALD_ISA_avx512vnni)
+// Formats with products of their own for many columns (matmul_stationary.inl.hpp).
+#define SKALD_MANY(name) &multiply_##name##_many
+SKALD_DECLARE_MULTIPLY(q8_0_many);
+SKALD_DECLARE_MULTIPLY(q4_0_many);
+SKALD_DECLARE_MULTIPLY(q4_1_many);
+SKALD_DECLARE_MULTIPLY(q5_0_many);
+SKALD_DECLARE_MULTIPLY(q5_1_many);
+SKALD_DECLARE_MULTIPLY(q4_k_many);
+SKALD_DECLARE_MULTIPLY(q5_k_many);
+SKALD_DECLARE_MULTIPLY(q6_k_many);
+#else
+#define SKALD_MANY(name) &multiply_##name
+#endif
 
 namespace {
 
@@ -13,7 +29,7 @@ using Multiply = decltype(MatmulKernel::multiply);
 template <class F>
 constexpr MatmulKernel block_kernel(DType type, Multiply multiply_panels) noexcept {
   using A = typename ActsOf<F::block_k>::type;
-  return {type, group_columns, &panel_bytes<F>, &pack<F>, &unpack_row<F>, &acts_bytes<A>, &prepare_acts<A>,
+  return {type, group_columns, &panel_bytes<F>, &pack<F>, &unpack_row<F>, &acts_bytes<A>, &prepare_columns<A>,
           &scratch_bytes<F>, multiply_panels, A::id, false};
 }
 
@@ -26,12 +42,12 @@ constexpr MatmulKernel float_kernel(DType type, Multiply multiply_panels) noexce
 template <class F>
 constexpr MatmulKernel apart_kernel(DType type, Multiply multiply_panels, decltype(MatmulKernel::unpack_row) unpack) noexcept {
   return {type, group_columns, &apart_panel_bytes<F>, &apart_pack<F>, unpack, &acts_bytes<Acts256>,
-          &prepare_acts<Acts256>, &apart_scratch_bytes<typename F::Layout>, multiply_panels, Acts256::id, false};
+          &prepare_columns<Acts256>, &apart_scratch_bytes<typename F::Layout>, multiply_panels, Acts256::id, false};
 }
 
 constexpr MatmulKernel mxfp4_kernel() noexcept {
   return {DType::mxfp4, group_columns, &panel_bytes<FormatMXFP4>, &FormatMXFP4::pack, &unpack_row<FormatMXFP4>,
-          &acts_bytes<Acts32>, &prepare_acts<Acts32>, &scratch_bytes<FormatMXFP4>, &multiply_mxfp4, Acts32::id, false};
+          &acts_bytes<Acts32>, &prepare_columns<Acts32>, &scratch_bytes<FormatMXFP4>, &multiply_mxfp4, Acts32::id, false};
 }
 
 void unpack_iq4_xs_row(const std::byte* panel, int row, std::int64_t cols, float* out) noexcept {
@@ -39,7 +55,7 @@ void unpack_iq4_xs_row(const std::byte* panel, int row, std::int64_t cols, float
 }
 constexpr MatmulKernel iq4_xs_kernel() noexcept {
   return {DType::iq4_xs, group_columns, &panel_bytes<FormatIQ4_XS>, &pack<FormatIQ4_XS>, &unpack_iq4_xs_row,
-          &acts_bytes<Acts256>, &prepare_acts<Acts256>, &scratch_bytes<FormatIQ4_XS>, &multiply_iq4_xs, Acts256::id, false};
+          &acts_bytes<Acts256>, &prepare_columns<Acts256>, &scratch_bytes<FormatIQ4_XS>, &multiply_iq4_xs, Acts256::id, false};
 }
 
 constexpr MatmulKernel ternary_lookup_kernel() noexcept {
@@ -73,14 +89,14 @@ constexpr MatmulKernel all_kernels[] = {
     float_kernel<ElementF32>(DType::f32, &multiply_f32),
     float_kernel<ElementF16>(DType::f16, &multiply_f16),
     float_kernel<ElementBF16>(DType::bf16, &multiply_bf16),
-    block_kernel<FormatQ8_0>(DType::q8_0, &multiply_q8_0),
-    block_kernel<FormatQ4_0>(DType::q4_0, &multiply_q4_0),
-    block_kernel<FormatQ4_1>(DType::q4_1, &multiply_q4_1),
-    block_kernel<FormatQ5_0>(DType::q5_0, &multiply_q5_0),
-    block_kernel<FormatQ5_1>(DType::q5_1, &multiply_q5_1),
-    block_kernel<FormatQ4_K>(DType::q4_k, &multiply_q4_k),
-    block_kernel<FormatQ5_K>(DType::q5_k, &multiply_q5_k),
-    block_kernel<FormatQ6_K>(DType::q6_k, &multiply_q6_k),
+    block_kernel<FormatQ8_0>(DType::q8_0, SKALD_MANY(q8_0)),
+    block_kernel<FormatQ4_0>(DType::q4_0, SKALD_MANY(q4_0)),
+    block_kernel<FormatQ4_1>(DType::q4_1, SKALD_MANY(q4_1)),
+    block_kernel<FormatQ5_0>(DType::q5_0, SKALD_MANY(q5_0)),
+    block_kernel<FormatQ5_1>(DType::q5_1, SKALD_MANY(q5_1)),
+    block_kernel<FormatQ4_K>(DType::q4_k, SKALD_MANY(q4_k)),
+    block_kernel<FormatQ5_K>(DType::q5_k, SKALD_MANY(q5_k)),
+    block_kernel<FormatQ6_K>(DType::q6_k, SKALD_MANY(q6_k)),
     block_kernel<FormatIQ4_NL>(DType::iq4_nl, &multiply_iq4_nl),
     mxfp4_kernel(),
     apart_kernel<ApartQ2_K>(DType::q2_k, &multiply_q2_k, &unpack_row_q2_k),
