@@ -1,8 +1,10 @@
 #pragma once
 
-// Products with many columns: the codes of 32 k of two panels are unpacked into sixteen registers and stay there while
-// columns pass by, two or three at a time, with their sums in the first-level cache. Nothing is expanded in memory, and
-// weights are read as they are packed. Every output is the same sequence of operations as in matmul_blocks.inl.hpp.
+// Products of the K formats with many columns: the codes of 32 k of two panels are unpacked into sixteen registers and
+// stay there while columns pass by, two or three at a time, with their sums in the first-level cache. Nothing is
+// expanded in memory, and weights are read as they are packed. Every output is the same sequence of operations as in
+// matmul_blocks.inl.hpp. (Formats with blocks of 32 would load and store a sum for every eight products; tiles of
+// expanded panels are faster.)
 
 #include "kernels/matmul_drivers.inl.hpp"
 
@@ -17,7 +19,7 @@ template <class F>
 inline constexpr int passing_columns = F::sub_blocks == 16 ? 2 : 3;
 /// Columns from which on this is used; both ways give the same bits.
 template <class F>
-inline constexpr std::int64_t many_from = F::block_k == 32 || F::bits == 4 ? 96 : 48;
+inline constexpr std::int64_t many_from = F::bits == 4 ? 96 : 48;
 
 using Codes = u8x64[pair][8];
 
@@ -29,8 +31,7 @@ SKALD_INLINE void take_codes(const std::byte* block, std::ptrdiff_t panel_stride
       u8x64 run[F::run_groups];
       F::run(block + p * panel_stride, r * (8 / F::run_groups) + i, run);
       unroll<F::run_groups>([&](auto k) SKALD_INLINE_LAMBDA {
-        constexpr int g = F::block_k == 32 ? F::run_group(i.value, k.value) : i.value * F::run_groups + k.value;
-        codes[p][g] = bytes(in_order(words(run[k])));  // in a register from here on
+        codes[p][i * F::run_groups + k] = bytes(in_order(words(run[k])));  // in a register from here on
       });
     });
   });
@@ -48,35 +49,6 @@ SKALD_INLINE void add_products(const Codes& codes, const std::byte* x, i32x16 (&
       });
     });
   });
-}
-
-/// A block of 32 k by the columns of a group, whose activations are at this block. acc: [column][panel][16].
-template <class F>
-SKALD_INLINE void pass_group(const std::byte* block, std::ptrdiff_t panel_stride, const Codes& codes, Acts32 acts,
-                             float* acc) noexcept {
-  constexpr int n = passing_columns<F>;
-  f32x16 scale[pair];
-  unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { scale[p] = F::scale(block + p * panel_stride); });
-  for (int begin = 0; begin < group_columns; begin += n, acc += 16 * n * pair) {
-    i32x16 sum[n * pair];
-    unroll<n>([&](auto c) SKALD_INLINE_LAMBDA {
-      i32x16 start = zero_i32();
-      if constexpr (F::offset_shift >= 0) start = shl<F::offset_shift>(set1(acts.negated_sums[begin + c]));
-      unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { sum[c * pair + p] = start; });
-    });
-    add_products<n, 1>(codes, acts.codes + 4 * begin, sum);
-    unroll<n>([&](auto c) SKALD_INLINE_LAMBDA {
-      const f32x16 token = set1(acts.scales[begin + c]);
-      unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA {
-        float* to = acc + 16 * (c * pair + p);
-        f32x16 result = fma(to_f32(sum[c * pair + p]), scale[p] * token, load(to));
-        if constexpr (F::has_minimum)
-          result =
-              fnma(to_f32(set1(acts.negated_sums[begin + c])), F::minimum(block + p * panel_stride) * token, result);
-        store(to, result);
-      });
-    });
-  }
 }
 
 /// 32 of a block's 256 k by the columns of a group: sums times multipliers to `totals` ([column][panel][16]), added to
@@ -155,20 +127,12 @@ SKALD_INLINE void pass_block(const std::byte* block, std::ptrdiff_t panel_stride
   for (int g = 0; g < count; ++g)
     fold_group<F>(block, panel_stride, acts[g], totals + g * of_group, acc + g * of_group);
 }
-template <class F>
-SKALD_INLINE void pass_block(const std::byte* block, std::ptrdiff_t panel_stride, const Acts32* acts, int count,
-                             float* acc) noexcept {
-  Codes codes;
-  take_codes<F>(block, panel_stride, 0, codes);
-  for (int g = 0; g < count; ++g)
-    pass_group<F>(block, panel_stride, codes, acts[g], acc + g * 16 * pair * group_columns);
-}
 
 /// Two panels by the columns of `count` groups. `ahead_bytes` from `ahead` on are fetched meanwhile.
 template <class F>
 void pass_groups(const std::byte* panel, std::ptrdiff_t panel_stride, std::int64_t cols, const std::byte* groups,
                  int count, const Output& out, const std::byte* ahead, std::size_t ahead_bytes) noexcept {
-  using A = typename ActsOf<F::block_k>::type;
+  using A = Acts256;
   alignas(64) float acc[passing_groups * group_columns * pair * 16];
   __builtin_memset(acc, 0, static_cast<std::size_t>(count * group_columns * pair * 16) * sizeof(float));
   const std::size_t group_bytes = A::group_bytes(cols, group_columns);
@@ -176,7 +140,7 @@ void pass_groups(const std::byte* panel, std::ptrdiff_t panel_stride, std::int64
                             {groups + (count > 1 ? group_bytes : 0), cols, group_columns, 0},
                             {groups + (count > 2 ? 2 * group_bytes : 0), cols, group_columns, 0},
                             {groups + (count > 3 ? 3 * group_bytes : 0), cols, group_columns, 0}};
-  const std::int64_t blocks = cols / F::block_k;
+  const std::int64_t blocks = cols / 256;
   const std::size_t ahead_step = ahead_bytes / static_cast<std::size_t>(blocks) + 1;
   const std::byte *next = ahead, *until = ahead;
   for (std::int64_t b = 0; b < blocks; ++b, panel += F::panel_block_bytes) {
@@ -203,7 +167,7 @@ void multiply_many(decltype(MatmulKernel::multiply) few, const std::byte* panels
     return;
   }
   const std::size_t bytes_per_panel = panel_bytes<F>(cols);
-  const std::size_t group_bytes = ActsOf<F::block_k>::type::group_bytes(cols, group_columns);
+  const std::size_t group_bytes = Acts256::group_bytes(cols, group_columns);
   const std::int64_t whole_end = columns.end / group_columns * group_columns, step = passing_groups * group_columns;
   const std::int64_t panel_count = (row_count + 15) / 16, paired = panel_count / pair * pair;
   for (std::int64_t p = 0; p < paired; p += pair) {

@@ -10,11 +10,6 @@ namespace skald::inline v0::kernels::SKALD_ISA {
 #if defined(SKALD_ISA_avx512vnni)
 // Formats with products of their own for many columns (matmul_stationary.inl.hpp).
 #define SKALD_MANY(name) &multiply_##name##_many
-SKALD_DECLARE_MULTIPLY(q8_0_many);
-SKALD_DECLARE_MULTIPLY(q4_0_many);
-SKALD_DECLARE_MULTIPLY(q4_1_many);
-SKALD_DECLARE_MULTIPLY(q5_0_many);
-SKALD_DECLARE_MULTIPLY(q5_1_many);
 SKALD_DECLARE_MULTIPLY(q4_k_many);
 SKALD_DECLARE_MULTIPLY(q5_k_many);
 SKALD_DECLARE_MULTIPLY(q6_k_many);
@@ -89,11 +84,11 @@ constexpr MatmulKernel all_kernels[] = {
     float_kernel<ElementF32>(DType::f32, &multiply_f32),
     float_kernel<ElementF16>(DType::f16, &multiply_f16),
     float_kernel<ElementBF16>(DType::bf16, &multiply_bf16),
-    block_kernel<FormatQ8_0>(DType::q8_0, SKALD_MANY(q8_0)),
-    block_kernel<FormatQ4_0>(DType::q4_0, SKALD_MANY(q4_0)),
-    block_kernel<FormatQ4_1>(DType::q4_1, SKALD_MANY(q4_1)),
-    block_kernel<FormatQ5_0>(DType::q5_0, SKALD_MANY(q5_0)),
-    block_kernel<FormatQ5_1>(DType::q5_1, SKALD_MANY(q5_1)),
+    block_kernel<FormatQ8_0>(DType::q8_0, &multiply_q8_0),
+    block_kernel<FormatQ4_0>(DType::q4_0, &multiply_q4_0),
+    block_kernel<FormatQ4_1>(DType::q4_1, &multiply_q4_1),
+    block_kernel<FormatQ5_0>(DType::q5_0, &multiply_q5_0),
+    block_kernel<FormatQ5_1>(DType::q5_1, &multiply_q5_1),
     block_kernel<FormatQ4_K>(DType::q4_k, SKALD_MANY(q4_k)),
     block_kernel<FormatQ5_K>(DType::q5_k, SKALD_MANY(q5_k)),
     block_kernel<FormatQ6_K>(DType::q6_k, SKALD_MANY(q6_k)),

@@ -9,11 +9,6 @@ namespace skald::inline v0::kernels::SKALD_ISA {
   SKALD_DECLARE_MULTIPLY(name##_many) {                                                                      \
     multiply_many<format>(&multiply_##name, panels, row_count, cols, columns, out, out_stride, scratch);     \
   }
-SKALD_DEFINE_MANY(q8_0, FormatQ8_0)
-SKALD_DEFINE_MANY(q4_0, FormatQ4_0)
-SKALD_DEFINE_MANY(q4_1, FormatQ4_1)
-SKALD_DEFINE_MANY(q5_0, FormatQ5_0)
-SKALD_DEFINE_MANY(q5_1, FormatQ5_1)
 SKALD_DEFINE_MANY(q4_k, FormatQ4_K)
 SKALD_DEFINE_MANY(q5_k, FormatQ5_K)
 SKALD_DEFINE_MANY(q6_k, FormatQ6_K)
