@@ -11,7 +11,9 @@ function(skald_kernel_library isa folder)
   target_compile_options(skald_kernels_${isa} PRIVATE $<$<CONFIG:Debug>:-O1> ${ARGN} -fno-fast-math -ffp-contract=off
                          -fno-exceptions -fno-rtti
                          # GCC's AVX-512 intrinsics hand on undefined vectors on purpose (GCC bug 105593).
-                         $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized -Wno-maybe-uninitialized>)
+                         $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized -Wno-maybe-uninitialized>
+                         # GCC would split each walk over blocks in two at the point where its prefetches jump.
+                         $<$<CXX_COMPILER_ID:GNU>:-fno-split-loops>)
   target_include_directories(skald_kernels_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_link_libraries(skald_kernels_${isa} PRIVATE skald_build_options)
   set_target_properties(skald_kernels_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden

@@ -3,12 +3,6 @@
 // Register tiles of the attention kernels. Included by src/kernels/isa/attention.cpp alone, inside the anonymous
 // namespace of its instruction set: nothing here may have external linkage.
 
-#if defined(__clang__)
-#define SKALD_UNROLL _Pragma("unroll")
-#else
-#define SKALD_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /// Queries and 16-lane vectors of the widest tile: what fits in the registers beside one row of operands; and up to
 /// how many queries convert keys and values in the tile.
 #if SKALD_VEC_REGISTERS == 1

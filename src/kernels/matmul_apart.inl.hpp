@@ -43,15 +43,15 @@ SKALD_INLINE i32x16 apart_multiplier(i32x16 value) noexcept {
 }
 
 /// Products of one group of four k.
-template <CodeRange Range, int Step>
-SKALD_INLINE void apart_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 w, u8x64 a,
+template <CodeRange Range>
+SKALD_INLINE void apart_step([[maybe_unused]] int step, i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 w, u8x64 a,
                              [[maybe_unused]] i32x16 multiplier) noexcept {
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
   constexpr int limit = Range == CodeRange::five ? 4 : 1;
   static_assert(limit * (Range == CodeRange::five ? 31 : 126) * 254 <= 32767);
   const i32x16 products = maddubs(w, a);
-  partial = Step % limit == 0 ? products : add16(partial, products);
-  if constexpr (Step % limit == limit - 1) acc = dot2(acc, partial, multiplier);
+  partial = step % limit == 0 ? products : add16(partial, products);
+  if (step % limit == limit - 1) acc = dot2(acc, partial, multiplier);
 #else
   acc = dot4(acc, w, a);
 #endif
@@ -101,38 +101,39 @@ SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t panel_stride, co
     return words(load_bytes(panel + 64 * index));
   };
   i32x16 total[P * N];
-  unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
+  SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = zero_i32();
   for (int sub = 0; sub < L::subs; ++sub) {
     const std::byte* codes = w + 64 * (L::code_line + sub * groups);
     const std::byte* x = a.codes + 4 * (sub * groups) * width;
     i32x16 sum[P * N], partial[P * N], factor[P];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { factor[p] = line_of(w + p * panel_stride, L::sub_line + sub); });
-    if constexpr (!apart_in_16_bits) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
-    unroll<groups>([&](auto g) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) factor[p] = line_of(w + p * panel_stride, L::sub_line + sub);
+    if constexpr (!apart_in_16_bits) SKALD_UNROLL for (int i = 0; i < P * N; ++i) sum[i] = zero_i32();
+    SKALD_UNROLL for (int g = 0; g < groups; ++g) {
       u8x64 weights[P];
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { weights[p] = load_bytes(codes + p * panel_stride + 64 * g); });
-      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int p = 0; p < P; ++p) weights[p] = load_bytes(codes + p * panel_stride + 64 * g);
+      SKALD_UNROLL for (int c = 0; c < N; ++c) {
         std::int32_t four;
-        __builtin_memcpy(&four, x + 4 * (g * width + c), 4);
+        __builtin_memcpy(&four, x + 4 * c, 4);
         const u8x64 activations = bytes(set1(four));
-        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-          constexpr int i = p.value * N + c.value;
-          apart_step<Range, g.value>(apart_in_16_bits ? total[i] : sum[i], partial[i], weights[p], activations, factor[p]);
-        });
-      });
-    });
+        SKALD_UNROLL for (int p = 0; p < P; ++p) {
+          const int i = p * N + c;
+          apart_step<Range>(g, apart_in_16_bits ? total[i] : sum[i], partial[i], weights[p], activations, factor[p]);
+        }
+      }
+      x = settled(x + 4 * width);
+    }
     if constexpr (!apart_in_16_bits)
-      unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = total[i] + sum[i] * factor[i.value / N]; });
+      SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = total[i] + sum[i] * factor[i / N];
   }
   const std::int32_t* sums = L::subs == 8 ? a.pairs32 : a.pairs16;
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const std::byte* panel = w + p * panel_stride;
     const f32x16 scale = from_bits(line_of(panel, 0));
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       i32x16 sum = total[p * N + c], pairs = zero_i32();
-      unroll<L::pairs>([&](auto i) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int i = 0; i < L::pairs; ++i) {
         pairs = dot2(pairs, line_of(panel, L::pair_line + i), set1(sums[i * width + c]));
-      });
+      }
       if constexpr (!L::has_minimum) sum = sum - pairs * set1(offset);
       float* out = acc + 16 * (p * N + c);
       const f32x16 token = set1(a.scales[c]);
@@ -140,8 +141,8 @@ SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t panel_stride, co
       if constexpr (L::has_minimum)
         result = fnma(to_f32(pairs), from_bits(line_of(panel, 1)) * token, result);
       store(out, result);
-    });
-  });
+    }
+  }
 }
 
 #endif

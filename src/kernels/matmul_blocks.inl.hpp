@@ -19,9 +19,9 @@ SKALD_INLINE u8x64 broadcast4(const std::byte* p) noexcept {
   return bytes(set1(value));
 }
 
-/// Products of one group of four k: step S of a run.
-template <int Bits, int S>
-SKALD_INLINE void dot_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 w, u8x64 a,
+/// Products of one group of four k: a step of a run.
+template <int Bits>
+SKALD_INLINE void dot_step([[maybe_unused]] int step, i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 w, u8x64 a,
                            [[maybe_unused]] i32x16 multiplier) noexcept {
 #if defined(SKALD_ISA_avx2) || defined(SKALD_ISA_avx512)
   if constexpr (Bits == 8) {
@@ -31,9 +31,9 @@ SKALD_INLINE void dot_step(i32x16& acc, [[maybe_unused]] i32x16& partial, u8x64 
     constexpr int limit = Bits == 4 ? 8 : Bits == 5 ? 4 : 2;
     static_assert(limit * ((1 << Bits) - 1) * 254 <= 32767);
     const i32x16 products = maddubs(w, a);
-    if constexpr (S % limit == 0) partial = in_order(products);
+    if (step % limit == 0) partial = in_order(products);
     else partial = in_order(add16(partial, products));
-    if constexpr (S % limit == limit - 1) acc = in_order(dot2(acc, partial, multiplier));
+    if (step % limit == limit - 1) acc = in_order(dot2(acc, partial, multiplier));
   }
 #else
   acc = dot4(acc, w, a);
@@ -135,33 +135,33 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
 #else
   constexpr bool starts_at_zero = S::offset_shift < 0;
 #endif
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int c = 0; c < N; ++c) {
     i32x16 start = zero_i32();
     if constexpr (!starts_at_zero) start = shl<S::offset_shift>(set1(a.negated_sums[c]));
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
-  });
-  unroll<8>([&](auto step) SKALD_INLINE_LAMBDA {
-    constexpr int g = nibble_order(step);
+    SKALD_UNROLL for (int p = 0; p < P; ++p) sum[p * N + c] = start;
+  }
+  SKALD_UNROLL for (int step = 0; step < 8; ++step) {
+    const int g = nibble_order(step);
     u8x64 codes[P];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { codes[p] = S::group(w + p * panel_stride, g); });
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) codes[p] = S::group(w + p * panel_stride, g);
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-        dot_step<S::bits, step.value>(sum[p * N + c], partial[p * N + c], codes[p], x, set1(0x00010001));
-      });
-    });
-  });
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int p = 0; p < P; ++p) {
+        dot_step<S::bits>(step, sum[p * N + c], partial[p * N + c], codes[p], x, set1(0x00010001));
+      }
+    }
+  }
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const f32x16 scale = S::scale(w + p * panel_stride);
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       float* out = acc + 16 * (p * N + c);
       const f32x16 token = set1(a.scales[c]);
       f32x16 result = fma(to_f32(sum[p * N + c]), scale * token, load(out));
       if constexpr (S::has_minimum)
         result = fnma(to_f32(set1(a.negated_sums[c])), S::minimum(w + p * panel_stride) * token, result);
       store(out, result);
-    });
-  });
+    }
+  }
 }
 
 /// Sums of sub-blocks of 16 start with the offset's part, unless multipliers apply to neighbouring products before they are
@@ -173,17 +173,15 @@ inline constexpr bool offsets_start_sums = S::offset_shift >= 0 && S::sub_blocks
 template <class S>
 SKALD_INLINE i32x16 offsets_of(const std::byte* panel, const Acts256& a, std::ptrdiff_t width, int column) noexcept {
   i32x16 offsets = zero_i32();
-  unroll<8>([&](auto i) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int i = 0; i < 8; ++i)
     offsets = dot2(offsets, S::scale_pair(panel, i), set1(a.pairs16[i * width + column]));
-  });
   return offsets;
 }
 template <class S>
 SKALD_INLINE i32x16 minimums_of(const std::byte* panel, const Acts256& a, std::ptrdiff_t width, int column) noexcept {
   i32x16 minimums = zero_i32();
-  unroll<4>([&](auto i) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int i = 0; i < 4; ++i)
     minimums = dot2(minimums, S::minimum_pair(panel, i), set1(a.pairs32[i * width + column]));
-  });
   return minimums;
 }
 
@@ -194,57 +192,57 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
   constexpr bool offset_in_sums = offsets_start_sums<S>;
   const std::ptrdiff_t width = a.width;
   i32x16 total[P * N];
-  unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
+  SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = zero_i32();
   // Taking the multipliers of a packed panel apart needs constant indices; they are needed in a loop.
   alignas(64) std::int32_t factors[S::packed ? P * S::sub_blocks * 16 : 1];
   if constexpr (S::packed)
-    unroll<S::sub_blocks>([&](auto sub) SKALD_INLINE_LAMBDA {
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int sub = 0; sub < S::sub_blocks; ++sub) {
+      SKALD_UNROLL for (int p = 0; p < P; ++p) {
         store(factors + 16 * (p * S::sub_blocks + sub), S::sub_scale(w + p * panel_stride, sub));
-      });
-    });
+      }
+    }
   for (int chunk = 0; chunk < S::sub_blocks / S::chunk_subs; ++chunk)
-    unroll<S::chunk_subs>([&](auto in_chunk) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int in_chunk = 0; in_chunk < S::chunk_subs; ++in_chunk) {
       const int sub = chunk * S::chunk_subs + in_chunk;
       i32x16 sum[P * N], partial[P * N], factor[P];
       // Spread over the block: a burst would fill the queue of outstanding misses.
       if constexpr (S::packed) {
         constexpr int lines = (S::panel_block_bytes + 64 * S::sub_blocks - 1) / (64 * S::sub_blocks);
-        unroll<lines>([&](auto i) SKALD_INLINE_LAMBDA { prefetch_later(ahead + 64 * (sub * lines + i)); });
+        SKALD_UNROLL for (int i = 0; i < lines; ++i) prefetch_later(ahead + 64 * (sub * lines + i));
       }
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int p = 0; p < P; ++p) {
         if constexpr (S::packed) factor[p] = load(factors + 16 * (p * S::sub_blocks + sub));
         else factor[p] = S::sub_scale(w + p * panel_stride, sub);
-      });
+      }
       if constexpr (!paired_multiplier)
-        unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+        SKALD_UNROLL for (int c = 0; c < N; ++c) {
           i32x16 start = zero_i32();
           if constexpr (offset_in_sums) start = shl<S::offset_shift>(set1(a.negated_sums16[sub * width + c]));
-          unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
-        });
-      unroll<groups>([&](auto step) SKALD_INLINE_LAMBDA {
-        constexpr int g = in_chunk.value * groups + step.value;
+          SKALD_UNROLL for (int p = 0; p < P; ++p) sum[p * N + c] = start;
+        }
+      SKALD_UNROLL for (int step = 0; step < groups; ++step) {
+        const int g = in_chunk * groups + step;
         const std::byte* codes_of_group = a.codes + 4 * (chunk * S::chunk_subs * groups + g) * width;
         u8x64 codes[P];
-        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { codes[p] = S::chunk_group(w + p * panel_stride, chunk, g); });
-        unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+        SKALD_UNROLL for (int p = 0; p < P; ++p) codes[p] = S::chunk_group(w + p * panel_stride, chunk, g);
+        SKALD_UNROLL for (int c = 0; c < N; ++c) {
           const u8x64 x = broadcast4(codes_of_group + 4 * c);
-          unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-            constexpr int i = p.value * N + c.value;
+          SKALD_UNROLL for (int p = 0; p < P; ++p) {
+            const int i = p * N + c;
             if constexpr (paired_multiplier)
-              dot_step<S::bits, step.value>(total[i], partial[i], codes[p], x, factor[p]);
+              dot_step<S::bits>(step, total[i], partial[i], codes[p], x, factor[p]);
             else
-              dot_step<S::bits, step.value>(sum[i], partial[i], codes[p], x, factor[p]);
-          });
-        });
-      });
+              dot_step<S::bits>(step, sum[i], partial[i], codes[p], x, factor[p]);
+          }
+        }
+      }
       if constexpr (!paired_multiplier)
-        unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = total[i] + sum[i] * factor[i.value / N]; });
-    });
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+        SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = total[i] + sum[i] * factor[i / N];
+    }
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const std::byte* panel = w + p * panel_stride;
     const f32x16 scale = S::scale(panel);
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       i32x16 sum = total[p * N + c];
       if constexpr (S::offset_shift >= 0 && !offset_in_sums) sum = sum - shl<S::offset_shift>(offsets_of<S>(panel, a, width, c));
       float* out = acc + 16 * (p * N + c);
@@ -253,8 +251,8 @@ SKALD_INLINE void fold_block(const std::byte* w, std::ptrdiff_t panel_stride, co
       if constexpr (S::has_minimum)
         result = fnma(to_f32(minimums_of<S>(panel, a, width, c)), S::minimum(panel) * token, result);
       store(out, result);
-    });
-  });
+    }
+  }
 }
 
 template <class S, int P, int N, int Width>
@@ -265,34 +263,34 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
     for (int i = 0; i < S::panel_block_bytes; i += 64) prefetch_later(ahead + i);
   i32x16 sum[P * N], partial[P * N];
   constexpr bool starts_at_zero = (paired_multiplier && S::bits == 8) || S::offset_shift < 0;
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int c = 0; c < N; ++c) {
     i32x16 start = zero_i32();
     if constexpr (!starts_at_zero) start = shl<S::offset_shift>(set1(a.negated_sums[c]));
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
-  });
-  unroll<8 / S::run_groups>([&](auto r) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) sum[p * N + c] = start;
+  }
+  SKALD_UNROLL for (int r = 0; r < 8 / S::run_groups; ++r) {
     u8x64 codes[P][S::run_groups];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { S::run(w + p * panel_stride, r, codes[p]); });
-    unroll<S::run_groups>([&](auto i) SKALD_INLINE_LAMBDA {
-      constexpr int g = S::run_group(r.value, i.value), step = r.value * S::run_groups + i.value;
-      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) S::run(w + p * panel_stride, r, codes[p]);
+    SKALD_UNROLL for (int i = 0; i < S::run_groups; ++i) {
+      const int g = S::run_group(r, i), step = r * S::run_groups + i;
+      SKALD_UNROLL for (int c = 0; c < N; ++c) {
         const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
-        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-          dot_step<S::bits, step>(sum[p * N + c], partial[p * N + c], codes[p][i], x, set1(0x00010001));
-        });
-      });
-    });
-  });
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+        SKALD_UNROLL for (int p = 0; p < P; ++p) {
+          dot_step<S::bits>(step, sum[p * N + c], partial[p * N + c], codes[p][i], x, set1(0x00010001));
+        }
+      }
+    }
+  }
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const f32x16 scale = S::scale(w + p * panel_stride);
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       f32x16& result = acc[p * N + c];
       const f32x16 token = set1(a.scales[c]);
       result = fma(to_f32(sum[p * N + c]), scale * token, result);
       if constexpr (S::has_minimum)
         result = fnma(to_f32(set1(a.negated_sums[c])), S::minimum(w + p * panel_stride) * token, result);
-    });
-  });
+    }
+  }
 }
 
 template <class S, int P, int N, int Width>
@@ -301,47 +299,45 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
   const std::ptrdiff_t width = Width > 0 ? Width : a.width;
   constexpr int groups = 64 / S::sub_blocks, lines = (S::panel_block_bytes + 63) / 64, run_count = 64 / S::run_groups;
   constexpr bool offset_in_sums = offsets_start_sums<S>;
+  const std::byte* activations = a.codes;
   i32x16 total[P * N];
-  if constexpr (paired_multiplier) unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_i32(); });
-  unroll<S::sub_blocks>([&](auto sub) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = zero_i32();
+  SKALD_UNROLL for (int sub = 0; sub < S::sub_blocks; ++sub) {
     i32x16 sum[P * N], partial[P * N], factor[P];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { factor[p] = S::sub_scale(w + p * panel_stride, sub); });
+    SKALD_UNROLL for (int p = 0; p < P; ++p) factor[p] = S::sub_scale(w + p * panel_stride, sub);
     if constexpr (!paired_multiplier)
-      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int c = 0; c < N; ++c) {
         i32x16 start = zero_i32();
         if constexpr (offset_in_sums) start = shl<S::offset_shift>(set1(a.negated_sums16[sub * width + c]));
-        unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { sum[p * N + c] = start; });
-      });
-    unroll<groups / S::run_groups>([&](auto r) SKALD_INLINE_LAMBDA {
-      constexpr int run = sub.value * (groups / S::run_groups) + r.value;
+        SKALD_UNROLL for (int p = 0; p < P; ++p) sum[p * N + c] = start;
+      }
+    SKALD_UNROLL for (int r = 0; r < groups / S::run_groups; ++r) {
+      const int run = sub * (groups / S::run_groups) + r;
       u8x64 codes[P][S::run_groups];
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { S::run(w + p * panel_stride, run, codes[p]); });
-      unroll<S::run_groups>([&](auto i) SKALD_INLINE_LAMBDA {
-        constexpr int g = S::run_group(run, i.value), step = r.value * S::run_groups + i.value;
-        unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
-          const u8x64 x = broadcast4(a.codes + 4 * (g * width + c));
-          unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-            constexpr int k = p.value * N + c.value;
-            if constexpr (paired_multiplier) dot_step<S::bits, step>(total[k], partial[k], codes[p][i], x, factor[p]);
-            else dot_step<S::bits, step>(sum[k], partial[k], codes[p][i], x, factor[p]);
-          });
-        });
-      });
-      constexpr int first_line = lines * run / run_count, end_line = lines * (run + 1) / run_count;
-      unroll<end_line - first_line>([&](auto i) SKALD_INLINE_LAMBDA {
-        prefetch_with(ahead + 64 * (first_line + i), paired_multiplier ? total[0] : sum[0]);
-      });
-    });
+      SKALD_UNROLL for (int p = 0; p < P; ++p) S::run(w + p * panel_stride, run, codes[p]);
+      SKALD_UNROLL for (int i = 0; i < S::run_groups; ++i) {
+        const int step = r * S::run_groups + i;
+        SKALD_UNROLL for (int c = 0; c < N; ++c) {
+          const u8x64 x = broadcast4(activations + 4 * c);
+          SKALD_UNROLL for (int p = 0; p < P; ++p) {
+            const int k = p * N + c;
+            dot_step<S::bits>(step, paired_multiplier ? total[k] : sum[k], partial[k], codes[p][i], x, factor[p]);
+          }
+        }
+        activations += 4 * width;
+        if constexpr (Width == 0) activations = settled(activations);
+      }
+      const int first_line = lines * run / run_count, end_line = lines * (run + 1) / run_count;
+      SKALD_UNROLL for (int i = first_line; i < end_line; ++i)
+        prefetch_with(ahead + 64 * i, paired_multiplier ? total[0] : sum[0]);
+    }
     if constexpr (!paired_multiplier)
-      unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA {
-        const i32x16 product = sum[i] * factor[i.value / N];
-        total[i] = in_order(sub.value == 0 ? product : total[i] + product);
-      });
-  });
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = in_order(total[i] + sum[i] * factor[i / N]);
+  }
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const std::byte* panel = w + p * panel_stride;
     const f32x16 scale = S::scale(panel);
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       i32x16 sum = total[p * N + c];
       if constexpr (S::offset_shift >= 0 && !offset_in_sums) sum = sum - shl<S::offset_shift>(offsets_of<S>(panel, a, width, c));
       f32x16& result = acc[p * N + c];
@@ -349,8 +345,8 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
       result = fma(to_f32(sum), scale * token, result);
       if constexpr (S::has_minimum)
         result = fnma(to_f32(minimums_of<S>(panel, a, width, c)), S::minimum(panel) * token, result);
-    });
-  });
+    }
+  }
 }
 
 #endif
@@ -387,22 +383,22 @@ struct Expanded : F {
       if constexpr (F::has_minimum) store(reinterpret_cast<float*>(to) + 16, F::minimum(panel));
       if constexpr (F::block_k == 256) {
         std::byte* lines = to + (F::has_minimum ? 128 : 64);
-        unroll<multipliers>([&](auto j) SKALD_INLINE_LAMBDA { store_bytes(lines + 64 * j, bytes(F::sub_scale(panel, j))); });
+        SKALD_UNROLL for (int j = 0; j < multipliers; ++j) store_bytes(lines + 64 * j, bytes(F::sub_scale(panel, j)));
         lines += 64 * multipliers;
-        unroll<pairs>([&](auto i) SKALD_INLINE_LAMBDA {
+        SKALD_UNROLL for (int i = 0; i < pairs; ++i) {
           if constexpr (F::has_minimum) store_bytes(lines + 64 * i, bytes(F::minimum_pair(panel, i)));
           else store_bytes(lines + 64 * i, bytes(F::scale_pair(panel, i)));
-        });
+        }
       }
       std::byte* codes = to + 64 * first_code_line;
       if constexpr (HasRuns<F>)
-        unroll<F::block_k / 4 / F::run_groups>([&](auto r) SKALD_INLINE_LAMBDA {
+        SKALD_UNROLL for (int r = 0; r < F::block_k / 4 / F::run_groups; ++r) {
           u8x64 run[F::run_groups];
           F::run(panel, r, run);
-          unroll<F::run_groups>([&](auto i) SKALD_INLINE_LAMBDA { store_bytes(codes + 64 * F::run_group(r, i), run[i]); });
-        });
+          SKALD_UNROLL for (int i = 0; i < F::run_groups; ++i) store_bytes(codes + 64 * F::run_group(r, i), run[i]);
+        }
       else
-        unroll<F::block_k / 4>([&](auto j) SKALD_INLINE_LAMBDA { store_bytes(codes + 64 * j, F::group(panel, j)); });
+        SKALD_UNROLL for (int j = 0; j < F::block_k / 4; ++j) store_bytes(codes + 64 * j, F::group(panel, j));
     }
   }
 };

@@ -83,7 +83,7 @@ struct PanelWalk {
       : block(panel), left(cols / F::block_k), later(ahead_at), step(ahead_step), afterwards(ahead_afterwards) {}
   SKALD_INLINE const std::byte* ahead() const noexcept {
     constexpr std::int64_t reach = (prefetch_distance + F::panel_block_bytes - 1) / F::panel_block_bytes;
-    return later + (left > reach ? 0 : afterwards);
+    return settled(later + (left > reach ? 0 : afterwards));
   }
   SKALD_INLINE void advance() noexcept {
     block += F::panel_block_bytes;
@@ -102,11 +102,11 @@ void direct_chunk(const std::byte* panel, std::int64_t cols, const std::byte* gr
   PanelWalk<F> walk(panel, cols, ahead, step, afterwards);
   if constexpr (HasRuns<F> && SKALD_VEC_REGISTERS <= 2) {
     f32x16 acc[N];
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { acc[c] = zero_f32(); });
+    SKALD_UNROLL for (int c = 0; c < N; ++c) acc[c] = zero_f32();
     if constexpr (Width > 0) acts.width = Width;
     for (; walk.left > 0; walk.advance(), acts.next())
       fold_runs<F, 1, N, Width>(walk.block, 0, acts, acc, walk.ahead());
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { write_rows(out, 0, c, acc[c]); });
+    SKALD_UNROLL for (int c = 0; c < N; ++c) write_rows(out, 0, c, acc[c]);
   } else {
     alignas(64) float acc[N * 16];
     __builtin_memset(acc, 0, sizeof(acc));
@@ -163,12 +163,12 @@ void tile_group(const std::byte* expanded, std::ptrdiff_t panel_stride, std::int
     acts.width = group_columns;  // a constant in the code of the block
     if constexpr (F::block_k == 32 && SKALD_VEC_REGISTERS == 1) {
       f32x16 acc[P * n];
-      unroll<P * n>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = zero_f32(); });
+      SKALD_UNROLL for (int i = 0; i < P * n; ++i) acc[i] = zero_f32();
       for (std::int64_t b = 0; b < cols / F::block_k; ++b, acts.next())
         fold_runs<E, P, n, group_columns>(expanded + b * E::panel_block_bytes, panel_stride, acts, acc, nullptr);
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-        unroll<n>([&](auto c) SKALD_INLINE_LAMBDA { write_rows(out, p, c0 + c, acc[p * n + c]); });
-      });
+      SKALD_UNROLL for (int p = 0; p < P; ++p) {
+        SKALD_UNROLL for (int c = 0; c < n; ++c) write_rows(out, p, c0 + c, acc[p * n + c]);
+      }
     } else {
       alignas(64) float acc[P * n * 16];
       __builtin_memset(acc, 0, sizeof(acc));

@@ -67,27 +67,27 @@ void float_chunk(const std::byte* panels, std::int64_t cols, const float* x, std
                  std::ptrdiff_t out_stride, std::int64_t rows) noexcept {
   const auto bytes_per_panel = static_cast<std::ptrdiff_t>(float_panel_bytes<E>(cols));
   f32x16 acc[P * N];
-  unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = zero_f32(); });
+  SKALD_UNROLL for (int i = 0; i < P * N; ++i) acc[i] = zero_f32();
   const std::byte* w = panels;
   for (std::int64_t k = 0; k < cols; ++k, w += 16 * E::size, x += width) {
     f32x16 weights[P];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) {
       weights[p] = E::load16(w + p * bytes_per_panel);
       prefetch(w + p * bytes_per_panel + 1536);
-    });
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    }
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       const f32x16 value = set1(x[c]);
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA { acc[p * N + c] = fma(weights[p], value, acc[p * N + c]); });
-    });
+      SKALD_UNROLL for (int p = 0; p < P; ++p) acc[p * N + c] = fma(weights[p], value, acc[p * N + c]);
+    }
   }
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const std::int64_t left = rows - 16 * p;
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       float* to = out + c * out_stride + 16 * p;
       if (left >= 16) store(to, acc[p * N + c]);
       else if (left > 0) store_n(to, acc[p * N + c], static_cast<int>(left));
-    });
-  });
+    }
+  }
 }
 
 template <class E, int N = float_columns>

@@ -131,19 +131,19 @@ SKALD_INLINE_LOOKUP void lookup_wide(const std::uint64_t* entries, const std::ui
     };
     return _mm256_insertf128_pd(_mm256_castpd128_pd256(two(0)), two(2), 1);
   };
-  unroll<2>([&](auto half) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int half = 0; half < 2; ++half) {
     __m512i eights[2];
-    unroll<2>([&](auto part) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int part = 0; part < 2; ++part) {
       const std::uint16_t* at = index + 16 * part + half;
       eights[part] = _mm512_castpd_si512(_mm512_insertf64x4(_mm512_castpd256_pd512(four(at)), four(at + 8), 1));
-    });
+    }
     lines[2 * half] = {_mm512_permutex2var_epi32(eights[0], even, eights[1])};
     lines[2 * half + 1] = {_mm512_permutex2var_epi32(eights[0], odd, eights[1])};
-  });
+  }
 #elif SKALD_VEC_REGISTERS == 2
-  unroll<2>([&](auto half) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int half = 0; half < 2; ++half) {
     __m256i first[2], last[2];
-    unroll<2>([&](auto part) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int part = 0; part < 2; ++part) {
       const auto four = [&](int at) SKALD_INLINE_LAMBDA {
         const auto entry = [&](int i) SKALD_INLINE_LAMBDA {
           return static_cast<long long>(entries[index[16 * part + 2 * (at + i) + half]]);
@@ -153,10 +153,10 @@ SKALD_INLINE_LOOKUP void lookup_wide(const std::uint64_t* entries, const std::ui
       const __m256 a = four(0), b = four(4);
       first[part] = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xD8);
       last[part] = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD)), 0xD8);
-    });
+    }
     lines[2 * half] = {first[0], first[1]};
     lines[2 * half + 1] = {last[0], last[1]};
-  });
+  }
 #else
   for (int half = 0; half < 2; ++half) {
     std::uint32_t parts[2][16];

@@ -64,14 +64,14 @@ inline constexpr std::ptrdiff_t word_table_bytes = 6 * 64;
 SKALD_INLINE void make_word_tables(const std::int16_t* x, int word, std::byte* to) noexcept {
   const TernaryPlace place(word);
   __m512i digit[3];
-  unroll<3>([&](auto n) SKALD_INLINE_LAMBDA { digit[n] = _mm512_loadu_si512(ternary_digits.triple[n]); });
+  SKALD_UNROLL for (int n = 0; n < 3; ++n) digit[n] = _mm512_loadu_si512(ternary_digits.triple[n]);
   __m512i pair_digit[2];
-  unroll<2>([&](auto n) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int n = 0; n < 2; ++n) {
     pair_digit[n] = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(ternary_digits.pair[n])));
-  });
-  unroll<2>([&](auto high) SKALD_INLINE_LAMBDA {
+  }
+  SKALD_UNROLL for (int high = 0; high < 2; ++high) {
     const std::int16_t *lower_x = x + place.first + high, *upper_x = lower_x + 2;
-    unroll<2>([&](auto upper) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int upper = 0; upper < 2; ++upper) {
       const std::int16_t* from = upper ? upper_x : lower_x;
       const auto product = [&](int n) SKALD_INLINE_LAMBDA {
         return _mm512_mullo_epi16(_mm512_set1_epi16(from[(2 + n) * place.stride]), digit[n]);
@@ -79,14 +79,14 @@ SKALD_INLINE void make_word_tables(const std::int16_t* x, int word, std::byte* t
       __m512i sums = _mm512_add_epi16(product(0), product(1));
       if (place.digits == 5) sums = _mm512_add_epi16(sums, product(2));
       _mm512_storeu_si512(to + 128 * high + 64 * upper, sums);
-    });
+    }
     const auto product = [&](int n) SKALD_INLINE_LAMBDA {
       const __m512i both = _mm512_mask_set1_epi16(_mm512_set1_epi16(lower_x[n * place.stride]), 0xFFFF0000u,
                                                   upper_x[n * place.stride]);
       return _mm512_mullo_epi16(both, pair_digit[n]);
     };
     _mm512_storeu_si512(to + 256 + 64 * high, _mm512_add_epi16(product(0), product(1)));
-  });
+  }
 }
 
 /// Integer products of a panel block (from its words on) with N columns.
@@ -98,31 +98,31 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
   // The upper half of a lane has tables of its own.
   const __m512i upper_pair = _mm512_set1_epi32(0x00100000), upper_triple = _mm512_set1_epi32(0x00200000);
   __m512i low[N], high[N];
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { low[c] = high[c] = _mm512_setzero_si512(); });
+  SKALD_UNROLL for (int c = 0; c < N; ++c) low[c] = high[c] = _mm512_setzero_si512();
   for (int word = 0; word < ternary_words; ++word) {
     const __m512i line = _mm512_loadu_si512(block + 64 * word);
     prefetch(ahead + 64 * word);
     const __m512i bytes_of[2] = {_mm512_slli_epi16(line, 8), _mm512_and_si512(line, high_bytes)};
     __m512i pair[2], triple[2];
-    unroll<2>([&](auto h) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int h = 0; h < 2; ++h) {
       // Nine times the fraction: two digits are before the point, the rest behind it.
       pair[h] = _mm512_or_si512(_mm512_mulhi_epu16(bytes_of[h], nine), upper_pair);
       const __m512i rest = _mm512_mullo_epi16(bytes_of[h], nine);
       triple[h] = _mm512_or_si512(_mm512_mulhi_epu16(rest, twenty_seven), upper_triple);
-    });
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    }
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       const std::byte* t = tables[c] + word * word_table_bytes;
       const auto table = [&](int i) SKALD_INLINE_LAMBDA { return _mm512_loadu_si512(t + 64 * i); };
       low[c] = _mm512_add_epi16(low[c], _mm512_permutexvar_epi16(pair[0], table(4)));
       high[c] = _mm512_add_epi16(high[c], _mm512_permutexvar_epi16(pair[1], table(5)));
       low[c] = _mm512_add_epi16(low[c], _mm512_permutex2var_epi16(table(0), triple[0], table(1)));
       high[c] = _mm512_add_epi16(high[c], _mm512_permutex2var_epi16(table(2), triple[1], table(3)));
-    });
+    }
   }
   const i32x16 ones = set1(0x00010001);
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int c = 0; c < N; ++c) {
     sums[c] = dot2(zero_i32(), i32x16{_mm512_add_epi16(low[c], high[c])}, ones);
-  });
+  }
 }
 
 #elif SKALD_VEC_REGISTERS == 2
@@ -167,7 +167,7 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
   // An index with its top bit set gives zero: each half of a table is asked for the indices of its own.
   const __m256i first_half = _mm256_set1_epi8(0x70), second_half = _mm256_set1_epi8(-16);
   __m256i low[N], high[N];
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { low[c] = high[c] = _mm256_setzero_si256(); });
+  SKALD_UNROLL for (int c = 0; c < N; ++c) low[c] = high[c] = _mm256_setzero_si256();
   for (int word = 0; word < ternary_words; ++word) {
     prefetch(ahead + 64 * word);
     const __m256i a = _mm256_shuffle_epi8(load256(block + 64 * word), by_byte);
@@ -175,7 +175,7 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
     // A lane holds one byte of all rows, in the order 0-3, 8-11, 4-7, 12-15.
     const __m256i lines[2] = {_mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8),
                               _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8)};
-    unroll<2>([&](auto h) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int h = 0; h < 2; ++h) {
       const __m256i even = _mm256_slli_epi16(lines[h], 8), odd = _mm256_and_si256(lines[h], high_bytes);
       const auto pair_of = [&](__m256i x) SKALD_INLINE_LAMBDA { return _mm256_mulhi_epu16(x, nine); };
       const auto triple_of = [&](__m256i x) SKALD_INLINE_LAMBDA {
@@ -184,7 +184,7 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
       const __m256i pair = _mm256_or_si256(pair_of(even), _mm256_slli_epi16(pair_of(odd), 8));
       const __m256i triple = _mm256_or_si256(triple_of(even), _mm256_slli_epi16(triple_of(odd), 8));
       const __m256i first = _mm256_add_epi8(triple, first_half), second = _mm256_add_epi8(triple, second_half);
-      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int c = 0; c < N; ++c) {
         const std::byte* t = tables[c] + word * word_table_bytes + 192 * h;
         const auto look = [&](int i, __m256i index) SKALD_INLINE_LAMBDA {
           return _mm256_shuffle_epi8(load256(t + 32 * i), index);
@@ -196,16 +196,16 @@ SKALD_INLINE void lookup_block(const std::byte* block, const std::byte* const* t
         high[c] = _mm256_add_epi16(high[c], _mm256_unpackhi_epi8(pair_low, pair_high));
         low[c] = _mm256_add_epi16(low[c], _mm256_unpacklo_epi8(triple_low, triple_high));
         high[c] = _mm256_add_epi16(high[c], _mm256_unpackhi_epi8(triple_low, triple_high));
-      });
-    });
+      }
+    }
   }
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int c = 0; c < N; ++c) {
     const auto both_lanes = [](__m256i x) SKALD_INLINE_LAMBDA {
       return _mm256_cvtepi16_epi32(_mm_add_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
     };
     const __m256i one = both_lanes(low[c]), two = both_lanes(high[c]);  // rows 0-3, 8-11; rows 4-7, 12-15
     sums[c] = {_mm256_permute2x128_si256(one, two, 0x20), _mm256_permute2x128_si256(one, two, 0x31)};
-  });
+  }
 }
 
 #else
@@ -306,30 +306,30 @@ SKALD_INLINE void lookup_rows(const std::byte* panels, std::int64_t rows, std::i
   Acts256 acts(columns.acts, cols, width_of_group(columns.count, 0), static_cast<int>(first));
   const std::byte* tables[N];
   f32x16 total[P * N];
-  unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int c = 0; c < N; ++c) {
     tables[c] = columns.acts + acts_bytes<Acts256>(cols, columns.count) + (first + c) * table_bytes;
-  });
-  unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { total[i] = zero_f32(); });
+  }
+  SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = zero_f32();
   for (std::ptrdiff_t at = 0; at < panel_bytes; at += block_bytes, acts.next()) {
     // Behind these panels come the next ones, which take turns too.
     const std::ptrdiff_t left = panel_bytes - at;
     const std::ptrdiff_t ahead = left > distance ? distance : distance + (P - 1) * panel_bytes + afterwards;
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) {
       const std::byte* block = panels + p * panel_bytes + at;
       i32x16 sums[N];
       lookup_block<N>(block + 32, tables, block + ahead, sums);
       const f32x16 scale = half_field(block, 0);
-      unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int c = 0; c < N; ++c) {
         total[p * N + c] = fma(to_f32(sums[c]), scale * set1(acts.scales[c]), total[p * N + c]);
-      });
-    });
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA { tables[c] += ternary_words * word_table_bytes; });
+      }
+    }
+    SKALD_UNROLL for (int c = 0; c < N; ++c) tables[c] += ternary_words * word_table_bytes;
   }
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       apart_write(out + (first + c) * out_stride + 16 * p, rows - 16 * p, total[p * N + c]);
-    });
-  });
+    }
+  }
 }
 
 /// P panels by columns [first, end), four at a time.

@@ -89,6 +89,13 @@ SKALD_INLINE void prefetch(const void* p) noexcept { __builtin_prefetch(p, 0, 3)
 /// Into the second-level cache.
 SKALD_INLINE void prefetch_later(const void* p) noexcept { __builtin_prefetch(p, 0, 2); }
 
+/// A pointer whose origin the compiler does not know: it would else compute all addresses of straight code beforehand and
+/// hold them in vector registers and in memory.
+SKALD_INLINE const std::byte* settled(const std::byte* p) noexcept {
+  asm("" : "+r"(p));
+  return p;
+}
+
 /// Compile-time index for unroll().
 template <int I>
 struct Index {
@@ -114,6 +121,14 @@ SKALD_INLINE void unroll(F&& f) noexcept {
   unroll(f, typename MakeIndices<N>::type{});
 }
 #define SKALD_INLINE_LAMBDA __attribute__((always_inline))
+
+/// Before a loop whose index is to become a constant in every turn, so that arrays indexed with it stay in registers. For
+/// the compiler far cheaper than unroll(), each turn of which is a function to inline.
+#if defined(__clang__)
+#define SKALD_UNROLL _Pragma("unroll")
+#else
+#define SKALD_UNROLL _Pragma("GCC unroll 64")
+#endif
 
 }  // namespace
 }  // namespace skald::inline v0::kernels::SKALD_ISA

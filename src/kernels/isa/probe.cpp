@@ -12,13 +12,13 @@ std::int32_t read_memory(const std::byte* data, std::size_t bytes) noexcept {
   const std::size_t quarter = bytes / 4;
   i32x16 sum[4] = {zero_i32(), zero_i32(), zero_i32(), zero_i32()};
   for (std::size_t at = 0; at < quarter; at += 256)
-    unroll<4>([&](auto s) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int s = 0; s < 4; ++s) {
       const std::byte* p = data + s * quarter + at;
-      unroll<4>([&](auto i) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int i = 0; i < 4; ++i) {
         prefetch(p + 64 * i + 1536);
         sum[s] += words(load_bytes(p + 64 * i));
-      });
-    });
+      }
+    }
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
@@ -45,35 +45,35 @@ SKALD_INLINE void hide(f32x16& a) noexcept {
 
 double dot_int8(std::int64_t iterations, std::int32_t* sink) noexcept {
   i32x16 acc[chains], partial[chains];
-  unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = set1(*sink); });
+  SKALD_UNROLL for (int i = 0; i < chains; ++i) acc[i] = set1(*sink);
   u8x64 w = bytes(set1(*sink & 0x01010101));
   const u8x64 a = bytes(set1(*sink & 0x03030303));
   for (std::int64_t n = 0; n < iterations; ++n)
-    unroll<8>([&](auto step) SKALD_INLINE_LAMBDA {
-      unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int step = 0; step < 8; ++step) {
+      SKALD_UNROLL for (int i = 0; i < chains; ++i) {
         hide(w);
-        dot_step<4, step.value>(acc[i], partial[i], w, a, set1(0x00010001));
-      });
-    });
+        dot_step<4>(step, acc[i], partial[i], w, a, set1(0x00010001));
+      }
+    }
   i32x16 total = zero_i32();
-  unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { total += acc[i]; });
+  SKALD_UNROLL for (int i = 0; i < chains; ++i) total += acc[i];
   *sink = reduce_add(total);
   return static_cast<double>(iterations) * 8 * chains * 64 * 2;
 }
 
 double fma_f32(std::int64_t iterations, float* sink) noexcept {
   f32x16 acc[chains];
-  unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { 
-    acc[i] = set1(*sink + static_cast<float>(i.value));
+  SKALD_UNROLL for (int i = 0; i < chains; ++i) {
+    acc[i] = set1(*sink + static_cast<float>(i));
     hide(acc[i]);  // or the compiler sees that the halves of wide registers are equal, and computes one
-  });
+  }
   const f32x16 w = set1(0.5F + *sink), x = set1(1.0F + *sink);
   for (std::int64_t n = 0; n < iterations; ++n)
     unroll<8>([&](auto) SKALD_INLINE_LAMBDA {
-      unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = fma(acc[i], w, x); });
+      SKALD_UNROLL for (int i = 0; i < chains; ++i) acc[i] = fma(acc[i], w, x);
     });
   f32x16 total = zero_f32();
-  unroll<chains>([&](auto i) SKALD_INLINE_LAMBDA { total += acc[i]; });
+  SKALD_UNROLL for (int i = 0; i < chains; ++i) total += acc[i];
   *sink = reduce_add(total);
   return static_cast<double>(iterations) * 8 * chains * 16 * 2;
 }

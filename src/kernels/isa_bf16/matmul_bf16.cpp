@@ -61,29 +61,29 @@ void tile(const std::byte* panels, std::int64_t cols, const std::byte* x, std::p
           std::ptrdiff_t out_stride, std::int64_t rows) noexcept {
   const auto bytes_per_panel = static_cast<std::ptrdiff_t>(panel_bytes(cols));
   f32x16 acc[P * N];
-  unroll<P * N>([&](auto i) SKALD_INLINE_LAMBDA { acc[i] = zero_f32(); });
+  SKALD_UNROLL for (int i = 0; i < P * N; ++i) acc[i] = zero_f32();
   const std::byte* w = panels;
   for (std::int64_t pair = pairs_of(cols); pair > 0; --pair, w += 64, x += 4 * width) {
     u8x64 weights[P];
-    unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int p = 0; p < P; ++p) {
       weights[p] = load_bytes(w + p * bytes_per_panel);
       prefetch(w + p * bytes_per_panel + 2048);
-    });
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    }
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       const u8x64 value = broadcast32(x + 4 * c);
-      unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+      SKALD_UNROLL for (int p = 0; p < P; ++p) {
         acc[p * N + c] = dot2_bf16(acc[p * N + c], weights[p], value);
-      });
-    });
+      }
+    }
   }
-  unroll<P>([&](auto p) SKALD_INLINE_LAMBDA {
+  SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const std::int64_t left = rows - 16 * p;
-    unroll<N>([&](auto c) SKALD_INLINE_LAMBDA {
+    SKALD_UNROLL for (int c = 0; c < N; ++c) {
       float* to = out + c * out_stride + 16 * p;
       if (left >= 16) store(to, acc[p * N + c]);
       else if (left > 0) store_n(to, acc[p * N + c], static_cast<int>(left));
-    });
-  });
+    }
+  }
 }
 
 template <int N = group_columns>
