@@ -293,6 +293,11 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
   }
 }
 
+/// Whether a run's groups are taken apart when each is multiplied instead of all at its beginning: reads lines again, but
+/// where registers are short, codes would wait in memory.
+template <int N>
+inline constexpr bool codes_one_by_one = SKALD_VEC_REGISTERS == 1 ? N > 8 : N > 2;
+
 template <class S, int P, int N, int Width>
 SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, f32x16 (&acc)[P * N],
                             const std::byte* ahead) noexcept {
@@ -313,15 +318,16 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
       }
     SKALD_UNROLL for (int r = 0; r < groups / S::run_groups; ++r) {
       const int run = sub * (groups / S::run_groups) + r;
-      u8x64 codes[P][S::run_groups];
-      SKALD_UNROLL for (int p = 0; p < P; ++p) S::run(w + p * panel_stride, run, codes[p]);
       SKALD_UNROLL for (int i = 0; i < S::run_groups; ++i) {
         const int step = r * S::run_groups + i;
+        u8x64 codes[P];
+        SKALD_UNROLL for (int p = 0; p < P; ++p) codes[p] = group_of_run<S>(w + p * panel_stride, run, i);
+        if constexpr (codes_one_by_one<N>) w = settled(w);
         SKALD_UNROLL for (int c = 0; c < N; ++c) {
           const u8x64 x = broadcast4(activations + 4 * c);
           SKALD_UNROLL for (int p = 0; p < P; ++p) {
             const int k = p * N + c;
-            dot_step<S::bits>(step, paired_multiplier ? total[k] : sum[k], partial[k], codes[p][i], x, factor[p]);
+            dot_step<S::bits>(step, paired_multiplier ? total[k] : sum[k], partial[k], codes[p], x, factor[p]);
           }
         }
         activations += 4 * width;
