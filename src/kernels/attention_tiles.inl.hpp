@@ -4,19 +4,23 @@
 // namespace of its instruction set: nothing here may have external linkage.
 
 /// Queries and 16-lane vectors of the widest tile: what fits in the registers beside one row of operands; and up to
-/// how many queries convert keys and values in the tile.
+/// how many queries convert keys, or values, in the tile. With AVX-512 conversions take other pipes than multiplications,
+/// on some processors all of them.
 #if SKALD_VEC_REGISTERS == 1
 inline constexpr int tile_queries = 6;
 inline constexpr int tile_vectors = 4;
-inline constexpr int direct_queries = 16;
+inline constexpr int direct_key_queries = 64;
+inline constexpr int direct_value_queries = 16;
 #elif SKALD_VEC_REGISTERS == 2
 inline constexpr int tile_queries = 6;
 inline constexpr int tile_vectors = 1;
-inline constexpr int direct_queries = 12;
+inline constexpr int direct_key_queries = 12;
+inline constexpr int direct_value_queries = 12;
 #else
 inline constexpr int tile_queries = 3;
 inline constexpr int tile_vectors = 1;
-inline constexpr int direct_queries = 3;
+inline constexpr int direct_key_queries = 3;
+inline constexpr int direct_value_queries = 3;
 #endif
 
 /// Scores are in units of ln 2, so that weights are powers of two: the factor is part of the scale of the queries.

@@ -248,7 +248,7 @@ template <class Element>
 void value_chunk(const Block& b, int base, int begin, int end, const std::byte* next) noexcept {
   if (begin >= end) return clear_partial(b);
   const bool whole_vectors = Element::coded || b.dims_v % 16 == 0;
-  if (whole_vectors && !b.task->layout.values_in_keys && !(Element::converts && b.many_queries())) {
+  if (whole_vectors && !b.task->layout.values_in_keys && !(Element::converts && b.many_for_values())) {
     direct_values<Element>(b, base, begin, end, next);
   } else {
     staged_values<Element>(b, base, begin, end, next);

@@ -301,8 +301,10 @@ void divide_by_rows(StreamState& state, const AttentionOp& op, const Load& load,
   constexpr std::int64_t most_products = std::int64_t{1} << 30;
   const std::int64_t per_row =
       load.longest * (op.kv.layout.head_dim_k + op.kv.layout.head_dim_v) * (op.heads / op.kv_heads);
+  // As many rows as share a conversion in the kernel; more would only make the last units longer.
+  constexpr std::int32_t shared_queries = 128;
   AttentionPlan& plan = phase.attention;
-  plan.block_rows = most_block_rows;
+  plan.block_rows = std::clamp(shared_queries / (op.heads / op.kv_heads), 8, most_block_rows);
   while (plan.block_rows > 1 && plan.block_rows * per_row > most_products) plan.block_rows /= 2;
   while (plan.block_rows > 8 &&
          load.rows * op.kv.layout.heads / plan.block_rows < std::int64_t{4} * state.participants) {

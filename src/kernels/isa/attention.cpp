@@ -102,9 +102,10 @@ struct Block {
     return reinterpret_cast<const std::uint16_t*>(page_of(slot) + scales_offset) +
            static_cast<std::ptrdiff_t>(slot % task->layout.page_tokens) * blocks_of(dims_v);
   }
-  /// Many queries read the keys and values: they are converted once for all. With few it is better to convert them in
+  /// Many queries read the keys, or values: they are converted once for all. With few it is better to convert them in
   /// the registers of each tile, so that the arithmetic goes on while memory is read.
-  SKALD_INLINE bool many_queries() const noexcept { return queries > direct_queries; }
+  SKALD_INLINE bool many_for_keys() const noexcept { return queries > direct_key_queries; }
+  SKALD_INLINE bool many_for_values() const noexcept { return queries > direct_value_queries; }
   /// Where logits or weights of head h of row r are left, by slot; or null.
   SKALD_INLINE float* logits(int r, int h) const noexcept {
     if (task->logits == nullptr) return nullptr;
@@ -352,7 +353,7 @@ void score_chunk(const Block& b, int base, int begin, int end) noexcept {
     for (int slot = from; slot < to; slot += 16) direct.keys[(slot - from) / 16] = b.keys<Stored>(slot);
     direct.next = reinterpret_cast<const std::byte*>(part + part_slots < end ? b.keys<Stored>(part + part_slots)
                                                                              : b.values<Stored>(begin));
-    if (Element::coded || !(Element::converts && b.many_queries())) {
+    if (Element::coded || !(Element::converts && b.many_for_keys())) {
       direct.dims = b.dims_k;
       score_piece(b, base, direct);
       continue;
