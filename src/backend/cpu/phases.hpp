@@ -21,7 +21,7 @@ namespace skald::inline v0::cpu {
 inline constexpr std::int64_t private_columns = 8;
 
 /// From here on every column is prepared by one participant, alone, and each participant only puts them side by side.
-inline constexpr std::int64_t divided_columns = 6;
+inline constexpr std::int64_t divided_columns = 7;
 
 /// Most columns of a unit of one head's product; every participant prepares them for itself.
 inline constexpr std::int64_t head_columns = 96;
