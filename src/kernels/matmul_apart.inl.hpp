@@ -120,7 +120,8 @@ SKALD_INLINE void fold_apart(const std::byte* w, std::ptrdiff_t panel_stride, co
           apart_step<Range>(g, apart_in_16_bits ? total[i] : sum[i], partial[i], weights[p], activations, factor[p]);
         }
       }
-      x = settled(x + 4 * width);
+      x += 4 * width;
+      if (!__builtin_constant_p(width)) x = settled(x);
     }
     if constexpr (!apart_in_16_bits)
       SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = total[i] + sum[i] * factor[i / N];
