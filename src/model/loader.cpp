@@ -29,7 +29,7 @@ constexpr std::uint64_t sample_bytes = 256;
 // Longer arrays (vocabulary, merges) are not kept with the model.
 constexpr std::size_t longest_kept_array = 256;
 
-constexpr std::string_view where = "model.load";
+constexpr std::string_view loading = "model.load";
 
 std::string count_text(std::uint64_t parameters) {
   const auto value = static_cast<double>(parameters);
@@ -56,7 +56,7 @@ ModelLoader::ModelLoader(ModelFile file, const LoadOptions& options)
 
 Model ModelLoader::run() {
   const auto start = std::chrono::steady_clock::now();
-  throw_if_stopped(options_.stop, where);
+  throw_if_stopped(options_.stop, loading);
   check();
   load_text();
   report(0);
@@ -77,7 +77,7 @@ Model ModelLoader::run() {
 
 void ModelLoader::check() {
   if (!options_.packed_cache.empty() && options_.layout != WeightLayout::packed)
-    throw UsageError(where, "packed_cache is for packed weights: WeightLayout::packed is needed");
+    throw UsageError(loading, "packed_cache is for packed weights: WeightLayout::packed is needed");
   auto [spec, unread_keys] = read_spec_and_rest(*file_, options_.architectures);
   take_nested_ffn(spec, options_.ffn_fraction);
   bound_ = bind_tensors(*file_, spec, options_.architectures);
@@ -90,7 +90,7 @@ void ModelLoader::check() {
   if (options_.tokenizer) plan.tokenizer = tokenizer_bytes(file_->metadata());
   if (options_.memory_budget && plan.total() > *options_.memory_budget)
     throw OutOfMemoryError(
-        where,
+        loading,
         fmt::format("the model needs {} bytes ({} weights, {} vectors, {} tokenizer), the budget is "
                     "{} bytes",
                     plan.total(), plan.weights, plan.vectors, plan.tokenizer, *options_.memory_budget),
@@ -122,7 +122,7 @@ void ModelLoader::load_text() {
   auto tokenizer = tokenizer_from_metadata(file_->metadata());
   if (!tokenizer) return;
   impl_->tokenizer = std::make_shared<const Tokenizer>(std::move(*tokenizer));
-  throw_if_stopped(options_.stop, where);
+  throw_if_stopped(options_.stop, loading);
   load_chat_template();
 }
 
@@ -161,7 +161,7 @@ void ModelLoader::load_vectors() {
   std::uint64_t offset = 0;
   for (const BoundTensor& each : bound_.used) {
     if (each.binding.use == TensorUse::matrix) continue;
-    throw_if_stopped(options_.stop, where);
+    throw_if_stopped(options_.stop, loading);
     if (each.binding.use == TensorUse::vector) {
       const std::vector<float> all = read_vector(*file_, *each.tensor);
       const auto values = std::span(all).subspan(static_cast<std::size_t>(each.first_row),
@@ -182,7 +182,7 @@ void ModelLoader::load_weights() {
 }
 
 void ModelLoader::keep_weight(const BoundTensor& bound, std::shared_ptr<const Weight> weight) {
-  throw_if_stopped(options_.stop, where);  // the request may have come while the last pieces were on their way
+  throw_if_stopped(options_.stop, loading);  // the request may have come while the last pieces were on their way
   impl_->weight_table[impl_->slot(bound.binding.role, bound.binding.layer)] = weight.get();
   impl_->info.weight_bytes += weight->bytes();
   impl_->weights.push_back(std::move(weight));
@@ -233,7 +233,7 @@ void ModelLoader::load_grouped(const BoundTensor& bound) {
 }
 
 void ModelLoader::load_weight(const BoundTensor& bound) {
-  throw_if_stopped(options_.stop, where);
+  throw_if_stopped(options_.stop, loading);
   if (bound.grouped) return load_grouped(bound);
   const TensorInfo& tensor = *bound.tensor;
   const std::uint64_t before = limit_bytes_;
@@ -252,7 +252,7 @@ void ModelLoader::load_weight(const BoundTensor& bound) {
       return;
     }
     if (out.size() != static_cast<std::size_t>(count) * bytes_per_row)
-      throw UsageError(where, fmt::format("{} bytes given for {} rows of {} bytes", out.size(), count, bytes_per_row));
+      throw UsageError(loading, fmt::format("{} bytes given for {} rows of {} bytes", out.size(), count, bytes_per_row));
     read_rows(tensor, bound.first_row + first, out);
   };
   const std::uint64_t begin = static_cast<std::uint64_t>(bound.first_row) * bytes_per_row;
@@ -281,7 +281,7 @@ void ModelLoader::read_rows(const TensorInfo& tensor, std::int64_t first, std::s
   const std::uint64_t begin = static_cast<std::uint64_t>(first) * bytes_per_row;
   const AnyByteSource& source = file_->sources()[tensor.source];
   for (std::size_t done = 0; done < out.size();) {
-    throw_if_stopped(options_.stop, where);
+    throw_if_stopped(options_.stop, loading);
     const std::size_t length = std::min(piece_bytes, out.size() - done);
     file_->read(tensor, begin + done, out.subspan(done, length));
     // A mapped file gives its pages back at once, so that the weights are not in memory twice.
@@ -298,11 +298,11 @@ void ModelLoader::check_rows(const TensorInfo& tensor, std::int64_t first, std::
   const std::size_t bytes_per_row = row_bytes(tensor.type, columns);
   std::vector<float> values(columns);
   for (std::size_t row = 0; row * bytes_per_row < rows.size(); ++row) {
-    throw_if_stopped(options_.stop, where);
+    throw_if_stopped(options_.stop, loading);
     decode_row(tensor.type, rows.subspan(row * bytes_per_row, bytes_per_row), values);
     const auto bad = std::ranges::find_if(values, [](float value) { return !std::isfinite(value); });
     if (bad != values.end())
-      throw NumericError(where,
+      throw NumericError(loading,
                          fmt::format("row {}, column {} is {}, allowed is a finite number",
                                      static_cast<std::uint64_t>(first) + row, bad - values.begin(), *bad),
                          {.file = file_->name(), .offset = tensor.offset, .tensor = tensor.name});
@@ -319,7 +319,7 @@ void ModelLoader::report(std::uint64_t done) {
   if (done < reported_bytes_ || (done == reported_bytes_ && done != 0)) return;
   reported_bytes_ = done;
   options_.progress({.stage = "load", .done = done, .total = total_bytes_});
-  throw_if_stopped(options_.stop, where);
+  throw_if_stopped(options_.stop, loading);
 }
 
 void ModelLoader::log(LogLevel level, const std::string& message) const {

@@ -82,7 +82,7 @@ struct Call {
 
   [[nodiscard]] std::vector<Value> bound(std::initializer_list<std::string_view> names,
                                          std::size_t required = 0) const {
-    return bind(runtime, arguments, "the filter '" + std::string(name) + "'", names, required);
+    return jinja::bind(runtime, arguments, "the filter '" + std::string(name) + "'", names, required);
   }
   /// The value as text, as `soft_str` makes it.
   [[nodiscard]] Value text() const { return value.is_text() ? value : make_text(&runtime, to_text(runtime, value)); }

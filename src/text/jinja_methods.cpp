@@ -214,7 +214,7 @@ struct TextCall {
   const CallArguments& arguments;
 
   [[nodiscard]] std::vector<Value> bound(std::initializer_list<std::string_view> names, std::size_t required) const {
-    return bind(runtime, arguments, "the method '" + name + "'", names, required);
+    return jinja::bind(runtime, arguments, "the method '" + name + "'", names, required);
   }
   [[nodiscard]] Value text_value(std::string_view piece) const { return make_text(&runtime, std::string(piece)); }
 };
@@ -503,7 +503,7 @@ Value call_dict_method(Runtime& runtime, const Value& self, const std::string& n
   const std::string what = "the method '" + name + "'";
   const Dict& dict = self.dict();
   if (name == "get") {
-    const auto a = bind(runtime, arguments, what, {"key", "default"}, 1);
+    const auto a = jinja::bind(runtime, arguments, what, {"key", "default"}, 1);
     if (!Dict::hashable(a[0])) runtime.fail(std::string("unhashable type: ") + type_name(a[0]));
     const Value* found = dict.find(a[0]);
     if (found != nullptr) return *found;
@@ -528,7 +528,7 @@ Value call_sequence_method(Runtime& runtime, const Value& self, const std::strin
                            const CallArguments& arguments) {
   const std::string what = "the method '" + name + "'";
   if (name == "copy") return self;
-  const auto a = bind(runtime, arguments, what, {"value"}, 1);
+  const auto a = jinja::bind(runtime, arguments, what, {"value"}, 1);
   std::int64_t index = 0;
   std::int64_t count = 0;
   for (const Value& item : iterate(runtime, self)) {

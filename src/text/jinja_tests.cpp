@@ -133,7 +133,7 @@ bool ordered(Runtime& runtime, Test test, const Value& a, const Value& b) {
 }
 
 Value make_range(Runtime& runtime, const CallArguments& arguments) {
-  const auto a = bind(runtime, arguments, "the function 'range'", {"start", "stop", "step"}, 1);
+  const auto a = jinja::bind(runtime, arguments, "the function 'range'", {"start", "stop", "step"}, 1);
   auto range = std::make_shared<Range>();
   range->own(&runtime, 160);
   const bool one = arguments.positional.size() == 1;
@@ -166,9 +166,9 @@ bool apply_test(Runtime& runtime, Test test, const Value& value, const CallArgum
                       test == Test::ne || test == Test::lt || test == Test::le || test == Test::gt || test == Test::ge;
   std::vector<Value> a;
   if (binary) {
-    a = bind(runtime, arguments, "the test", {"other"}, 1);
+    a = jinja::bind(runtime, arguments, "the test", {"other"}, 1);
   } else {
-    a = bind(runtime, arguments, "the test", {}, 0);
+    a = jinja::bind(runtime, arguments, "the test", {}, 0);
   }
   switch (test) {
     case Test::boolean: return value.is(Kind::boolean);
@@ -224,11 +224,11 @@ Value call_function(Runtime& runtime, Function function, const CallArguments& ar
   switch (function) {
     case Function::range: return make_range(runtime, arguments);
     case Function::raise_exception: {
-      const auto a = bind(runtime, arguments, "the function 'raise_exception'", {"message"}, 1);
+      const auto a = jinja::bind(runtime, arguments, "the function 'raise_exception'", {"message"}, 1);
       runtime.fail(to_text(runtime, a[0]));
     }
     case Function::strftime_now: {
-      const auto a = bind(runtime, arguments, "the function 'strftime_now'", {"format"}, 1);
+      const auto a = jinja::bind(runtime, arguments, "the function 'strftime_now'", {"format"}, 1);
       return make_text(&runtime, format_time(runtime, to_string_argument(runtime, a[0], "the format of a time")));
     }
     default: {

@@ -58,9 +58,9 @@ class StripAccentsStep final : public JsonNormalizer {
   }
 };
 
-class ReplaceStep final : public JsonNormalizer {
+class ReplaceNormalizer final : public JsonNormalizer {
  public:
-  explicit ReplaceStep(const JsonNode& node) : pattern_(node.at("pattern")), content_(node.at("content").string()) {}
+  explicit ReplaceNormalizer(const JsonNode& node) : pattern_(node.at("pattern")), content_(node.at("content").string()) {}
   void apply(Text& text) const override {
     std::string out;
     std::size_t last = 0;
@@ -91,9 +91,9 @@ class PrependStep final : public JsonNormalizer {
   std::string prefix_;
 };
 
-class StripStep final : public JsonNormalizer {
+class StripNormalizer final : public JsonNormalizer {
  public:
-  explicit StripStep(const JsonNode& node)
+  explicit StripNormalizer(const JsonNode& node)
       : left_(node.boolean_or("strip_left", true)), right_(node.boolean_or("strip_right", true)) {}
   void apply(Text& text) const override {
     std::size_t begin = std::string::npos;
@@ -163,7 +163,7 @@ class NmtStep final : public JsonNormalizer {
   }
 };
 
-class ByteLevelStep final : public JsonNormalizer {
+class ByteLevelNormalizer final : public JsonNormalizer {
  public:
   void apply(Text& text) const override {
     std::string out;
@@ -271,12 +271,12 @@ std::unique_ptr<const JsonNormalizer> read_normalizer(const JsonNode& node) {
   if (type == "NFKD") return std::make_unique<NormalFormStep>(NormalForm::nfkd);
   if (type == "Lowercase") return std::make_unique<LowercaseStep>();
   if (type == "StripAccents") return std::make_unique<StripAccentsStep>();
-  if (type == "Replace") return std::make_unique<ReplaceStep>(node);
+  if (type == "Replace") return std::make_unique<ReplaceNormalizer>(node);
   if (type == "Prepend") return std::make_unique<PrependStep>(node);
-  if (type == "Strip") return std::make_unique<StripStep>(node);
+  if (type == "Strip") return std::make_unique<StripNormalizer>(node);
   if (type == "BertNormalizer") return std::make_unique<BertStep>(node);
   if (type == "Nmt") return std::make_unique<NmtStep>();
-  if (type == "ByteLevel") return std::make_unique<ByteLevelStep>();
+  if (type == "ByteLevel") return std::make_unique<ByteLevelNormalizer>();
   if (type == "Precompiled") return std::make_unique<PrecompiledStep>(node);
   if (type == "Sequence") return std::make_unique<NormalizerSequence>(node);
   node.unsupported("normalizer '" + printable(type, 80) +

@@ -14,7 +14,7 @@ namespace {
 constexpr std::uint64_t least_pair_bytes = 8 + 4 + 1;
 constexpr std::uint64_t least_tensor_bytes = 8 + 1 + 4 + 8 + 4 + 8;
 
-std::string quoted(std::string_view text) { return "'" + printable(text, 80) + "'"; }
+std::string in_quotes(std::string_view text) { return "'" + printable(text, 80) + "'"; }
 
 class HeaderParser {
  public:
@@ -91,14 +91,14 @@ void HeaderParser::read_preamble() {
 }
 
 void HeaderParser::check_text(std::string_view text, std::uint64_t offset, const char* what) const {
-  if (!valid_utf8(text)) in_.fail(offset, std::string(what) + " " + quoted(text) + " is not valid UTF-8");
+  if (!valid_utf8(text)) in_.fail(offset, std::string(what) + " " + in_quotes(text) + " is not valid UTF-8");
 }
 
 void HeaderParser::check_name(std::string_view text, std::uint64_t offset, const char* what) const {
   if (text.empty()) in_.fail(offset, std::string(what) + " is empty");
   check_text(text, offset, what);
   if (text.find('\0') != std::string_view::npos)
-    in_.fail(offset, std::string(what) + " " + quoted(text) + " contains a zero byte");
+    in_.fail(offset, std::string(what) + " " + in_quotes(text) + " contains a zero byte");
 }
 
 void HeaderParser::read_metadata() {
@@ -149,7 +149,7 @@ StringArray HeaderParser::read_strings(std::uint64_t count) {
     in_.read(text.data(), length, "string");
     if (!valid_utf8({text.data(), text.size()}))
       in_.fail(start,
-               "element " + std::to_string(i) + " " + quoted({text.data(), text.size()}) + " is not valid UTF-8");
+               "element " + std::to_string(i) + " " + in_quotes({text.data(), text.size()}) + " is not valid UTF-8");
   }
   strings.shrink_to_fit();
   return strings;
@@ -317,7 +317,7 @@ void HeaderParser::check_overlap() {
     const auto& after = header_.tensors[order[i]];
     in_.tensor = after.name;
     if (after.offset < before.offset + before.bytes)
-      in_.fail(info_offsets_[order[i]].offset, "the data overlaps that of tensor " + quoted(before.name));
+      in_.fail(info_offsets_[order[i]].offset, "the data overlaps that of tensor " + in_quotes(before.name));
   }
   in_.tensor.clear();
 }

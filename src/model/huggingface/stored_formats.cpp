@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::string_view place = "model.huggingface.quantized";
 
-[[noreturn]] void refuse(const TensorView& tensor, std::string_view message) {
+[[noreturn]] void refuse_stored(const TensorView& tensor, std::string_view message) {
   throw FormatError(place, message, {.file = tensor.source.name(), .offset = tensor.offset, .tensor = tensor.name});
 }
 
@@ -73,7 +73,7 @@ void unpack_mxfp4(RawTensors& raw, Views& views) {
     auto shape = scales.shape;
     shape.push_back(16);
     if (scales.shape.size() < 2 || scales.shape.size() > 3 || blocks.shape != shape)
-      refuse(blocks, "the shapes of blocks and scales are not [..., n, 16] and [..., n]");
+      refuse_stored(blocks, "the shapes of blocks and scales are not [..., n, 16] and [..., n]");
     TensorView view;
     view.name = stem;
     view.type = DType::mxfp4;
@@ -82,7 +82,7 @@ void unpack_mxfp4(RawTensors& raw, Views& views) {
     const std::string file = blocks.source.name();
     view.source = AnyByteSource(Mxfp4Source(std::move(blocks), std::move(scales)), file);
     view.bytes = view.source.size();
-    if (!views.emplace(stem, view).second) refuse(view, "there is also a tensor of this name");
+    if (!views.emplace(stem, view).second) refuse_stored(view, "there is also a tensor of this name");
   }
 }
 
@@ -141,7 +141,7 @@ class Float8Source {
 
 std::vector<float> scale_values(const TensorView& view) {
   if (view.type != DType::f32 && view.type != DType::f16 && view.type != DType::bf16)
-    refuse(view, "allowed are scales of F32, F16 or BF16");
+    refuse_stored(view, "allowed are scales of F32, F16 or BF16");
   const TensorView floats = as_f32(view.name, view);
   std::vector<float> values(static_cast<std::size_t>(floats.bytes / sizeof(float)));
   floats.read(0, std::as_writable_bytes(std::span(values)));
@@ -167,10 +167,10 @@ Float8 take_float8(const std::string& name, RawTensors& raw, Views& views, std::
   const auto own = raw.find(name);
   TensorView codes = std::move(own->second.view);
   raw.erase(own);
-  if (codes.shape.size() != 2) refuse(codes, "allowed are matrices of F8_E4M3");
+  if (codes.shape.size() != 2) refuse_stored(codes, "allowed are matrices of F8_E4M3");
   auto at = views.find(name + "_scale_inv");
   if (at == views.end()) at = views.find(name + "_scale");
-  if (at == views.end()) refuse(codes, "its scale ('…_scale_inv' or '…_scale') is missing");
+  if (at == views.end()) refuse_stored(codes, "its scale ('…_scale_inv' or '…_scale') is missing");
   auto grid = std::make_shared<ScaleGrid>();
   grid->values = scale_values(at->second);
   const std::int64_t rows = codes.shape[0], columns = codes.shape[1];
@@ -186,7 +186,7 @@ Float8 take_float8(const std::string& name, RawTensors& raw, Views& views, std::
   } else if (shape == std::vector<std::int64_t>{rows} || shape == std::vector<std::int64_t>{rows, 1}) {
     grid->columns = columns;
   } else {
-    refuse(at->second, fmt::format("{} scales are neither one, nor one for each of {} rows, nor one for each block of "
+    refuse_stored(at->second, fmt::format("{} scales are neither one, nor one for each of {} rows, nor one for each block of "
                                    "weight_block_size", grid->values.size(), rows));
   }
   views.erase(at);
@@ -216,7 +216,7 @@ void unpack_float8(const Config& config, RawTensors& raw, Views& views) {
     const std::string file = matrix.codes.source.name();
     view.source = AnyByteSource(Float8Source(std::move(matrix.codes), std::move(matrix.scales), type), file);
     view.bytes = view.source.size();
-    if (!views.emplace(name, view).second) refuse(view, "there is also a tensor of this name");
+    if (!views.emplace(name, view).second) refuse_stored(view, "there is also a tensor of this name");
   }
   // Scales of activations, which are not rounded here.
   std::erase_if(views, [](const auto& each) {

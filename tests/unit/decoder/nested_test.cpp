@@ -107,7 +107,7 @@ namespace {
 
 /// A model whose feed-forward widths divide into blocks of every format.
 TinyModel wide_model() {
-  return tiny_model({.dim = 256, .heads = 4, .kv_heads = 2, .head_dim = 64, .ffn = 1024});
+  return tiny_model(TinyOptions{.dim = 256, .heads = 4, .kv_heads = 2, .head_dim = 64, .ffn = 1024});
 }
 
 TokenId best(std::span<const float> row) {

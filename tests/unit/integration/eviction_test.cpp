@@ -145,7 +145,7 @@ TEST_CASE("integration.eviction: going back behind an eviction is refused, up to
 }
 
 TEST_CASE("integration.eviction: compositions that cannot work are refused when the decoder is made") {
-  const auto model = tiny_model({});
+  const auto model = tiny_model(skald_test::TinyShape{});
   const auto refused = [&](skald::ComponentTraits traits, const std::string& reason) {
     try {
       const With<Declares> decoder(model, Declares{traits}, skald::AnyKvFormat("f16"));
@@ -229,7 +229,7 @@ TEST_CASE("integration.eviction: an executor that fails while tokens leave loses
   cpu.executor = skald::AnyExecutor(executor);
   const auto tokens = some_tokens(96, 320);
   const auto run = [&](int fail_at) {
-    const auto model = tiny_model({.layers = 3}, {.backend = skald::make_cpu_backend(cpu)});
+    const auto model = tiny_model(skald_test::TinyShape{.layers = 3}, {.backend = skald::make_cpu_backend(cpu)});
     const skald::Decoder decoder(model, {.kv = {.eviction = "window:sinks=4,window=44", .page_tokens = 16}});
     auto session = decoder.new_session();
     (void)session.forward(std::span(tokens).first(63), skald::LogitsWanted::none);
