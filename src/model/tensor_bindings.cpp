@@ -341,7 +341,7 @@ class Binder {
   int layer_ = -1;
 };
 
-bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
+bool stores_floats(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
 
 /// Finds the tensor of a binding, whole or as a part of one; a null tensor if the file has none.
 BoundTensor find_tensor(const ModelFile& file, TensorBinding binding) {
@@ -405,7 +405,7 @@ void check_shape(const ModelFile& file, const BoundTensor& bound) {
 }
 
 void check_type(const ModelFile& file, const TensorBinding& binding, const TensorInfo& tensor) {
-  if (is_float(tensor.type)) return;
+  if (stores_floats(tensor.type)) return;
   if (!is_matrix(binding.use))
     file.fail(tensor, fmt::format("found type {}, allowed is f32, f16 or bf16", to_string(tensor.type)));
   // q8_1 and q8_k hold activations; no file stores weights in them.

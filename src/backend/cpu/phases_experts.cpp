@@ -173,7 +173,7 @@ void run_choose(const PhaseHead& head, std::int64_t unit, Participant& me) noexc
 }
 
 template <bool Wide>
-void run_prepare(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) noexcept {
+void run_prepare_rows(const PhaseHead& head, std::int64_t unit, Participant& /*me*/) noexcept {
   const auto& phase = static_cast<const Phase&>(head);
   const ExpertsPlan& plan = phase.experts;
   const Routes routes = routes_of(phase);
@@ -396,10 +396,10 @@ void plan_experts(StreamState& state, const Op& whole, std::vector<Phase>& phase
   const std::int64_t choices = ceil_div(tokens, plan.unit_tokens);
   push(phases, phase, choices, run_choose);
   if (choices > 1) push(phases, phase, 1, run_sort);
-  push(phases, phase, blocks, run_prepare<false>);
+  push(phases, phase, blocks, run_prepare_rows<false>);
   cut(wide, active, pairs / active);
   push(phases, phase, plan.panel_ranges * active, run_multiply<false>);
-  push(phases, phase, blocks, run_prepare<true>);
+  push(phases, phase, blocks, run_prepare_rows<true>);
   cut(narrow, active, pairs / active);
   push(phases, phase, plan.panel_ranges * active, run_multiply<true>);
   plan.unit_tokens = std::max<std::int64_t>(1, 16384 / (op.out.cols * op.used));

@@ -1,6 +1,6 @@
 // StoreKvOp and AttentionOp on every backend against a cache kept in plain vectors of double.
 
-#include <map>
+#include <utility>
 
 #include <skald/kernels/kv_codes.hpp>
 
@@ -338,12 +338,10 @@ class Sequences {
           const auto p = probabilities(q, s, segments[s], i, h, options);
           const std::int32_t kv_head = h / (shape_.heads / shape_.kv_heads);
           const bool counts = options.last_rows == 0 || i >= segments[s].row_count - options.last_rows;
+          double* const sums = &expected(segments[s].row_begin + i, h * shape_.dim_v);
           for (const auto& [slot, weight] : p) {
-            for (std::int32_t d = 0; d < shape_.dim_v; ++d) {
-              expected(segments[s].row_begin + i, h * shape_.dim_v + d) +=
-                  weight *
-                  values_[s][static_cast<std::size_t>(slot)][static_cast<std::size_t>(kv_head * shape_.dim_v + d)];
-            }
+            const double* const value = values_[s][static_cast<std::size_t>(slot)].data() + kv_head * shape_.dim_v;
+            for (std::int32_t d = 0; d < shape_.dim_v; ++d) sums[d] += weight * value[d];
             double& sum = score(kv_head / shape_.group_heads, slot);
             if (counts) sum = options.score_kind == ScoreKind::sum ? sum + weight : std::max(sum, weight);
           }
@@ -360,15 +358,18 @@ class Sequences {
     CHECK(distance(out, expected) < tolerance);
   }
 
-  std::map<std::int32_t, double> probabilities(const Dense& q, std::size_t s, const Segment& segment, std::int32_t i,
-                                               std::int32_t h, const Options& options) const {
+  /// The slots that a row sees, each with its probability.
+  std::vector<std::pair<std::int32_t, double>> probabilities(const Dense& q, std::size_t s, const Segment& segment, std::int32_t i,
+                                                             std::int32_t h, const Options& options) const {
     const std::int32_t own = lengths_[s] + i;
     const std::int32_t kv_head = h / (shape_.heads / shape_.kv_heads);
-    std::map<std::int32_t, double> p;
+    std::vector<std::pair<std::int32_t, double>> p;
     double top = -INFINITY;
     const std::int32_t end = options.mask == AttentionMask::causal ? own + 1
                              : options.mask == AttentionMask::full ? lengths_[s] + segment.row_count
                                                                    : lengths_[s];
+    const double* const query = &q.values[static_cast<std::size_t>((segment.row_begin + i) * q.cols + h * shape_.dim_k)];
+    p.reserve(static_cast<std::size_t>(std::max(0, end)));
     for (std::int32_t slot = 0; slot < end; ++slot) {
       if (options.window > 0 && slot <= own - options.window) continue;
       const std::int32_t j = slot - lengths_[s];
@@ -376,10 +377,8 @@ class Sequences {
       if (segment.visible != nullptr && j >= 0 && ((segment.visible[i * words + j / 64] >> (j % 64)) & 1U) == 0)
         continue;
       double dot = 0;
-      for (std::int32_t d = 0; d < shape_.dim_k; ++d) {
-        dot += q(segment.row_begin + i, h * shape_.dim_k + d) *
-               keys_[s][static_cast<std::size_t>(slot)][static_cast<std::size_t>(kv_head * shape_.dim_k + d)];
-      }
+      const double* const key = keys_[s][static_cast<std::size_t>(slot)].data() + kv_head * shape_.dim_k;
+      for (std::int32_t d = 0; d < shape_.dim_k; ++d) dot += query[d] * key[d];
       dot *= static_cast<double>(0.3F);
       if (options.softcap > 0)
         dot = static_cast<double>(options.softcap) * std::tanh(dot / static_cast<double>(options.softcap));
@@ -388,7 +387,7 @@ class Sequences {
         const std::int32_t reach = options.bias_reach;
         dot += bias_[static_cast<std::size_t>(h * (2 * reach + 1) + std::clamp(slot - own, -reach, reach) + reach)];
       }
-      p[slot] = dot;
+      p.emplace_back(slot, dot);
       top = std::max(top, dot);
     }
     double sum = 0;
