@@ -133,8 +133,11 @@ TEST_CASE("integration.kv_prediction: a small model's cache becomes one of the b
 }
 
 TEST_CASE("integration.kv_prediction: maps are rotated with the base's embedding, whatever the auxiliary's format") {
-  // Fitted to itself, a model's maps are nearly the identity, so that rotating back and forth must be right.
-  const auto model = tiny_model(big, {.backend = cpu_with(2)});
+  // Fitted to itself, a model's maps are nearly the identity, so that rotating back and forth must be right. Weights are
+  // floats: activations of quantized ones are rounded, and a last bit can change what they are rounded to.
+  auto shape = big;
+  shape.type = skald::DType::f32;
+  const auto model = tiny_model(shape, {.backend = cpu_with(2)});
   const skald::Decoder decoder(model, {.kv = {.format = "f32"}});
   std::vector<std::vector<skald::TokenId>> texts;
   for (std::uint64_t seed = 20; seed < 24; ++seed) texts.push_back(some_tokens(150, big.vocabulary, seed));
@@ -143,7 +146,7 @@ TEST_CASE("integration.kv_prediction: maps are rotated with the base's embedding
   auto session = predictor.predict(std::span(tokens).first(49));
   auto plain = decoder.new_session();
   const auto expected = copy(plain.forward(tokens));
-  CHECK(distance(next_row(session, tokens[49]), expected) < 1e-2 * distance(expected, Rows(expected.size())));
+  CHECK(distance(next_row(session, tokens[49]), expected) < 1e-4 * distance(expected, Rows(expected.size())));
 }
 
 TEST_CASE("integration.kv_prediction: what cannot be mapped is refused") {
