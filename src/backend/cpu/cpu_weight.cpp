@@ -121,7 +121,7 @@ std::shared_ptr<const Weight> make_cpu_weight(const WeightSource& source, Weight
         source.read(first, count, {out + offset, bytes});
         return;
       }
-      const std::byte* rows = source.mapped.data() + offset;
+      const std::byte* rows = source.mapped.empty() ? nullptr : source.mapped.data() + offset;
       if (source.mapped.empty()) {
         source.read(first, count, {buffer.data(), bytes});
         rows = buffer.data();

@@ -110,7 +110,7 @@ class ReferenceBackendImpl final : public ReferenceBackend {
     for (std::size_t r = 0; r < rows; r += slice) {
       throw_if_stopped(stop, where);
       const std::size_t count = std::min(slice, rows - r);
-      const std::byte* from = source.mapped.data() + r * bytes;
+      const std::byte* from = source.mapped.empty() ? nullptr : source.mapped.data() + r * bytes;
       if (source.mapped.empty()) {
         source.read(static_cast<std::int64_t>(r), static_cast<std::int64_t>(count), {file_rows.data(), count * bytes});
         from = file_rows.data();
