@@ -334,8 +334,9 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
         if constexpr (Width == 0) activations = settled(activations);
       }
       const int first_line = lines * run / run_count, end_line = lines * (run + 1) / run_count;
-      SKALD_UNROLL for (int i = first_line; i < end_line; ++i)
-        prefetch_with(ahead + 64 * i, paired_multiplier ? total[0] : sum[0]);
+      // As many turns for each run: Clang unrolls from the innermost loop on, when the run is not a constant yet.
+      SKALD_UNROLL for (int i = 0; i < (lines + run_count - 1) / run_count; ++i)
+        if (first_line + i < end_line) prefetch_with(ahead + 64 * (first_line + i), paired_multiplier ? total[0] : sum[0]);
     }
     if constexpr (!paired_multiplier)
       SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = in_order(total[i] + sum[i] * factor[i / N]);
