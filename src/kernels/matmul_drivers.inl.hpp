@@ -28,14 +28,19 @@ inline constexpr int tile_columns = 4;
 #endif
 /// Columns from which on panels are expanded first. The result does not depend on it. Expanding waits for memory, which
 /// unpacking again for each group of columns does not; where products are one instruction and unpacking takes few, it
-/// costs no more than reading expanded codes.
+/// costs no more than reading expanded codes. Bytes need no expanding at all.
 #if SKALD_VEC_REGISTERS == 1 && !defined(SKALD_ISA_avx512)
 template <class F>
-inline constexpr std::int64_t expand_from = F::block_k == 32 || F::bits == 4 ? 192 : 48;
+inline constexpr std::int64_t expand_from = F::block_k == 32 && F::bits == 8   ? INT64_MAX
+                                            : F::block_k == 32 || F::bits == 4 ? 192
+                                                                               : 48;
 #else
 template <class F>
 inline constexpr std::int64_t expand_from = 24;
 #endif
+
+template <class F>
+inline constexpr bool expands = tile_panels > 0 && expand_from<F> != INT64_MAX;
 
 /// Where a chunk of columns goes.
 struct Output {
@@ -184,7 +189,7 @@ void tile_group(const std::byte* expanded, std::ptrdiff_t panel_stride, std::int
 
 template <class F>
 std::size_t scratch_bytes(std::int64_t cols, std::int64_t count) noexcept {
-  if (tile_panels == 0 || count < expand_from<F>) return 0;
+  if (!expands<F> || count < expand_from<F>) return 0;
   return static_cast<std::size_t>(tile_panels) * static_cast<std::size_t>(cols / F::block_k) *
          Expanded<F>::panel_block_bytes;
 }
@@ -226,7 +231,7 @@ void multiply(const std::byte* panels, std::int64_t row_count, std::int64_t cols
               std::int64_t out_stride, std::byte* scratch) noexcept {
   using A = typename ActsOf<F::block_k>::type;
   std::int64_t direct_begin = columns.begin;
-  if constexpr (tile_panels > 0) {
+  if constexpr (expands<F>) {
     if (columns.end - columns.begin >= expand_from<F>) {
       // Whole groups of twelve; what is left goes the direct way.
       const std::int64_t tiled_end = columns.end / group_columns * group_columns;
