@@ -7,7 +7,7 @@
 //     q8_32    codes [K / 4][w][4] int8, scales [K / 32][w] float, negated sums [K / 32][w] int32
 //     q8_256   codes [K / 4][w][4] int8, scales [K / 256][w] float, pairs of sums of 32 [K / 256][4][w],
 //              pairs of sums of 16 [K / 256][8][w] (a pair is two int16 in one int32), negated sums of 16
-//              [K / 256][16][w] int32
+//              [K / 256][16][w] int32, 0 if no sum of 16 magnitudes is beyond narrow_sum [K / 256][w] uint8
 //     f32      [K][w] float
 //   groups follow each other at multiples of 64 bytes
 //
@@ -20,6 +20,11 @@ namespace skald::inline v0::kernels::SKALD_ISA {
 namespace {
 
 inline constexpr int group_columns = 12;
+
+/// If no sum of the magnitudes of 16 codes is larger, sums of products of 16 k with offset codes of six bits (at most 32) fit
+/// into 16 bits, and those of 32 k with codes of four bits.
+inline constexpr std::int32_t narrow_sum = 1023;
+static_assert(narrow_sum * 32 <= INT16_MAX && 2 * narrow_sum * 15 <= INT16_MAX);
 
 SKALD_INLINE int width_of_group(std::int64_t count, std::int64_t group) noexcept {
   const std::int64_t left = count - group * group_columns;
@@ -61,13 +66,14 @@ struct Acts32 {
 struct Acts256 {
   static constexpr int id = 2;
   static constexpr std::size_t group_bytes(std::int64_t cols, int width) noexcept {
-    return (static_cast<std::size_t>(cols + cols / 256 * 116) * static_cast<std::size_t>(width) + 63) / 64 * 64;
+    return (static_cast<std::size_t>(cols + cols / 256 * 117) * static_cast<std::size_t>(width) + 63) / 64 * 64;
   }
   const std::byte* codes;
   const float* scales;
   const std::int32_t* pairs32;
   const std::int32_t* pairs16;
   const std::int32_t* negated_sums16;
+  const std::uint8_t* wide;
   int width;
 
   SKALD_INLINE Acts256(const std::byte* group, std::int64_t cols, int group_width, int column) noexcept {
@@ -79,6 +85,7 @@ struct Acts256 {
     pairs32 = reinterpret_cast<const std::int32_t*>(after) + blocks * width + column;
     pairs16 = reinterpret_cast<const std::int32_t*>(after) + 5 * blocks * width + column;
     negated_sums16 = reinterpret_cast<const std::int32_t*>(after) + 13 * blocks * width + column;
+    wide = reinterpret_cast<const std::uint8_t*>(after) + 116 * blocks * width + column;
   }
   SKALD_INLINE void next() noexcept {
     codes += 256 * width;
@@ -86,6 +93,7 @@ struct Acts256 {
     pairs32 += 4 * width;
     pairs16 += 8 * width;
     negated_sums16 += 16 * width;
+    wide += width;
   }
 };
 
@@ -167,7 +175,9 @@ SKALD_INLINE void prepare_token(Acts256*, const float* x, std::int64_t cols, std
   auto* pairs32 = reinterpret_cast<std::int32_t*>(group + cols * width) + blocks * width + column;
   auto* pairs16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 5 * blocks * width + column;
   auto* sums16 = reinterpret_cast<std::int32_t*>(group + cols * width) + 13 * blocks * width + column;
+  auto* wide = reinterpret_cast<std::uint8_t*>(group + cols * width) + 116 * blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
+    wide[b * width] = 1;  // not looked at: only products of many columns ask, and those are prepared together
     std::int32_t s16[16], s32[8];
     scales[b * width] = quantize_codes<256, 16>(x + 256 * b, group + 256 * b * width + 4 * column, width, s16);
     for (int i = 0; i < 16; ++i) sums16[(16 * b + i) * width] = -s16[i];

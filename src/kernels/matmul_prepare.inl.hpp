@@ -29,13 +29,28 @@ SKALD_INLINE void store_pieces(std::byte* p, std::ptrdiff_t stride, u8x64 a) noe
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 2 * stride), _mm512_extracti32x4_epi32(a.r, 2));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 3 * stride), _mm512_extracti32x4_epi32(a.r, 3));
 }
+/// Sums of 16: the lanes' ones over the four pieces.
+SKALD_INLINE __m128i add_pieces(i32x16 a) noexcept {
+  const __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(a.r), _mm512_extracti64x4_epi64(a.r, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+}
 /// The sums of the signed bytes of each lane, over the four pieces.
 SKALD_INLINE void sum_pieces(u8x64 a, std::int32_t* sums) noexcept {
   const __m512i ones = _mm512_set1_epi8(1);
-  const __m512i four = _mm512_madd_epi16(_mm512_maddubs_epi16(ones, a.r), _mm512_set1_epi16(1));
-  const __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
-  const __m128i one = _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), one);
+#if defined(SKALD_ISA_avx512vnni)
+  const i32x16 four = dot4(zero_i32(), {ones}, a);
+#else
+  const i32x16 four = {_mm512_madd_epi16(_mm512_maddubs_epi16(ones, a.r), _mm512_set1_epi16(1))};
+#endif
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), add_pieces(four));
+}
+/// The larger of `most` and, for each of four columns, the sum of the magnitudes of the signed bytes of its lanes.
+SKALD_INLINE __m128i most_magnitude([[maybe_unused]] __m128i most, [[maybe_unused]] u8x64 a) noexcept {
+#if defined(SKALD_ISA_avx512vnni)
+  return _mm_max_epi32(most, add_pieces(dot4(zero_i32(), {_mm512_abs_epi8(a.r)}, {_mm512_set1_epi8(1)})));
+#else
+  return _mm_set1_epi32(INT32_MAX);  // nobody asks
+#endif
 }
 
 /// What an Acts256 holds of the sums of 16 elements of block b, s16: [16][4], for four neighbouring columns. `at` is
@@ -57,11 +72,12 @@ SKALD_INLINE void write_sums_of_four(const std::int32_t* s16, std::int32_t* at, 
     for (int c = 0; c < 4; ++c) pairs16[i * width + c] = pair_of(first[c], first[8 + c]);
   }
 }
-/// N elements of each of four neighbouring columns at once, with the operations of quantize_block. sums: [N / 16][4].
+/// N elements of each of four neighbouring columns at once, with the operations of quantize_block. sums: [N / 16][4];
+/// wide: 0 if no sum of 16 magnitudes is beyond narrow_sum, [4].
 /// @return false, without having written anything, if a column is one that quantize_block makes zeros of.
 template <int N>
 SKALD_INLINE bool quantize_four(const float* x, std::int64_t x_stride, std::byte* to, std::ptrdiff_t width,
-                                float* scales, std::int32_t* sums) noexcept {
+                                float* scales, std::int32_t* sums, std::uint8_t* wide) noexcept {
   i32x16 top[4];
   unroll<4>([&](auto c) SKALD_INLINE_LAMBDA {
     top[c] = zero_i32();
@@ -78,12 +94,18 @@ SKALD_INLINE bool quantize_four(const float* x, std::int64_t x_stride, std::byte
     inverse[c] = set1(127.0F / largest);
     scales[c] = largest / 127.0F;
   });
+  __m128i most = _mm_setzero_si128();
   for (int i = 0; i < N; i += 16) {
     i32x16 rounded[4];
     unroll<4>([&](auto c) SKALD_INLINE_LAMBDA { rounded[c] = round_to_i32(load(x + c * x_stride + i) * inverse[c]); });
     const u8x64 codes = interleave_i8(rounded[0], rounded[1], rounded[2], rounded[3]);
     store_pieces(to + i * width, 4 * width, codes);
     sum_pieces(codes, sums + i / 4);
+    if (wide != nullptr) most = most_magnitude(most, codes);
+  }
+  if (wide != nullptr) {
+    const __mmask8 beyond = _mm_cmpgt_epi32_mask(most, _mm_set1_epi32(narrow_sum));
+    for (int c = 0; c < 4; ++c) wide[c] = static_cast<std::uint8_t>(beyond >> c & 1);
   }
   return true;
 }
@@ -96,7 +118,7 @@ SKALD_INLINE void prepare_four(Acts32*, const float* x, std::int64_t x_stride, s
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     std::int32_t s16[8];
     std::byte* to = group + 32 * b * width + 4 * column;
-    if (quantize_four<32>(x + 32 * b, x_stride, to, width, scales + b * width, s16)) {
+    if (quantize_four<32>(x + 32 * b, x_stride, to, width, scales + b * width, s16, nullptr)) {
       for (int c = 0; c < 4; ++c) sums[b * width + c] = -(s16[c] + s16[4 + c]);
       continue;
     }
@@ -112,11 +134,13 @@ SKALD_INLINE void prepare_four(Acts256*, const float* x, std::int64_t x_stride, 
                                int width, int column) noexcept {
   const std::ptrdiff_t blocks = cols / 256;
   auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
+  auto* wide = reinterpret_cast<std::uint8_t*>(group + cols * width) + 116 * blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     std::int32_t sums[16 * 4];
     std::byte* to = group + 256 * b * width + 4 * column;
-    if (!quantize_four<256>(x + 256 * b, x_stride, to, width, scales + b * width, sums))
+    if (!quantize_four<256>(x + 256 * b, x_stride, to, width, scales + b * width, sums, wide + b * width))
       for (int c = 0; c < 4; ++c) {
+        wide[b * width + c] = 1;
         std::int32_t s16[16];
         scales[b * width + c] = quantize_codes<256, 16>(x + c * x_stride + 256 * b, to + 4 * c, width, s16);
         for (int i = 0; i < 16; ++i) sums[4 * i + c] = s16[i];

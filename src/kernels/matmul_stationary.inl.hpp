@@ -21,7 +21,22 @@ inline constexpr int passing_columns = F::sub_blocks == 16 ? 2 : 3;
 template <class F>
 inline constexpr std::int64_t many_from = F::bits == 4 ? 96 : 48;
 
+/// Formats whose sums of two sub-blocks fit into the halves of a lane if activations are not wide (narrow_sum), so that one
+/// instruction multiplies both by their multipliers: 32 k of four bits with the next 32, or 16 of six bits with the next 16.
+template <class F>
+inline constexpr bool joins_sums = F::bits == 4 || F::sub_blocks == 16;
+
 using Codes = u8x64[pair][8];
+
+/// Whether no column of a group is wide.
+SKALD_INLINE bool all_narrow(const std::uint8_t* wide) noexcept {
+  static_assert(group_columns == 12);
+  std::uint64_t first;
+  std::uint32_t rest;
+  __builtin_memcpy(&first, wide, 8);
+  __builtin_memcpy(&rest, wide + 8, 4);
+  return (first | rest) == 0;
+}
 
 /// The codes of groups [8 r, 8 r + 8) of a block of two panels.
 template <class F>
@@ -51,6 +66,13 @@ SKALD_INLINE void add_products(const Codes& codes, const std::byte* x, i32x16 (&
   });
 }
 
+/// What sums of 16 k start with.
+template <class F>
+SKALD_INLINE i32x16 first_sum(const std::int32_t* negated_sums) noexcept {
+  if constexpr (offsets_start_sums<F>) return shl<F::offset_shift>(set1(*negated_sums));
+  return zero_i32();
+}
+
 /// 32 of a block's 256 k by the columns of a group: sums times multipliers to `totals` ([column][panel][16]), added to
 /// what is there unless First.
 template <class F, bool First>
@@ -61,9 +83,7 @@ SKALD_INLINE void pass_part(const Codes& codes, const i32x16 (&factor)[pair * (F
     i32x16 sum[n * pair * subs];
     unroll<n * subs>([&](auto i) SKALD_INLINE_LAMBDA {
       constexpr int c = i.value / subs, s = i.value % subs;
-      i32x16 start = zero_i32();
-      if constexpr (offsets_start_sums<F>)
-        start = shl<F::offset_shift>(set1(negated_sums[s * group_columns + begin + c]));
+      const i32x16 start = first_sum<F>(negated_sums + s * group_columns + begin + c);
       unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { sum[(c * pair + p) * subs + s] = start; });
     });
     add_products<n, subs>(codes, x + 4 * begin, sum);
@@ -72,6 +92,47 @@ SKALD_INLINE void pass_part(const Codes& codes, const i32x16 (&factor)[pair * (F
       if constexpr (subs == 2) total = total + sum[i * subs + 1] * factor[i.value % pair * subs + 1];
       if constexpr (!First) total = total + load(totals + 16 * i);
       store(totals + 16 * i, total);
+    });
+  }
+}
+
+/// Two sums, or multipliers, as the halves of a lane: the former is the upper one.
+SKALD_INLINE i32x16 joined(i32x16 former, i32x16 latter) noexcept {
+  return {_mm512_mask_blend_epi16(0xAAAAAAAA, latter.r, shl<16>(former).r)};
+}
+
+/// The columns of a group by the first 32 of 64 k, to be joined with the others'.
+template <class F>
+SKALD_INLINE void pass_former(const Codes& codes, const std::byte* x, std::int32_t* formers) noexcept {
+  constexpr int n = passing_columns<F>;
+  for (int begin = 0; begin < group_columns; begin += n, formers += 16 * n * pair) {
+    i32x16 sum[n * pair];
+    unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
+    add_products<n, 1>(codes, x + 4 * begin, sum);
+    unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA { store(formers + 16 * i, sum[i]); });
+  }
+}
+/// The same as pass_part for two sub-blocks, of which the former was passed already (8 sub-blocks in a block) or not (16).
+template <class F, bool First>
+SKALD_INLINE void pass_joined(const Codes& codes, const i32x16 (&factor)[pair], const std::byte* x,
+                              const std::int32_t* negated_sums, [[maybe_unused]] const std::int32_t* formers,
+                              std::int32_t* totals) noexcept {
+  constexpr int n = passing_columns<F>, subs = F::sub_blocks / 8;
+  for (int begin = 0; begin < group_columns; begin += n, totals += 16 * n * pair, formers += 16 * n * pair) {
+    i32x16 sum[n * pair * subs];
+    if constexpr (subs == 1) {
+      unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
+    } else {
+      unroll<n * subs>([&](auto i) SKALD_INLINE_LAMBDA {
+        const i32x16 start = first_sum<F>(negated_sums + i % subs * group_columns + begin + i / subs);
+        unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { sum[(i / subs * pair + p) * subs + i % subs] = start; });
+      });
+    }
+    add_products<n, subs>(codes, x + 4 * begin, sum);
+    unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA {
+      const i32x16 before = First ? zero_i32() : load(totals + 16 * i);
+      const i32x16 both = subs == 1 ? joined(load(formers + 16 * i), sum[i]) : joined(sum[2 * i], sum[2 * i + 1]);
+      store(totals + 16 * i, dot2(before, factor[i.value % pair], both));
     });
   }
 }
@@ -113,16 +174,35 @@ SKALD_INLINE void pass_block(const std::byte* block, std::ptrdiff_t panel_stride
                              float* acc) noexcept {
   constexpr int subs = F::sub_blocks / 8, of_group = 16 * pair * group_columns;
   alignas(64) std::int32_t totals[passing_groups * of_group];
+  alignas(64) std::int32_t formers[joins_sums<F> && subs == 1 ? passing_groups * of_group : 1];
+  [[maybe_unused]] bool narrow[passing_groups] = {};
+  if constexpr (joins_sums<F>)
+    for (int g = 0; g < count; ++g) narrow[g] = all_narrow(acts[g].wide);
   unroll<8>([&](auto r) SKALD_INLINE_LAMBDA {
     Codes codes;
     take_codes<F>(block, panel_stride, r, codes);
-    i32x16 factor[pair * subs];
+    i32x16 factor[pair * subs], factors[pair];
     unroll<pair * subs>([&](auto i) SKALD_INLINE_LAMBDA {
       factor[i] = F::sub_scale(block + i.value / subs * panel_stride, r * subs + i.value % subs);
     });
-    for (int g = 0; g < count; ++g)
-      pass_part<F, r.value == 0>(codes, factor, acts[g].codes + 32 * r * group_columns,
-                                 acts[g].negated_sums16 + r * subs * group_columns, totals + g * of_group);
+    if constexpr (joins_sums<F>)
+      unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA {
+        if constexpr (subs == 2) factors[p] = joined(factor[2 * p], factor[2 * p + 1]);
+        else if constexpr (r.value % 2 == 1) factors[p] = joined(F::sub_scale(block + p * panel_stride, r - 1), factor[p]);
+      });
+    for (int g = 0; g < count; ++g) {
+      const std::byte* x = acts[g].codes + 32 * r * group_columns;
+      const std::int32_t* sums = acts[g].negated_sums16 + r * subs * group_columns;
+      std::int32_t* to = totals + g * of_group;
+      if constexpr (joins_sums<F>)
+        if (narrow[g]) {
+          if constexpr (subs == 2) pass_joined<F, r.value == 0>(codes, factors, x, sums, nullptr, to);
+          else if constexpr (r.value % 2 == 0) pass_former<F>(codes, x, formers + g * of_group);
+          else pass_joined<F, r.value == 1>(codes, factors, x, sums, formers + g * of_group, to);
+          continue;
+        }
+      pass_part<F, r.value == 0>(codes, factor, x, sums, to);
+    }
   });
   for (int g = 0; g < count; ++g)
     fold_group<F>(block, panel_stride, acts[g], totals + g * of_group, acc + g * of_group);

@@ -211,6 +211,34 @@ TEST_CASE("kernels.matmul: integer sums are exact for any bytes on every instruc
   });
 }
 
+TEST_CASE("kernels.matmul: integer sums are exact where they just fit into 16 bits and just don't") {
+  // Products of many columns add up two sub-blocks in the halves of a lane unless 16 magnitudes sum up to more than 1023.
+  for_each_kernel([](Isa isa, const MatmulKernel& kernel) {
+    if (is_float(kernel.type) || isa == Isa::baseline) return;
+    const std::int64_t cols = 512, rows = 32, count = 120;
+    std::vector<float> x(static_cast<std::size_t>(count * cols));
+    for (std::int64_t c = 0; c < count; ++c) {
+      // Each group of twelve columns has a sum of its own, but one column of the last two.
+      const int sums[] = {127, 1016, 1023, 1024, 1025, 1040, 1100, 2032, 1023, 1024};
+      const std::int64_t group = c / 12;
+      const int sum = c % 12 == 7 && group >= 8 ? 2047 - sums[group] : sums[group];
+      for (std::int64_t k = 0; k < cols; ++k) {
+        // 127 as long as they fit, then what is left, then zeros.
+        const int magnitude = std::clamp(sum - 127 * static_cast<int>(k % 16), 0, 127);
+        const bool negative = c % 3 == 1 || (c % 3 == 2 && (k / 16) % 2 == 1);
+        x[static_cast<std::size_t>(c * cols + k)] = static_cast<float>(negative ? -magnitude : magnitude);
+      }
+    }
+    for (const int fill : {0x00, 0xFF, 0x7F, 0x80, -1}) {
+      Weight weight = random_bytes_weight(kernel.type, rows, cols, 13);
+      if (fill >= 0) std::fill(weight.bytes.begin(), weight.bytes.end(), static_cast<std::byte>(fill));
+      set_scales(weight, 0x3C00, 0x3800);
+      CAPTURE(fill);
+      REQUIRE(first_difference(product(kernel, weight, x, count), specified(weight, x, count, true)) == -1);
+    }
+  });
+}
+
 TEST_CASE("kernels.matmul: infinite, NaN, subnormal and huge scales give what the specification gives") {
   for_each_kernel([](Isa isa, const MatmulKernel& kernel) {
     if (is_float(kernel.type) || !has_fma(isa)) return;
