@@ -44,9 +44,34 @@ SKALD_INLINE void dot_step([[maybe_unused]] int step, i32x16& acc, [[maybe_unuse
 template <class S, int P, int N, int Width>
 SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts32& a, f32x16 (&acc)[P * N],
                             const std::byte* ahead) noexcept;
-template <class S, int P, int N, int Width>
+template <class S, int P, int N, int Width, bool Joined = false>
 SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, f32x16 (&acc)[P * N],
                             const std::byte* ahead) noexcept;
+
+/// Formats whose sums of two sub-blocks fit into the halves of a lane if activations are not wide (narrow_sum), so that one
+/// instruction multiplies both by their multipliers: 32 k of four bits with the next 32, or 16 of six bits with the next 16.
+template <class F>
+inline constexpr bool joins_sums = false;
+#if defined(SKALD_ISA_avx512vnni)
+template <>
+inline constexpr bool joins_sums<FormatQ4_K> = true;
+template <>
+inline constexpr bool joins_sums<FormatQ6_K> = true;
+
+/// Two sums, or multipliers, as the halves of a lane: the former is the upper one.
+SKALD_INLINE i32x16 joined(i32x16 former, i32x16 latter) noexcept {
+  return {_mm512_mask_blend_epi16(0xAAAAAAAA, latter.r, shl<16>(former).r)};
+}
+#else
+SKALD_INLINE i32x16 joined(i32x16, i32x16 latter) noexcept { return latter; }  // not used
+#endif
+
+/// Whether no column of a block, or of `count` columns in neighbouring blocks, is wide.
+SKALD_INLINE bool all_narrow(const std::int32_t* wide, std::int64_t count) noexcept {
+  std::int32_t any = 0;
+  for (std::int64_t i = 0; i < count; ++i) any |= wide[i];
+  return any == 0;
+}
 
 #if SKALD_VEC_REGISTERS == 4
 // The baseline: plain loops.
@@ -298,14 +323,16 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
 template <int N>
 inline constexpr bool codes_one_by_one = SKALD_VEC_REGISTERS == 1 ? N > 8 : N > 2;
 
-template <class S, int P, int N, int Width>
+template <class S, int P, int N, int Width, bool Joined>
 SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, const Acts256& a, f32x16 (&acc)[P * N],
                             const std::byte* ahead) noexcept {
   const std::ptrdiff_t width = Width > 0 ? Width : a.width;
   constexpr int groups = 64 / S::sub_blocks, lines = (S::panel_block_bytes + 63) / 64, run_count = 64 / S::run_groups;
   constexpr bool offset_in_sums = offsets_start_sums<S>;
   const std::byte* activations = a.codes;
+  static_assert(!Joined || (joins_sums<S> && !paired_multiplier));
   i32x16 total[P * N];
+  [[maybe_unused]] i32x16 former[P * N], former_factor[P];
   SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = zero_i32();
   SKALD_UNROLL for (int sub = 0; sub < S::sub_blocks; ++sub) {
     i32x16 sum[P * N], partial[P * N], factor[P];
@@ -338,8 +365,18 @@ SKALD_INLINE void fold_runs(const std::byte* w, std::ptrdiff_t panel_stride, con
       SKALD_UNROLL for (int i = 0; i < (lines + run_count - 1) / run_count; ++i)
         if (first_line + i < end_line) prefetch_with(ahead + 64 * (first_line + i), paired_multiplier ? total[0] : sum[0]);
     }
-    if constexpr (!paired_multiplier)
+    if constexpr (Joined) {
+      if (sub % 2 == 0) {
+        SKALD_UNROLL for (int p = 0; p < P; ++p) former_factor[p] = factor[p];
+        SKALD_UNROLL for (int i = 0; i < P * N; ++i) former[i] = in_order(sum[i]);
+      } else {
+        SKALD_UNROLL for (int p = 0; p < P; ++p) factor[p] = joined(former_factor[p], factor[p]);
+        SKALD_UNROLL for (int i = 0; i < P * N; ++i)
+          total[i] = in_order(dot2(total[i], joined(former[i], sum[i]), factor[i / N]));
+      }
+    } else if constexpr (!paired_multiplier) {
       SKALD_UNROLL for (int i = 0; i < P * N; ++i) total[i] = in_order(total[i] + sum[i] * factor[i / N]);
+    }
   }
   SKALD_UNROLL for (int p = 0; p < P; ++p) {
     const std::byte* panel = w + p * panel_stride;

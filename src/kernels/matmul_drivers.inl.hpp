@@ -100,7 +100,7 @@ struct PanelWalk {
 /// One packed panel by N columns, from `column` on, of a group of Width (0: `width`). Activations are found here, and what
 /// to fetch comes as numbers: a structure that is handed on in memory is read in wider pieces than it was written in, which
 /// waits until all outputs before have reached the cache.
-template <class F, int N, int Width>
+template <class F, int N, int Width, bool Joined = false>
 void direct_chunk(const std::byte* panel, std::int64_t cols, const std::byte* group, int width, int column,
                   const Output& out, const std::byte* ahead, std::ptrdiff_t step, std::ptrdiff_t afterwards) noexcept {
   typename ActsOf<F::block_k>::type acts(group, cols, width, column);
@@ -110,7 +110,8 @@ void direct_chunk(const std::byte* panel, std::int64_t cols, const std::byte* gr
     SKALD_UNROLL for (int c = 0; c < N; ++c) acc[c] = zero_f32();
     if constexpr (Width > 0) acts.width = Width;
     for (; walk.left > 0; walk.advance(), acts.next())
-      fold_runs<F, 1, N, Width>(walk.block, 0, acts, acc, walk.ahead());
+      if constexpr (Joined) fold_runs<F, 1, N, Width, true>(walk.block, 0, acts, acc, walk.ahead());
+      else fold_runs<F, 1, N, Width>(walk.block, 0, acts, acc, walk.ahead());
     SKALD_UNROLL for (int c = 0; c < N; ++c) write_rows(out, 0, c, acc[c]);
   } else {
     alignas(64) float acc[N * 16];
@@ -138,9 +139,13 @@ SKALD_INLINE DirectShape direct_shape(std::int64_t n, int width) noexcept {
   return {4, false};
 }
 
-/// Computes the columns of `shape`.
+/// For how many columns the sums of two sub-blocks are joined: for fewer, reading weights takes longer than multiplying; for
+/// more, there are not registers enough.
+inline constexpr int least_joined = 5, most_joined = 8;
+
+/// Computes the columns of `shape`; narrow: none is wide in any block.
 template <class F>
-SKALD_INLINE void direct_dispatch(DirectShape shape, const std::byte* panel, std::int64_t cols, const std::byte* group,
+SKALD_INLINE void direct_dispatch(DirectShape shape, [[maybe_unused]] bool narrow, const std::byte* panel, std::int64_t cols, const std::byte* group,
                                   int width, int column, const Output& out, const Ahead& ahead) noexcept {
   DirectChunk<F>* chunk = nullptr;
   if constexpr (direct_columns >= 12) {
@@ -149,6 +154,14 @@ SKALD_INLINE void direct_dispatch(DirectShape shape, const std::byte* panel, std
     if (shape.columns == 7) chunk = direct_chunk<F, 7, 7>;
     if (shape.columns == 6) chunk = direct_chunk<F, 6, 6>;
     if (shape.columns == 5) chunk = direct_chunk<F, 5, 5>;
+  }
+  if constexpr (joins_sums<F>) {
+    if (narrow) {
+      if (shape.columns == 8) chunk = shape.whole ? direct_chunk<F, 8, 8, true> : direct_chunk<F, 8, 0, true>;
+      if (shape.columns == 7) chunk = direct_chunk<F, 7, 7, true>;
+      if (shape.columns == 6) chunk = direct_chunk<F, 6, 6, true>;
+      if (shape.columns == 5) chunk = direct_chunk<F, 5, 5, true>;
+    }
   }
   if (shape.columns == 4) chunk = shape.whole ? direct_chunk<F, 4, 4> : direct_chunk<F, 4, 0>;
   if (shape.columns == 3) chunk = shape.whole ? direct_chunk<F, 3, 3> : direct_chunk<F, 3, 0>;
@@ -194,6 +207,29 @@ std::size_t scratch_bytes(std::int64_t cols, std::int64_t count) noexcept {
          Expanded<F>::panel_block_bytes;
 }
 
+/// Which chunks of columns have no wide block.
+template <class F>
+class NarrowChunks {
+ public:
+  SKALD_INLINE bool operator[](int chunk) const noexcept { return chunk < 64 && (narrow_ >> chunk & 1) != 0; }
+  /// Looks at `count` columns from `column` on of a group of `width`.
+  SKALD_INLINE void look([[maybe_unused]] int chunk, [[maybe_unused]] const std::byte* group, [[maybe_unused]] std::int64_t cols,
+                         [[maybe_unused]] int width, [[maybe_unused]] int column, [[maybe_unused]] int count) noexcept {
+    if constexpr (joins_sums<F>) {
+      if (chunk >= 64 || count < least_joined || count > most_joined) return;
+      const Acts256 acts(group, cols, width, column);
+      bool narrow = true;
+      if (count == width) narrow = all_narrow(acts.wide, cols / 256 * width);
+      else
+        for (std::int64_t b = 0; b < cols / 256; ++b) narrow = narrow && all_narrow(acts.wide + b * width, count);
+      if (narrow) narrow_ |= std::uint64_t{1} << chunk;
+    }
+  }
+
+ private:
+  std::uint64_t narrow_ = 0;
+};
+
 /// Columns from `begin` on without expansion.
 template <class F>
 void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulColumns& columns, std::int64_t begin,
@@ -202,11 +238,13 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
   const std::int64_t panel_count = (out.rows + 15) / 16;
   const std::size_t bytes_per_panel = panel_bytes<F>(cols), full_bytes = A::group_bytes(cols, group_columns);
   const std::int64_t all = columns.end - begin;
+  NarrowChunks<F> narrow;
   for (std::int64_t p = 0; p < panel_count; ++p) {
     const std::byte* panel = panels + static_cast<std::size_t>(p) * bytes_per_panel;
     const std::byte* behind = panel + bytes_per_panel;
     const std::byte* next = p + 1 < panel_count || columns.next == nullptr ? behind : columns.next;
-    for (std::int64_t c = begin; c < columns.end;) {
+    int chunk = 0;
+    for (std::int64_t c = begin; c < columns.end; ++chunk) {
       const std::int64_t group = c / group_columns;
       const int width = width_of_group(columns.count, group), inside = static_cast<int>(c % group_columns);
       std::int64_t n = columns.end - c;
@@ -219,8 +257,9 @@ void multiply_direct(const std::byte* panels, std::int64_t cols, const MatmulCol
         ahead = {next + static_cast<std::ptrdiff_t>(bytes_per_panel) * (c - begin) / all,
                  F::panel_block_bytes * shape.columns / all, 0};
       const Output to{out.data + c * out.stride + 16 * p, out.stride, out.rows - 16 * p};
-      direct_dispatch<F>(shape, panel, cols, columns.acts + static_cast<std::size_t>(group) * full_bytes, width, inside, to,
-                         ahead);
+      const std::byte* acts = columns.acts + static_cast<std::size_t>(group) * full_bytes;
+      if (p == 0) narrow.look(chunk, acts, cols, width, inside, shape.columns);
+      direct_dispatch<F>(shape, narrow[chunk], panel, cols, acts, width, inside, to, ahead);
       c += shape.columns;
     }
   }

@@ -77,7 +77,7 @@ SKALD_INLINE void write_sums_of_four(const std::int32_t* s16, std::int32_t* at, 
 /// @return false, without having written anything, if a column is one that quantize_block makes zeros of.
 template <int N>
 SKALD_INLINE bool quantize_four(const float* x, std::int64_t x_stride, std::byte* to, std::ptrdiff_t width,
-                                float* scales, std::int32_t* sums, std::uint8_t* wide) noexcept {
+                                float* scales, std::int32_t* sums, std::int32_t* wide) noexcept {
   i32x16 top[4];
   unroll<4>([&](auto c) SKALD_INLINE_LAMBDA {
     top[c] = zero_i32();
@@ -105,7 +105,7 @@ SKALD_INLINE bool quantize_four(const float* x, std::int64_t x_stride, std::byte
   }
   if (wide != nullptr) {
     const __mmask8 beyond = _mm_cmpgt_epi32_mask(most, _mm_set1_epi32(narrow_sum));
-    for (int c = 0; c < 4; ++c) wide[c] = static_cast<std::uint8_t>(beyond >> c & 1);
+    for (int c = 0; c < 4; ++c) wide[c] = beyond >> c & 1;
   }
   return true;
 }
@@ -134,15 +134,15 @@ SKALD_INLINE void prepare_four(Acts256*, const float* x, std::int64_t x_stride, 
                                int width, int column) noexcept {
   const std::ptrdiff_t blocks = cols / 256;
   auto* scales = reinterpret_cast<float*>(group + cols * width) + column;
-  auto* wide = reinterpret_cast<std::uint8_t*>(group + cols * width) + 116 * blocks * width + column;
+  auto* wide = reinterpret_cast<std::int32_t*>(group + cols * width) + 29 * blocks * width + column;
   for (std::ptrdiff_t b = 0; b < blocks; ++b) {
     std::int32_t sums[16 * 4];
     std::byte* to = group + 256 * b * width + 4 * column;
     if (!quantize_four<256>(x + 256 * b, x_stride, to, width, scales + b * width, sums, wide + b * width))
       for (int c = 0; c < 4; ++c) {
-        wide[b * width + c] = 1;
         std::int32_t s16[16];
-        scales[b * width + c] = quantize_codes<256, 16>(x + c * x_stride + 256 * b, to + 4 * c, width, s16);
+        scales[b * width + c] =
+            quantize_codes<256, 16>(x + c * x_stride + 256 * b, to + 4 * c, width, s16, wide + b * width + c);
         for (int i = 0; i < 16; ++i) sums[4 * i + c] = s16[i];
       }
     write_sums_of_four(sums, reinterpret_cast<std::int32_t*>(scales), blocks, b, width);

@@ -21,22 +21,7 @@ inline constexpr int passing_columns = F::sub_blocks == 16 ? 2 : 3;
 template <class F>
 inline constexpr std::int64_t many_from = F::bits == 4 ? 96 : 48;
 
-/// Formats whose sums of two sub-blocks fit into the halves of a lane if activations are not wide (narrow_sum), so that one
-/// instruction multiplies both by their multipliers: 32 k of four bits with the next 32, or 16 of six bits with the next 16.
-template <class F>
-inline constexpr bool joins_sums = F::bits == 4 || F::sub_blocks == 16;
-
 using Codes = u8x64[pair][8];
-
-/// Whether no column of a group is wide.
-SKALD_INLINE bool all_narrow(const std::uint8_t* wide) noexcept {
-  static_assert(group_columns == 12);
-  std::uint64_t first;
-  std::uint32_t rest;
-  __builtin_memcpy(&first, wide, 8);
-  __builtin_memcpy(&rest, wide + 8, 4);
-  return (first | rest) == 0;
-}
 
 /// The codes of groups [8 r, 8 r + 8) of a block of two panels.
 template <class F>
@@ -94,11 +79,6 @@ SKALD_INLINE void pass_part(const Codes& codes, const i32x16 (&factor)[pair * (F
       store(totals + 16 * i, total);
     });
   }
-}
-
-/// Two sums, or multipliers, as the halves of a lane: the former is the upper one.
-SKALD_INLINE i32x16 joined(i32x16 former, i32x16 latter) noexcept {
-  return {_mm512_mask_blend_epi16(0xAAAAAAAA, latter.r, shl<16>(former).r)};
 }
 
 /// The columns of a group by the first 32 of 64 k, to be joined with the others'.
@@ -177,7 +157,7 @@ SKALD_INLINE void pass_block(const std::byte* block, std::ptrdiff_t panel_stride
   alignas(64) std::int32_t formers[joins_sums<F> && subs == 1 ? passing_groups * of_group : 1];
   [[maybe_unused]] bool narrow[passing_groups] = {};
   if constexpr (joins_sums<F>)
-    for (int g = 0; g < count; ++g) narrow[g] = all_narrow(acts[g].wide);
+    for (int g = 0; g < count; ++g) narrow[g] = all_narrow(acts[g].wide, group_columns);
   unroll<8>([&](auto r) SKALD_INLINE_LAMBDA {
     Codes codes;
     take_codes<F>(block, panel_stride, r, codes);

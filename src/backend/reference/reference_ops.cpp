@@ -178,7 +178,7 @@ VectorXd product(const Weight& stack, std::int64_t index, const VectorXd& x, con
   return y;
 }
 
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double sigmoid(double x) { return activate(x, Activation::sigmoid); }
 
 /// The experts of a token, from the largest score down.
 std::vector<std::int64_t> chosen_experts(const ExpertsOp& op, VectorXd scores) {

@@ -18,7 +18,6 @@ double at(const Matrix& m, std::int64_t row, std::int64_t col) {
   return static_cast<double>(m.data[row * m.stride + col]);
 }
 float& set(const Matrix& m, std::int64_t row, std::int64_t col) { return m.data[row * m.stride + col]; }
-double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 double softplus(double x) { return x > 30 ? x : std::log1p(std::exp(x)); }
 
 /// The part of a segment's state that an op begins with, to be written as it goes.
@@ -137,7 +136,7 @@ struct WkvHead {
     for (std::int64_t j = 0; j < size; ++j) {
       const auto e = static_cast<std::size_t>(j);
       const double key = at(op.k, t, first + j);
-      a[e] = logistic(at(op.rate, t, first + j));
+      a[e] = activate(at(op.rate, t, first + j), Activation::sigmoid);
       q[e] = key * static_cast<double>(op.key_scale[first + j]);
       k[e] = key * (1 + (a[e] - 1) * static_cast<double>(op.rate_scale[first + j]));
       squares += q[e] * q[e];
@@ -151,7 +150,7 @@ struct WkvHead {
       const double v = at(op.v, t, first + i);
       for (std::int64_t j = 0; j < size; ++j) {
         const auto e = static_cast<std::size_t>(j);
-        const double w = std::exp(-0.606531 * logistic(at(op.decay, t, first + j)));
+        const double w = std::exp(-0.606531 * activate(at(op.decay, t, first + j), Activation::sigmoid));
         state[j * size + i] =
             static_cast<float>(w * s(j, i) - taken[static_cast<std::size_t>(i)] * q[e] * a[e] + k[e] * v);
         y[static_cast<std::size_t>(i)] += at(op.r, t, first + j) * s(j, i);
