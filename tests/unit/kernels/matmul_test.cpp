@@ -169,6 +169,32 @@ TEST_CASE("kernels.matmul: activations are quantized as specified") {
   });
 }
 
+TEST_CASE("kernels.matmul: prepared columns are lists of words, interleaved by column") {
+  // Those of experts are prepared alone and put together.
+  for_each_kernel([](Isa, const MatmulKernel& kernel) {
+    if (kernel.alone) return;
+    const std::int64_t cols = 3 * (is_float(kernel.type) ? 32 : block_of(kernel.type));
+    const auto values = static_cast<std::size_t>(cols);
+    for (const std::int64_t width : {2, 5, 8, 12}) {
+      auto x = normal_floats(static_cast<std::size_t>(width) * values, static_cast<unsigned>(width));
+      std::fill_n(x.begin(), 40, 1.0F);        // magnitudes that are all large
+      std::fill_n(x.begin() + cols, cols, 0.0F);
+      GuardedBytes group(kernel.acts_bytes(cols, width)), alone(kernel.acts_bytes(cols, 1));
+      kernel.prepare(x.data(), cols, cols, 0, width, group.data(), width);
+      const std::size_t stride = 4 * static_cast<std::size_t>(width);
+      const std::size_t words = std::min(alone.size() / 4, group.size() / stride);
+      for (std::size_t c = 0; c < static_cast<std::size_t>(width); ++c) {
+        kernel.prepare(x.data() + c * values, cols, cols, 0, 1, alone.data(), 1);
+        CAPTURE(width, c);
+        bool same = true;
+        for (std::size_t i = 0; i < words; ++i)
+          same = same && std::memcmp(alone.data() + 4 * i, group.data() + i * stride + 4 * c, 4) == 0;
+        REQUIRE(same);
+      }
+    }
+  });
+}
+
 TEST_CASE("kernels.matmul: products are the scalar specification's, bit for bit with fused multiply-add") {
   for_each_kernel([](Isa isa, const MatmulKernel& kernel) {
     for (const std::int64_t blocks : {1, 2, 3, 5, 16}) {
