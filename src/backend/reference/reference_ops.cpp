@@ -307,13 +307,18 @@ class HeadCache {
   [[nodiscard]] const KvTable& table() const { return table_; }
   /// Slots in another place have the numbers -earlier() to -1.
   [[nodiscard]] std::int32_t earlier() const { return earlier_ ? earlier_->length() : 0; }
-  [[nodiscard]] float key(std::int32_t slot, std::int32_t d) const {
-    if (slot < 0) return earlier_->key(slot + earlier(), d);
-    return kv_key_element(layout_, keys(slot), slot % layout_.page_tokens, d);
+  /// The key and the value of a slot, decoded when they are first asked for.
+  [[nodiscard]] const float* key(std::int32_t slot) const {
+    if (slot < 0) return earlier_->key(slot + earlier());
+    return decoded(keys_, slot, layout_.head_dim_k, [&](std::int32_t d) {
+      return kv_key_element(layout_, keys(slot), slot % layout_.page_tokens, d);
+    });
   }
-  [[nodiscard]] float value(std::int32_t slot, std::int32_t d) const {
-    if (slot < 0) return earlier_->value(slot + earlier(), d);
-    return kv_value_element(layout_, values(slot), slot % layout_.page_tokens, d);
+  [[nodiscard]] const float* value(std::int32_t slot) const {
+    if (slot < 0) return earlier_->value(slot + earlier());
+    return decoded(values_, slot, layout_.head_dim_v, [&](std::int32_t d) {
+      return kv_value_element(layout_, values(slot), slot % layout_.page_tokens, d);
+    });
   }
   void store(std::int32_t slot, const float* k, const float* v) const {
     set_kv_key(layout_, keys(slot), slot % layout_.page_tokens, k);
@@ -321,6 +326,16 @@ class HeadCache {
   }
 
  private:
+  using Decoded = std::vector<std::vector<float>>;  ///< by slot from the first one on; empty: not decoded yet
+  template <class Read>
+  [[nodiscard]] const float* decoded(Decoded& all, std::int32_t slot, std::int32_t dims, Read&& read) const {
+    const auto index = static_cast<std::size_t>(slot - table_.first);
+    if (index >= all.size()) all.resize(index + 1);
+    std::vector<float>& one = all[index];
+    for (std::int32_t d = static_cast<std::int32_t>(one.size()); d < dims; ++d) one.push_back(read(d));
+    return one.data();
+  }
+
   [[nodiscard]] std::byte* page(std::int32_t slot) const {
     return pool_ + std::size_t{table_.pages[(slot - table_.first) / layout_.page_tokens]} * layout_.page_bytes();
   }
@@ -332,6 +347,7 @@ class HeadCache {
   std::int32_t head_;
   KvTable table_;
   std::shared_ptr<const HeadCache> earlier_;
+  mutable Decoded keys_{}, values_{};
 };
 
 void rotate(float* x, const float* table, RopeKind kind, std::int32_t dims) {
@@ -428,9 +444,8 @@ VectorXd probabilities(const AttentionOp& op, const HeadCache& cache, const floa
   if (p.size() == 0) return p;
   for (std::size_t n = 0; n < slots.size(); ++n) {
     double dot = 0;
-    for (std::int32_t d = 0; d < op.kv.layout.head_dim_k; ++d) {
-      dot += static_cast<double>(q[d]) * static_cast<double>(cache.key(slots[n], d));
-    }
+    const float* key = cache.key(slots[n]);
+    for (std::int32_t d = 0; d < op.kv.layout.head_dim_k; ++d) dot += static_cast<double>(q[d]) * static_cast<double>(key[d]);
     dot *= static_cast<double>(op.scale);
     const double cap = op.softcap;
     if (cap > 0) dot = cap * std::tanh(dot / cap);
@@ -470,20 +485,24 @@ void run(const AttentionOp& op, const std::stop_token& stop) {
   if (op.sink != nullptr) begin_scores(op);
   for (std::int32_t s = 0; s < op.segment_count; ++s) {
     const Segment& segment = op.segments[s];
+    std::vector<HeadCache> caches;
+    for (std::int32_t h = 0; h < op.kv_heads; ++h) caches.emplace_back(op.kv, s, h);
     for (std::int32_t i = 0; i < segment.row_count; ++i) {
       const std::int64_t token = segment.row_begin + i;
       for (std::int32_t h = 0; h < op.heads; ++h) {
         throw_if_stopped(stop, where);
         const std::int32_t kv_head = h / shared;
-        const HeadCache cache(op.kv, s, kv_head);
+        const HeadCache& cache = caches[static_cast<std::size_t>(kv_head)];
         const auto slots = visible_slots(op, segment, cache, i);
         const VectorXd p = probabilities(op, cache, row(op.q, token).data() + h * dk, h, cache.length() + i, slots);
-        for (std::int32_t d = 0; d < dv; ++d) {
-          double sum = 0;
-          for (std::size_t n = 0; n < slots.size(); ++n) {
-            sum += p[static_cast<Eigen::Index>(n)] * static_cast<double>(cache.value(slots[n], d));
-          }
-          row(op.out, token)[h * dv + d] = static_cast<float>(sum);
+        std::vector<double> sums(static_cast<std::size_t>(dv));
+        for (std::size_t n = 0; n < slots.size(); ++n) {
+          const float* value = cache.value(slots[n]);
+          const double weight = p[static_cast<Eigen::Index>(n)];
+          for (std::size_t d = 0; d < sums.size(); ++d) sums[d] += weight * static_cast<double>(value[d]);
+        }
+        for (std::size_t d = 0; d < sums.size(); ++d) {
+          row(op.out, token)[h * dv + static_cast<std::int32_t>(d)] = static_cast<float>(sums[d]);
         }
         if (op.sink == nullptr) continue;
         if (op.sink->last_rows > 0 && i < segment.row_count - op.sink->last_rows) continue;
