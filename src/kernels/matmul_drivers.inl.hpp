@@ -145,8 +145,9 @@ inline constexpr int least_joined = 5, most_joined = 8;
 
 /// Computes the columns of `shape`; narrow: none is wide in any block.
 template <class F>
-SKALD_INLINE void direct_dispatch(DirectShape shape, [[maybe_unused]] bool narrow, const std::byte* panel, std::int64_t cols, const std::byte* group,
-                                  int width, int column, const Output& out, const Ahead& ahead) noexcept {
+SKALD_INLINE void direct_dispatch(DirectShape shape, [[maybe_unused]] bool narrow, const std::byte* panel,
+                                  std::int64_t cols, const std::byte* group, int width, int column, const Output& out,
+                                  const Ahead& ahead) noexcept {
   DirectChunk<F>* chunk = nullptr;
   if constexpr (direct_columns >= 12) {
     if (shape.columns == 12) chunk = direct_chunk<F, 12, 12>;
@@ -213,8 +214,9 @@ class NarrowChunks {
  public:
   SKALD_INLINE bool operator[](int chunk) const noexcept { return chunk < 64 && (narrow_ >> chunk & 1) != 0; }
   /// Looks at `count` columns from `column` on of a group of `width`.
-  SKALD_INLINE void look([[maybe_unused]] int chunk, [[maybe_unused]] const std::byte* group, [[maybe_unused]] std::int64_t cols,
-                         [[maybe_unused]] int width, [[maybe_unused]] int column, [[maybe_unused]] int count) noexcept {
+  SKALD_INLINE void look([[maybe_unused]] int chunk, [[maybe_unused]] const std::byte* group,
+                         [[maybe_unused]] std::int64_t cols, [[maybe_unused]] int width, [[maybe_unused]] int column,
+                         [[maybe_unused]] int count) noexcept {
     if constexpr (joins_sums<F>) {
       if (chunk >= 64 || count < least_joined || count > most_joined) return;
       const Acts256 acts(group, cols, width, column);

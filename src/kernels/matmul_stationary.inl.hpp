@@ -168,7 +168,8 @@ SKALD_INLINE void pass_block(const std::byte* block, std::ptrdiff_t panel_stride
     if constexpr (joins_sums<F>)
       unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA {
         if constexpr (subs == 2) factors[p] = joined(factor[2 * p], factor[2 * p + 1]);
-        else if constexpr (r.value % 2 == 1) factors[p] = joined(F::sub_scale(block + p * panel_stride, r - 1), factor[p]);
+        else if constexpr (r.value % 2 == 1)
+          factors[p] = joined(F::sub_scale(block + p * panel_stride, r - 1), factor[p]);
       });
     for (int g = 0; g < count; ++g) {
       const std::byte* x = acts[g].codes + 32 * r * group_columns;
