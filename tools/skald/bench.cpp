@@ -44,6 +44,7 @@ struct BenchFlags {
   std::string isa;
   std::string output = "md";
   int repetitions = 5;
+  bool in_turn = false;
   bool no_warmup = false;
   bool no_probe = false;
   bool no_repack = false;
@@ -565,46 +566,86 @@ Machine probe(const skald::Model& model) {
           skald::measure_f32_peak(executor, options), skald::measure_bf16_peak(executor, options)};
 }
 
-ordered_json measure(const BenchFlags& flags, const skald::Model& model, const Setting& setting, const Test& test,
-                     const Machine& machine) {
-  const auto stop = stop_on_interrupt();
-  skald::DecoderOptions options;
-  options.context = test.depth + test.prompt + std::max<std::int64_t>(1, test.generate);
-  options.parallel = static_cast<std::int32_t>(test.sequences);
-  options.batch_tokens = std::min(setting.ubatch, setting.batch);
-  options.kv.format = setting.cache;
-  options.kv.slow_directory = flags.kv_directory;
-  options.check_finite = skald::CheckFinite::off;
-  Runner runner(model, options, test, setting.batch, flags.random_depth);
-  const auto tell = [&](const std::string& what) {
-    if (flags.progress) fmt::print(stderr, "{} {}: {}\n", setting.path, test.name(), what);
-  };
-  if (!flags.no_warmup) {
-    tell("warm-up");
-    runner.warm_up(stop);
+/// One test of one setting.
+class Measurement {
+ public:
+  Measurement(const BenchFlags& flags, const skald::Model& model, const Setting& setting, const Test& test)
+      : flags_(flags),
+        model_(model),
+        setting_(setting),
+        test_(test),
+        runner_(model, options(), test, setting.batch, flags.random_depth) {}
+
+  /// What is not measured.
+  void prepare() {
+    if (!flags_.no_warmup) {
+      tell("warm-up");
+      runner_.warm_up(stop_);
+    }
+    runner_.fill_depth(stop_);
   }
-  runner.fill_depth(stop);
-  Samples samples;
-  const auto tokens = static_cast<double>((test.prompt + test.generate) * test.sequences);
-  for (int r = 0; r < flags.repetitions; ++r) {
-    tell(fmt::format("repetition {}/{}", r + 1, flags.repetitions));
-    samples.ns.push_back(static_cast<double>(runner.measure(stop)));
-    samples.ts.push_back(1e9 * tokens / samples.ns.back());
+  void repeat(int number) {
+    tell(fmt::format("repetition {}/{}", number, flags_.repetitions));
+    const auto tokens = static_cast<double>((test_.prompt + test_.generate) * test_.sequences);
+    samples_.ns.push_back(static_cast<double>(runner_.measure(stop_)));
+    samples_.ts.push_back(1e9 * tokens / samples_.ns.back());
   }
-  auto row = row_of(setting, test, model, samples);
-  if (machine.bandwidth > 0) {
-    const auto cost = cost_of(model, skald::AnyKvFormat(setting.cache));
-    const auto limits = limits_of(test, cost, machine, setting.batch, options.batch_tokens);
-    add_shares(row, &limits, machine, mean(samples.ns) * 1e-9);
-  } else {
-    add_shares(row, nullptr, machine, 0.0);
+  [[nodiscard]] ordered_json row(const Machine& machine) const {
+    auto row = row_of(setting_, test_, model_, samples_);
+    if (machine.bandwidth > 0) {
+      const auto cost = cost_of(model_, skald::AnyKvFormat(setting_.cache));
+      const auto limits = limits_of(test_, cost, machine, setting_.batch, options().batch_tokens);
+      add_shares(row, &limits, machine, mean(samples_.ns) * 1e-9);
+    } else {
+      add_shares(row, nullptr, machine, 0.0);
+    }
+    row["in_turn"] = flags_.in_turn;
+    row["depth_shared"] = test_.shared;
+    row["depth_random"] = flags_.random_depth;
+    row["kv_bytes_read"] = runner_.counters().kv_bytes_read;
+    row["kv_bytes_shared"] = runner_.counters().kv_bytes_shared;
+    row["techniques"] = ordered_json::parse(runner_.config().to_json());
+    return row;
   }
-  row["depth_shared"] = test.shared;
-  row["depth_random"] = flags.random_depth;
-  row["kv_bytes_read"] = runner.counters().kv_bytes_read;
-  row["kv_bytes_shared"] = runner.counters().kv_bytes_shared;
-  row["techniques"] = ordered_json::parse(runner.config().to_json());
-  return row;
+
+ private:
+  [[nodiscard]] skald::DecoderOptions options() const {
+    skald::DecoderOptions options;
+    options.context = test_.depth + test_.prompt + std::max<std::int64_t>(1, test_.generate);
+    options.parallel = static_cast<std::int32_t>(test_.sequences);
+    options.batch_tokens = std::min(setting_.ubatch, setting_.batch);
+    options.kv.format = setting_.cache;
+    options.kv.slow_directory = flags_.kv_directory;
+    options.check_finite = skald::CheckFinite::off;
+    return options;
+  }
+  void tell(const std::string& what) const {
+    if (flags_.progress) fmt::print(stderr, "{} {}: {}\n", setting_.path, test_.name(), what);
+  }
+
+  const BenchFlags& flags_;
+  const skald::Model& model_;
+  const Setting& setting_;
+  Test test_;
+  std::stop_token stop_ = stop_on_interrupt();
+  Runner runner_;
+  Samples samples_{};
+};
+
+/// All tests of a setting, one after the other or with their repetitions in turn.
+void measure(const BenchFlags& flags, const skald::Model& model, const Setting& setting, const std::vector<Test>& tests,
+             const Machine& machine, Printer& printer) {
+  const auto together = flags.in_turn ? tests.size() : 1;
+  for (std::size_t first = 0; first < tests.size(); first += together) {
+    std::vector<std::unique_ptr<Measurement>> all;
+    for (std::size_t i = 0; i < together; ++i) {
+      all.push_back(std::make_unique<Measurement>(flags, model, setting, tests[first + i]));
+      all.back()->prepare();
+    }
+    for (int r = 1; r <= flags.repetitions; ++r)
+      for (auto& each : all) each->repeat(r);
+    for (const auto& each : all) printer.row(each->row(machine));
+  }
 }
 
 std::vector<Setting> settings_of(const BenchFlags& flags) {
@@ -641,7 +682,7 @@ int run(const BenchFlags& flags, const Global& global) {
         loaded = &setting;
       }
       if (!flags.no_probe && machine.bandwidth == 0.0) machine = probe(*model);
-      for (const auto& test : tests) printer.row(measure(flags, *model, setting, test, machine));
+      measure(flags, *model, setting, tests, machine, printer);
     }
   } catch (...) {
     try {
@@ -682,6 +723,9 @@ void add_bench(CLI::App& app, Global& global, std::vector<Command>& commands) {
   command->add_option("-r,--repetitions", flags->repetitions, "Repetitions of each test")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
+  command->add_flag("--in-turn", flags->in_turn,
+                    "One repetition of each test after the other, again and again, so that a machine whose speed changes "
+                    "changes all; takes the memory of all tests at once");
   command->add_option("-o,--output", flags->output, "md, csv, json or jsonl")
       ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}))
       ->capture_default_str();

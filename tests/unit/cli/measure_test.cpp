@@ -289,6 +289,29 @@ TEST_CASE("cli.bench: ranges, several sessions, every form of output", "[cli]") 
   CHECK(table.find("tg2 |") != std::string::npos);
 }
 
+TEST_CASE("cli.bench: repetitions of all tests in turn, if wanted", "[cli]") {
+  const auto told = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"bench", "-m", model, "--no-probe", "--no-warmup", "-p", "4", "-n", "2", "-d", "0,8", "-r", "2",
+                               "-o", "json", "--progress"});
+    const auto outcome = run_program(more);
+    REQUIRE(outcome.code == 0);
+    const auto rows = json::parse(outcome.out);
+    REQUIRE(rows.size() == 4);
+    for (const auto& row : rows) CHECK(row.at("samples_ns").size() == 2);
+    CHECK(rows[1].at("test") == "tg2");
+    CHECK(rows[2].at("test") == "pp4 @ d8");
+    std::vector<std::string> tests;
+    std::istringstream lines(outcome.err);
+    for (std::string line; std::getline(lines, line);)
+      if (const auto end = line.find(": repetition "); end != std::string::npos)
+        tests.push_back(line.substr(model.size() + 1, end - model.size() - 1));
+    return tests;
+  };
+  CHECK(told({}) == std::vector<std::string>{"pp4", "pp4", "tg2", "tg2", "pp4 @ d8", "pp4 @ d8", "tg2 @ d8", "tg2 @ d8"});
+  CHECK(told({"--in-turn"}) ==
+        std::vector<std::string>{"pp4", "tg2", "pp4 @ d8", "tg2 @ d8", "pp4", "tg2", "pp4 @ d8", "tg2 @ d8"});
+}
+
 TEST_CASE("cli.bench: sessions with a common prefix read it once, others each their own", "[cli]") {
   const auto row = [&](const std::string& in) {
     return json::parse(output_of({"bench", "-m", model, "--no-probe", "--no-warmup", "-r", "1", "-p", "0", "-n", "4", "-d", "256",
