@@ -14,6 +14,7 @@ import os
 import signal
 import statistics
 import subprocess
+import tempfile
 
 
 def spin(core):
@@ -24,18 +25,22 @@ def spin(core):
 
 def measure(args, neighbour):
     """Speeds without and with the neighbour, in pairs."""
+    last = ""
     command = [args.skald, "-q", "bench", "--no-probe", "-m", args.model, "-p", "0", "-n", str(args.tokens), "-t", str(args.t),
                "-r", str(2 * args.pairs), "-o", "json", "--progress"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
-        for line in bench.stderr:
-            # The program says so before each repetition.
-            if ": repetition " not in line:
-                continue
-            number = int(line.split(": repetition ")[1].split("/")[0])
-            os.kill(neighbour.pid, signal.SIGCONT if number % 2 == 0 else signal.SIGSTOP)
-        result = json.load(bench.stdout)
-    if bench.returncode != 0:
-        raise SystemExit(f"{args.skald} ended with {bench.returncode}")
+    with tempfile.TemporaryFile("w+") as output:
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as bench:
+            for line in bench.stderr:
+                # The program says so before each repetition.
+                if ": repetition " not in line:
+                    last = line
+                    continue
+                number = int(line.split(": repetition ")[1].split("/")[0])
+                os.kill(neighbour.pid, signal.SIGCONT if number % 2 == 0 else signal.SIGSTOP)
+        if bench.returncode != 0:
+            raise SystemExit(f"{args.skald} ended with {bench.returncode}: {last.strip()}")
+        output.seek(0)
+        result = json.load(output)
     speeds = result[0]["samples_ts"]
     return speeds[0::2], speeds[1::2]
 
