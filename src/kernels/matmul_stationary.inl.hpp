@@ -51,11 +51,19 @@ SKALD_INLINE void add_products(const Codes& codes, const std::byte* x, i32x16 (&
   });
 }
 
-/// What sums of 16 k start with.
-template <class F>
-SKALD_INLINE i32x16 first_sum(const std::int32_t* negated_sums) noexcept {
-  if constexpr (offsets_start_sums<F>) return shl<F::offset_shift>(set1(*negated_sums));
-  return zero_i32();
+/// Sums of 32 of a block's 256 k by N columns, in S parts: [(column * pair + panel) * S + part]. negated_sums: of the first
+/// column's first part.
+template <class F, int N, int S>
+SKALD_INLINE void sum_part(const Codes& codes, const std::byte* x, const std::int32_t* negated_sums,
+                           i32x16 (&sum)[N * pair * S]) noexcept {
+  unroll<N * S>([&](auto i) SKALD_INLINE_LAMBDA {
+    constexpr int c = i.value / S, part = i.value % S;
+    i32x16 start = zero_i32();
+    if constexpr (offsets_start_sums<F>)
+      start = shl<F::offset_shift>(set1(negated_sums[part * group_columns + c]));
+    unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { sum[(c * pair + p) * S + part] = start; });
+  });
+  add_products<N, S>(codes, x, sum);
 }
 
 /// 32 of a block's 256 k by the columns of a group: sums times multipliers to `totals` ([column][panel][16]), added to
@@ -66,12 +74,7 @@ SKALD_INLINE void pass_part(const Codes& codes, const i32x16 (&factor)[pair * (F
   constexpr int n = passing_columns<F>, subs = F::sub_blocks / 8;
   for (int begin = 0; begin < group_columns; begin += n, totals += 16 * n * pair) {
     i32x16 sum[n * pair * subs];
-    unroll<n * subs>([&](auto i) SKALD_INLINE_LAMBDA {
-      constexpr int c = i.value / subs, s = i.value % subs;
-      const i32x16 start = first_sum<F>(negated_sums + s * group_columns + begin + c);
-      unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { sum[(c * pair + p) * subs + s] = start; });
-    });
-    add_products<n, subs>(codes, x + 4 * begin, sum);
+    sum_part<F, n, subs>(codes, x + 4 * begin, negated_sums + begin, sum);
     unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA {
       i32x16 total = sum[i * subs] * factor[i.value % pair * subs];
       if constexpr (subs == 2) total = total + sum[i * subs + 1] * factor[i.value % pair * subs + 1];
@@ -83,12 +86,12 @@ SKALD_INLINE void pass_part(const Codes& codes, const i32x16 (&factor)[pair * (F
 
 /// The columns of a group by the first 32 of 64 k, to be joined with the others'.
 template <class F>
-SKALD_INLINE void pass_former(const Codes& codes, const std::byte* x, std::int32_t* formers) noexcept {
+SKALD_INLINE void pass_former(const Codes& codes, const std::byte* x, const std::int32_t* negated_sums,
+                              std::int32_t* formers) noexcept {
   constexpr int n = passing_columns<F>;
   for (int begin = 0; begin < group_columns; begin += n, formers += 16 * n * pair) {
     i32x16 sum[n * pair];
-    unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
-    add_products<n, 1>(codes, x + 4 * begin, sum);
+    sum_part<F, n, 1>(codes, x + 4 * begin, negated_sums + begin, sum);
     unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA { store(formers + 16 * i, sum[i]); });
   }
 }
@@ -98,21 +101,15 @@ SKALD_INLINE void pass_joined(const Codes& codes, const i32x16 (&factor)[pair], 
                               const std::int32_t* negated_sums, [[maybe_unused]] const std::int32_t* formers,
                               std::int32_t* totals) noexcept {
   constexpr int n = passing_columns<F>, subs = F::sub_blocks / 8;
-  for (int begin = 0; begin < group_columns; begin += n, totals += 16 * n * pair, formers += 16 * n * pair) {
+  for (int begin = 0; begin < group_columns; begin += n) {
     i32x16 sum[n * pair * subs];
-    if constexpr (subs == 1) {
-      unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA { sum[i] = zero_i32(); });
-    } else {
-      unroll<n * subs>([&](auto i) SKALD_INLINE_LAMBDA {
-        const i32x16 start = first_sum<F>(negated_sums + i % subs * group_columns + begin + i / subs);
-        unroll<pair>([&](auto p) SKALD_INLINE_LAMBDA { sum[(i / subs * pair + p) * subs + i % subs] = start; });
-      });
-    }
-    add_products<n, subs>(codes, x + 4 * begin, sum);
+    sum_part<F, n, subs>(codes, x + 4 * begin, negated_sums + begin, sum);
     unroll<n * pair>([&](auto i) SKALD_INLINE_LAMBDA {
-      const i32x16 before = First ? zero_i32() : load(totals + 16 * i);
-      const i32x16 both = subs == 1 ? joined(load(formers + 16 * i), sum[i]) : joined(sum[2 * i], sum[2 * i + 1]);
-      store(totals + 16 * i, dot2(before, factor[i.value % pair], both));
+      const int at = 16 * (begin * pair + i);
+      i32x16 both;
+      if constexpr (subs == 1) both = joined(load(formers + at), sum[i]);
+      else both = joined(sum[2 * i], sum[2 * i + 1]);
+      store(totals + at, dot2(First ? zero_i32() : load(totals + at), factor[i.value % pair], both));
     });
   }
 }
@@ -178,7 +175,7 @@ SKALD_INLINE void pass_block(const std::byte* block, std::ptrdiff_t panel_stride
       if constexpr (joins_sums<F>)
         if (narrow[g]) {
           if constexpr (subs == 2) pass_joined<F, r.value == 0>(codes, factors, x, sums, nullptr, to);
-          else if constexpr (r.value % 2 == 0) pass_former<F>(codes, x, formers + g * of_group);
+          else if constexpr (r.value % 2 == 0) pass_former<F>(codes, x, sums, formers + g * of_group);
           else pass_joined<F, r.value == 1>(codes, factors, x, sums, formers + g * of_group, to);
           continue;
         }
